@@ -1,0 +1,23 @@
+r"""A small ViT on CIFAR-10.
+
+The dense twin of configs/cifar10_moe.py.
+
+Command:
+Command:
+  python -m vmoe_robust.main --config=configs/cifar10_vit.py --workdir=WORKDIR \
+    --config.data.dir=TFDS_DIR
+
+Hardware: 2 CPU cores in about an hour, or any accelerator.
+
+Expected: not yet measured.
+"""
+
+from vmoe_robust import config as config_lib
+from vmoe_robust import presets
+
+
+def get_config():
+  config = config_lib.default()
+  config.update(presets.CIFAR10)
+  config.model.update(presets.CIFAR10_VIT)
+  return config

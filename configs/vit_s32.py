@@ -1,0 +1,25 @@
+r"""ViT-S/32 on ImageNet at 224 pixels, from scratch.
+
+The dense twin of configs/moe_s32.py.
+
+Command:
+  python -m vmoe_robust.main --config=configs/vit_s32.py --workdir=WORKDIR \
+    --config.data.dir=TFDS_DIR
+
+Hardware: made for a v5e-16; 2.7 GFLOP an image forward, so about
+9 v5e chip-hours at half of the peak. Both by arithmetic, not measured.
+
+Expected: not yet measured. arXiv:2210.10253 pre-trains on JFT-300M, which is
+not public; these are its models on ImageNet alone.
+"""
+
+from vmoe_robust import config as config_lib
+from vmoe_robust import presets
+
+
+def get_config():
+  config = config_lib.default()
+  config.update(presets.PRETRAIN)
+  config.model.update(presets.model_size('S/32'), compute_dtype='bfloat16')
+  config.train.optimizer.learning_rate = presets.PEAK_LEARNING_RATES['S/32']
+  return config

@@ -1,0 +1,16 @@
+"""Set before anything imports jax: eight fake devices and checked shapes."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# As in any Python, an int may stand where a float is expected.
+install_import_hook(
+  'vmoe_robust',
+  'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
+)

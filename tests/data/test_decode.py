@@ -1,0 +1,82 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe_robust.data.decode import CorruptImage, decode_image
+
+PIXELS = cv2.resize(
+  np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8),
+  (60, 40),
+  interpolation=cv2.INTER_CUBIC,
+)
+
+
+def encode(form: str, mode: str = 'RGB', exif: Image.Exif | None = None):
+  buffer = io.BytesIO()
+  picture = Image.fromarray(PIXELS).convert(mode)
+  if exif:
+    picture.save(buffer, form, exif=exif)
+  else:
+    picture.save(buffer, form)
+  return buffer.getvalue()
+
+
+def difference(image: np.ndarray) -> float:
+  return np.abs(image.astype(float) - PIXELS).mean()
+
+
+@pytest.mark.parametrize(
+  ('form', 'mode', 'tolerance'),
+  [
+    ('PNG', 'RGB', 0),
+    ('BMP', 'RGB', 0),
+    ('PNG', 'RGBA', 0),
+    ('JPEG', 'RGB', 4),
+    ('WEBP', 'RGB', 4),
+    ('JPEG', 'CMYK', 4),
+  ],
+)
+def test_formats_decode_to_rgb(form, mode, tolerance):
+  image = decode_image(encode(form, mode), 3)
+  assert image.shape == (40, 60, 3)
+  assert difference(image) <= tolerance
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+def test_grey_and_colour_are_converted(form):
+  grey = decode_image(encode(form), 1)
+  assert grey.shape == (40, 60, 1)
+  same = decode_image(encode(form, 'L'), 3)
+  assert np.ptp(same.astype(int), axis=2).max() == 0
+  assert np.abs(grey.astype(int) - same[:, :, :1]).mean() < 2
+
+
+def test_orientation_is_ignored_as_tensorflow_ignores_it():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  assert decode_image(encode('JPEG', exif=exif), 3).shape == (40, 60, 3)
+  assert decode_image(encode('PNG', exif=exif), 3).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP', 'BMP'])
+@pytest.mark.parametrize('keep', [0.0, 0.05, 0.5, 0.95])
+def test_truncated_images_are_corrupt(form, keep):
+  whole = encode(form)
+  with pytest.raises(CorruptImage):
+    decode_image(whole[: int(len(whole) * keep)], 3)
+
+
+def test_garbage_is_corrupt():
+  with pytest.raises(CorruptImage):
+    decode_image(b'\xff\xd8' + bytes(range(256)), 3)
+  with pytest.raises(CorruptImage):
+    decode_image(b'not an image', 3)
+
+
+def test_pixels_pass_through():
+  assert decode_image(PIXELS, 3) is PIXELS
+  assert decode_image(PIXELS[:, :, :1], 3).shape == (40, 60, 3)
+  assert decode_image(PIXELS, 1).shape == (40, 60, 1)

@@ -1,0 +1,51 @@
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.data import splits
+
+LENGTHS = {'train': 1005, 'test': 10}
+
+
+@pytest.mark.parametrize(
+  ('split', 'expected'),
+  [
+    ('train', [('train', 0, 1005)]),
+    ('train[:10%]', [('train', 0, 100)]),
+    ('train[100:200]', [('train', 100, 200)]),
+    ('train[-5%:]', [('train', 955, 1005)]),
+    ('train[:-5]', [('train', 0, 1000)]),
+    ('test[5:]+train[:2]', [('test', 5, 10), ('train', 0, 2)]),
+    ('test + train[:0]', [('test', 0, 10)]),
+    ('all', [('train', 0, 1005), ('test', 0, 10)]),
+  ],
+)
+def test_ranges_are_those_of_tfds(make_data, split, expected):
+  assert list(splits.ranges(make_data(), split, LENGTHS)) == expected
+
+
+def test_an_unknown_split_names_those_there_are(make_data):
+  data = make_data(split='valid')
+  with pytest.raises(UserError) as error:
+    splits.ranges(data, 'valid', LENGTHS)
+  text = str(error.value)
+  assert text.startswith("config.data.split='valid'")
+  assert "'train' (1005 examples)" in text and "'test'" in text
+  assert '\n' not in text
+
+
+def test_the_field_is_the_one_that_is_wrong(make_data):
+  with pytest.raises(UserError, match=r'^config.data.eval_split='):
+    splits.ranges(make_data(eval_split='x'), 'x', LENGTHS)
+
+
+@pytest.mark.parametrize('split', ['train[:0]', 'train[9:5]'])
+def test_a_split_of_no_examples_is_refused(make_data, split):
+  with pytest.raises(UserError, match='holds no examples'):
+    splits.ranges(make_data(split=split), split, LENGTHS)
+
+
+@pytest.mark.parametrize('split', ['train[', 'test[:11]', 'all[:5]', ''])
+def test_what_is_no_split_is_refused_in_one_line(make_data, split):
+  with pytest.raises(UserError) as error:
+    splits.ranges(make_data(split=split), split, LENGTHS)
+  assert '\n' not in str(error.value)

@@ -1,0 +1,46 @@
+import json
+
+import numpy as np
+import pytest
+
+from vmoe_robust.report import results
+
+
+def test_json_comes_back(tmp_path):
+  path = tmp_path / 'deep' / 'results.json'
+  data = {
+    'clean_accuracy': np.float32(0.5),
+    'eps': (0.1, 0.2),
+    'counts': np.arange(3),
+    'flag': np.bool_(True),
+    'per_eps': {0.1: {'robust_accuracy': 0.25}},
+    'nothing': None,
+    'text': 'a',
+  }
+  results.write_json(path, data)
+  assert json.loads(path.read_text()) == {
+    'clean_accuracy': 0.5,
+    'eps': [0.1, 0.2],
+    'counts': [0, 1, 2],
+    'flag': True,
+    'per_eps': {'0.1': {'robust_accuracy': 0.25}},
+    'nothing': None,
+    'text': 'a',
+  }
+
+
+def test_values_that_json_lacks_become_null():
+  data = {'a': [float('nan'), np.float32('inf')], 'b': np.array([-np.inf, 1])}
+  assert json.loads(results.to_json(data)) == {'a': [None] * 2, 'b': [None, 1]}
+
+
+def test_a_failure_keeps_the_old_file(tmp_path):
+  path = tmp_path / 'results.json'
+  results.write_json(path, {'a': 1})
+  with pytest.raises(TypeError):
+    results.write_json(path, {'a': object()})
+  with pytest.raises(RuntimeError), results.replacing(path) as draft:
+    draft.write_text('half')
+    raise RuntimeError
+  assert json.loads(path.read_text()) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['results.json']

@@ -1,0 +1,20 @@
+"""Checkpoints: Orbax behind a thin wrapper, and weights from elsewhere."""
+
+from vmoe_robust.checkpoint.foreign import read_npz, resize_positions
+from vmoe_robust.checkpoint.manager import (
+  Checkpoints,
+  abstract,
+  locate,
+  read_config,
+  save_config,
+)
+
+__all__ = [
+  'Checkpoints',
+  'abstract',
+  'locate',
+  'read_config',
+  'read_npz',
+  'resize_positions',
+  'save_config',
+]

@@ -1,0 +1,200 @@
+"""Asynchronous, sharded checkpoints of a run, and reading them back."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jaxtyping import PyTree
+
+from vmoe_robust.checkpoint import integrity
+from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
+
+_CONFIG = 'config.json'
+
+
+class Checkpoints:
+  """The checkpoints under a work directory.
+
+  Each is a set of named trees, so that evaluation reads the weights alone,
+  and a small dictionary for the rest (the data iterator's state).
+  """
+
+  def __init__(self, workdir: str, save: ConfigDict | None = None):
+    """Opens them, for writing if `save` (`config.save`) is given."""
+    self._directory = epath.Path(workdir).absolute() / 'checkpoints'
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    if save is not None:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=save.keep,
+        keep_period=save.keep_every or None,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+      )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+  def steps(self) -> list[int]:
+    """Steps that have a whole checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def path(self, step: int) -> epath.Path:
+    """The directory of a step's checkpoint."""
+    return self._directory / str(step)
+
+  def save(self, step: int, trees: dict[str, PyTree], extra: dict):
+    """Starts writing; the arrays may be donated as soon as this returns."""
+    self._finish()
+    items = {k: ocp.args.StandardSave(v) for k, v in trees.items()}
+    items['extra'] = ocp.args.JsonSave(extra)
+    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def restore(
+    self, step: int, abstract: dict[str, PyTree]
+  ) -> tuple[dict[str, PyTree], dict]:
+    """Trees and `extra` of a step, placed as `abstract` says.
+
+    Args:
+      step: one of `steps()`.
+      abstract: for each wanted tree its `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: the checkpoint is damaged, or is of another model.
+    """
+    self._check(step, abstract)
+    items = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
+    items['extra'] = ocp.args.JsonRestore()
+    found = self._manager.restore(step, args=ocp.args.Composite(**items))
+    return {k: found[k] for k in abstract}, found['extra']
+
+  def read(self, step: int, name: str) -> PyTree:
+    """A tree as it was saved, of whatever shapes, on the host."""
+    whole = lambda leaf: np.empty(leaf.shape, leaf.dtype)
+    wanted = jax.tree.map(whole, dict(self._manager.item_metadata(step)[name]))
+    item = ocp.args.Composite(**{name: ocp.args.StandardRestore(wanted)})
+    return self._manager.restore(step, args=item)[name]
+
+  def newest_whole(self) -> int | None:
+    """The newest step whose files are as they were written; None if none."""
+    for step in reversed(self.steps()):
+      bad = integrity.damage(self.path(step))
+      if not bad:
+        return step
+      logging.warning(
+        'checkpoint %s is damaged (%s); trying the one before it',
+        self.path(step),
+        ', '.join(bad[:3]),
+      )
+    return None
+
+  def holds(self, step: int, name: str) -> bool:
+    """Whether a step's checkpoint has a tree of this name."""
+    return (self.path(step) / name).exists()
+
+  def close(self):
+    """Waits until everything is written."""
+    self._finish()
+    self._manager.close()
+
+  def _finish(self):
+    self._manager.wait_until_finished()
+    if jax.process_index():
+      return
+    for step in self._manager.all_steps():
+      if not integrity.is_sealed(self.path(step)):
+        integrity.seal(self.path(step))
+
+  def _check(self, step: int, abstract: dict[str, PyTree]):
+    metadata = self._manager.item_metadata(step)
+    for name, wanted in abstract.items():
+      there = metadata[name]
+      if there is None:
+        raise UserError(
+          f'{self.path(step)} has no {name!r}; it is no checkpoint of this '
+          'kind of run'
+        )
+      there, wanted = _shapes(there), _shapes(wanted)
+      for leaf in sorted(there.keys() | wanted.keys()):
+        if there.get(leaf) != wanted.get(leaf):
+          raise UserError(
+            f'{self.path(step)} is a checkpoint of another model: {name}/'
+            f'{leaf} is {there.get(leaf, "absent")} in it and '
+            f'{wanted.get(leaf, "absent")} in this one; use the configuration '
+            'it was trained with, or another --workdir'
+          )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  found = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    name = '/'.join(_part(part) for part in path)
+    found[name] = tuple(leaf.shape)
+  return found
+
+
+def _part(part) -> str:
+  for attribute in ('key', 'idx', 'name'):
+    if hasattr(part, attribute):
+      return str(getattr(part, attribute))
+  return str(part)
+
+
+def save_config(workdir: str, config: ConfigDict):
+  """Writes the resolved configuration, with which evaluation needs no other."""
+  directory = epath.Path(workdir)
+  draft = directory / (_CONFIG + '.tmp')
+  draft.write_text(to_json(config) + '\n')
+  draft.rename(directory / _CONFIG)
+
+
+def read_config(workdir: str) -> ConfigDict | None:
+  """The configuration that `save_config` wrote; None if there is none."""
+  path = epath.Path(workdir) / _CONFIG
+  return from_json(path.read_text()) if path.exists() else None
+
+
+def locate(
+  checkpoint: str, field: str = 'config.checkpoint'
+) -> tuple[str, int]:
+  """The work directory and the step that `config.checkpoint` names.
+
+  Args:
+    checkpoint: a work directory (its newest whole step is taken), or
+      `WORKDIR/checkpoints/STEP`.
+    field: what the user set, for the errors.
+
+  Raises:
+    UserError: there is no such checkpoint.
+  """
+  path, step = epath.Path(checkpoint).absolute(), None
+  if path.name.isdigit() and path.parent.name == 'checkpoints':
+    path, step = path.parent.parent, int(path.name)
+  field = f'{field}={checkpoint!r}'
+  if not path.exists():
+    raise UserError(
+      f'{field} does not exist; give the --workdir of a training run'
+    )
+  if read_config(path) is None or not (path / 'checkpoints').exists():
+    raise UserError(
+      f'{field} holds no checkpoint (there is no {_CONFIG} or no '
+      'checkpoints/ in it); give the --workdir of a training run that has '
+      'saved at least once'
+    )
+  checkpoints = Checkpoints(path)
+  steps = checkpoints.steps()
+  if step is None:
+    step = checkpoints.newest_whole()
+  checkpoints.close()
+  if step not in steps:
+    there = f'steps {steps}' if steps else 'no finished checkpoint'
+    raise UserError(f'{field}: there is {there} in {path / "checkpoints"}')
+  return str(path), step
+
+
+def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Shapes, types and places of a tree's arrays, for `Checkpoints.restore`."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
+    tree,
+    shardings,
+  )

@@ -1,0 +1,515 @@
+"""Every field of an experiment once, with its default, meaning and limits.
+
+A file in `configs/` starts from `default()` and changes values; the command
+line changes them further (`--config.train.steps=100`). `validate` refuses
+what cannot work before anything is compiled.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+
+from ml_collections import config_dict
+
+ConfigDict = config_dict.ConfigDict
+
+
+class UserError(ValueError):
+  """Something the user can mend; main prints the message as one line."""
+
+
+MODES = ('train', 'attack')
+ROUTERS = ('top_k', 'expert_choice', 'soft')
+HEADS = ('token', 'gap', 'map')
+POSITIONS = ('learned', 'sincos')
+EXPERT_MODES = ('capacity', 'dropless')
+LOSSES = ('softmax', 'sigmoid')
+OPTIMIZERS = ('adamw', 'sgd', 'adafactor')
+SCHEDULES = ('cosine', 'linear', 'rsqrt', 'constant')
+DTYPES = ('float32', 'bfloat16')
+ATTACKS = ('pgd', 'paper')
+NORMS = ('linf', 'l2')
+TARGETS = ('', 'runner_up', 'least_likely', 'random')
+CROPS = ('none', 'pad', 'inception')
+
+
+def default() -> ConfigDict:
+  """The configuration with every field at its default."""
+  return ConfigDict(
+    dict(
+      mode='train',  # 'train' or 'attack'
+      seed=0,
+      checkpoint='',  # attack: the workdir, or one of its steps, to attack
+      init_from='',  # train: start from these weights (workdir or .npz)
+      data=_data(),
+      model=_model(),
+      mesh=_mesh(),
+      train=_train(),
+      eval=dict(
+        every_steps=0,  # evaluate while training; 0: only at the end
+        batch_size=0,  # 0: train.batch_size
+        experts='dropless',  # how the experts run: see EXPERT_MODES
+      ),
+      save=dict(
+        every_steps=1000,  # 0: only at the end
+        keep=2,  # the newest checkpoints that stay
+        keep_every=0,  # every k-th step stays for ever; 0: none
+      ),
+      attack=_attack(),
+    )
+  )
+
+
+def _data() -> dict:
+  return dict(
+    name='digits',  # 'digits', 'folder', or any TFDS name such as 'cifar10'
+    dir='',  # where the data are; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
+    split='train',  # TFDS syntax; attack mode: what to attack, '': eval_split
+    eval_split='test',
+    image_size=8,  # height and width of what the model sees
+    resize=0,  # evaluation: shorter side before the central crop; 0: no margin
+    crop='none',  # training: 'none' (as evaluation), 'pad' or 'inception'
+    pad=0,  # crop='pad': pixels added on each side
+    crop_min_area=0.05,  # crop='inception': least fraction of the area
+    flip=False,  # training: mirror half of the images
+    randaugment_layers=0,  # 0: off
+    randaugment_magnitude=10,  # 0 to 30 (arXiv:1909.13719, as in AugReg)
+    mixup=0.0,  # Beta(a, a); 0: off
+    on_corrupt='error',  # 'error', or 'skip': masked out and counted
+    threads=16,  # that read and decode, a process
+    workers=0,  # processes that do so instead; 0: threads only
+    prefetch=2,  # batches on the device ahead of the step
+  )
+
+
+def _model() -> dict:
+  return dict(
+    patch=2,
+    hidden=64,
+    layers=4,
+    heads=4,
+    mlp=128,
+    num_classes=0,  # 0: the data set's
+    channels=0,  # 0: the data set's
+    head='token',  # 'token', 'gap' or 'map'
+    positions='learned',  # 'learned' or 'sincos'
+    pre_logits=0,  # width of the tanh layer before the head; 0: none
+    mean=0.5,  # images in [0, 1] become (x - mean) / std inside the model;
+    std=0.5,  # one number, or one a channel as a tuple
+    dropout=0.0,
+    stochastic_depth=0.0,  # of the last block, linear from 0 at the first
+    compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
+    experts=0,  # E; 0: a dense ViT
+    moe_every=0,  # every n-th block is sparse (2: blocks 1, 3, 5, ...)
+    moe_last=0,  # the last n of the odd blocks are sparse
+    moe_blocks=(),  # these blocks are sparse, first is 0
+    router=dict(
+      name='top_k',  # 'top_k', 'expert_choice' or 'soft'
+      selected=1,  # K experts a token (top_k)
+      capacity_factor=1.05,  # slots = tokens * K * factor / E
+      batch_priority=False,  # tokens of high gate take slots first
+      group_images=4,  # images that share capacity; soft is one image always
+      noise_std=1.0,  # of the logits, divided by E, while training
+      importance_weight=0.005,
+      load_weight=0.005,
+      gshard_weight=0.0,
+      z_weight=0.0,
+      slots=1,  # slots an expert and image (soft)
+    ),
+  )
+
+
+def _mesh() -> dict:
+  return dict(
+    data=-1,  # -1: all devices the other axes leave
+    expert=-1,  # -1: as many as divide model.experts
+    model=1,  # tensor parallelism: heads and hidden units
+    fsdp=False,  # weights and optimizer state split over the data axis
+  )
+
+
+def _train() -> dict:
+  return dict(
+    steps=1000,
+    batch_size=128,  # of all devices together
+    loss='softmax',  # or 'sigmoid' for multi-label
+    label_smoothing=0.0,
+    experts='capacity',
+    accumulate=1,  # microbatches a step
+    remat=False,  # recompute blocks in the backward pass
+    ema=0.0,  # decay of the averaged weights; 0: none
+    log_every=50,
+    optimizer=dict(
+      name='adamw',  # 'adamw', 'sgd' or 'adafactor'
+      learning_rate=1e-3,
+      schedule='cosine',  # 'cosine', 'linear', 'rsqrt' or 'constant'
+      warmup_steps=0,
+      rsqrt_timescale=10_000,  # schedule='rsqrt'
+      weight_decay=0.0,  # decoupled; on kernels alone
+      b1=0.9,
+      b2=0.999,
+      momentum=0.9,  # sgd
+      moment_dtype='float32',  # or 'bfloat16': the first moment
+      clip_norm=1.0,  # of the whole gradient; 0: off
+    ),
+  )
+
+
+def _attack() -> dict:
+  return dict(
+    name='pgd',  # 'pgd', or 'paper': the protocol of arXiv:2210.10253
+    norm='linf',  # 'linf' or 'l2' (pgd)
+    eps=(2 / 255, 4 / 255, 8 / 255),  # a sweep, in units of pixels in [0, 1]
+    steps=40,
+    step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps
+    random_start=True,
+    restarts=1,
+    momentum=0.0,  # decay of MI-FGSM (arXiv:1710.06081); 0: plain PGD
+    target='',  # '': untargeted; 'runner_up', 'least_likely', 'random'
+    class_weight=1.0,  # the attacked loss is class_weight * cross-entropy
+    auxiliary_weight=0.0,  # + auxiliary_weight * the routers' losses
+    experts='dropless',
+    batch_size=0,  # 0: the evaluation's
+    every_steps=0,  # attack while training; 0: only at the end
+    at_end=True,  # attack when training ends
+    save_images=False,  # keep x_adv beside the records
+  )
+
+
+# --- What follows from the fields -------------------------------------------
+
+
+def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
+  """Indices of the sparse blocks, ascending; empty for a dense model."""
+  if not model.experts:
+    return ()
+  if model.moe_blocks:
+    return tuple(sorted(model.moe_blocks))
+  if model.moe_last:
+    return tuple(range(1, model.layers, 2))[-model.moe_last :]
+  if model.moe_every:
+    return tuple(range(model.moe_every - 1, model.layers, model.moe_every))
+  return ()
+
+
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+  """Sizes of the axes (data, expert, model) on `devices` devices.
+
+  Raises:
+    UserError: the axes' product is not the number of devices.
+  """
+  mesh = config.mesh
+  model = _positive('config.mesh.model', mesh.model)
+  if devices % model:
+    raise UserError(
+      f'config.mesh.model={model} does not divide the {devices} devices; '
+      f'use {_divisors_text(devices)}'
+    )
+  rest = devices // model
+  if mesh.expert == -1:
+    over = rest if mesh.data == -1 else max(rest // max(mesh.data, 1), 1)
+    expert = math.gcd(config.model.experts, over) or 1
+    expert = expert if config.model.experts else 1
+    if config.model.experts and mesh.data != -1 and over % expert == 0:
+      expert = over if config.model.experts % over == 0 else expert
+  else:
+    expert = _positive('config.mesh.expert', mesh.expert)
+  data = (
+    rest // expert
+    if mesh.data == -1
+    else _positive('config.mesh.data', mesh.data)
+  )
+  if data * expert * model != devices:
+    raise UserError(
+      f'config.mesh.data={mesh.data} x config.mesh.expert={mesh.expert} x '
+      f'config.mesh.model={mesh.model} do not make the {devices} devices '
+      'there are; set config.mesh.data=-1 and an expert axis that divides '
+      f'{rest}'
+    )
+  return data, expert, model
+
+
+def batch_size(config: ConfigDict, use: str) -> int:
+  """Images in a batch for use 'train', 'eval' or 'attack'."""
+  train = config.train.batch_size
+  evaluation = config.eval.batch_size or train
+  sizes = {'train': train, 'eval': evaluation}
+  return sizes.get(use) or config.attack.batch_size or evaluation
+
+
+def to_json(config: ConfigDict) -> str:
+  """The configuration as JSON that `from_json` reads back."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+  """A configuration from `to_json`; fields it lacks take their defaults."""
+  config = default()
+  _merge(config, json.loads(text))
+  return config
+
+
+def _merge(config: ConfigDict, values: dict):
+  for name, value in values.items():
+    if isinstance(value, dict):
+      _merge(config[name], value)
+    else:
+      value = tuple(value) if isinstance(value, list) else value
+      with config.ignore_type():
+        config[name] = value
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = 'config') -> list:
+  """Names of the fields in which two configurations differ, as text."""
+  found = []
+  for name in sorted(set(a) | set(b)):
+    here, there = a.get(name), b.get(name)
+    path = f'{prefix}.{name}'
+    if isinstance(here, ConfigDict) and isinstance(there, ConfigDict):
+      found += differences(here, there, path)
+    elif here != there:
+      found.append(f'{path}={here!r} (was {there!r})')
+  return found
+
+
+# --- Checks -----------------------------------------------------------------
+
+
+def validate(config: ConfigDict, devices: int):
+  """Refuses a configuration that cannot work on `devices` devices.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
+  _choice('config.mode', config.mode, MODES)
+  if config.mode == 'attack' and not config.checkpoint:
+    raise UserError(
+      "config.checkpoint='' names nothing to attack; give the workdir of a "
+      'run, --config.checkpoint=WORKDIR'
+    )
+  _validate_data(config.data)
+  _validate_model(config)
+  _validate_train(config)
+  _validate_attack(config.attack)
+  _validate_mesh(config, devices)
+
+
+def _validate_data(data: ConfigDict):
+  _choice('config.data.crop', data.crop, CROPS)
+  _choice('config.data.on_corrupt', data.on_corrupt, ('error', 'skip'))
+  _positive('config.data.image_size', data.image_size)
+  _positive('config.data.threads', data.threads)
+  _positive('config.data.prefetch', data.prefetch)
+  for name in ('pad', 'workers', 'randaugment_layers', 'mixup', 'resize'):
+    _at_least(f'config.data.{name}', data[name], 0)
+  _between('config.data.crop_min_area', data.crop_min_area, 0, 1)
+  _between(
+    'config.data.randaugment_magnitude', data.randaugment_magnitude, 0, 30
+  )
+  if data.resize and data.resize < data.image_size:
+    raise UserError(
+      f'config.data.resize={data.resize} is smaller than '
+      f'config.data.image_size={data.image_size}, which is cropped from it; '
+      f'use {data.image_size} or more, or 0'
+    )
+
+
+def _validate_model(config: ConfigDict):
+  model, size = config.model, config.data.image_size
+  for name in ('patch', 'hidden', 'layers', 'heads', 'mlp'):
+    _positive(f'config.model.{name}', model[name])
+  for name in ('experts', 'moe_every', 'moe_last', 'pre_logits'):
+    _at_least(f'config.model.{name}', model[name], 0)
+  _choice('config.model.head', model.head, HEADS)
+  _choice('config.model.positions', model.positions, POSITIONS)
+  _choice('config.model.compute_dtype', model.compute_dtype, DTYPES)
+  for name in ('dropout', 'stochastic_depth'):
+    if not 0 <= model[name] < 1:
+      raise UserError(
+        f'config.model.{name}={model[name]} is a probability; use 0 or more '
+        'and less than 1'
+      )
+  if size % model.patch:
+    raise UserError(
+      f'config.data.image_size={size} is not divisible by '
+      f'config.model.patch={model.patch}; use an image size of '
+      f'{size // model.patch * model.patch or model.patch} or '
+      f'{(size // model.patch + 1) * model.patch}'
+    )
+  if model.hidden % model.heads:
+    raise UserError(
+      f'config.model.hidden={model.hidden} is not divisible by '
+      f'config.model.heads={model.heads}; use '
+      f'{_divisors_text(model.hidden)} heads'
+    )
+  if model.positions == 'sincos' and model.hidden % 4:
+    raise UserError(
+      f'config.model.hidden={model.hidden} must be divisible by 4 for '
+      "config.model.positions='sincos'"
+    )
+  if model.experts:
+    _validate_moe(model)
+
+
+def _validate_moe(model: ConfigDict):
+  router = model.router
+  _choice('config.model.router.name', router.name, ROUTERS)
+  _positive('config.model.router.selected', router.selected)
+  _positive('config.model.router.group_images', router.group_images)
+  _positive('config.model.router.slots', router.slots)
+  if not router.capacity_factor > 0:
+    raise UserError(
+      f'config.model.router.capacity_factor={router.capacity_factor} leaves '
+      'no room for tokens; use 1.05'
+    )
+  for name in router:
+    if name.endswith('_weight') or name == 'noise_std':
+      _at_least(f'config.model.router.{name}', router[name], 0)
+  if router.selected > model.experts:
+    raise UserError(
+      f'config.model.router.selected={router.selected} is more than '
+      f'config.model.experts={model.experts}; use at most {model.experts}'
+    )
+  ways = [n for n in ('moe_every', 'moe_last', 'moe_blocks') if model[n]]
+  if len(ways) > 1:
+    raise UserError(
+      ' and '.join(f'config.model.{n}={model[n]}' for n in ways)
+      + ' both say which blocks are sparse; set one of them'
+    )
+  blocks = moe_blocks(model)
+  if not blocks or min(blocks) < 0 or max(blocks) >= model.layers:
+    raise UserError(
+      f'config.model.experts={model.experts} needs sparse blocks among the '
+      f'{model.layers} there are, but they are {blocks}; set one of '
+      'config.model.moe_every, .moe_last or .moe_blocks'
+    )
+
+
+def _validate_train(config: ConfigDict):
+  train, opt = config.train, config.train.optimizer
+  for name in ('steps', 'batch_size', 'accumulate', 'log_every'):
+    _positive(f'config.train.{name}', train[name])
+  _choice('config.train.loss', train.loss, LOSSES)
+  _choice('config.train.experts', train.experts, EXPERT_MODES)
+  _choice('config.eval.experts', config.eval.experts, EXPERT_MODES)
+  _choice('config.train.optimizer.name', opt.name, OPTIMIZERS)
+  _choice('config.train.optimizer.schedule', opt.schedule, SCHEDULES)
+  _choice('config.train.optimizer.moment_dtype', opt.moment_dtype, DTYPES)
+  for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
+    _at_least(f'config.train.optimizer.{name}', opt[name], 0)
+  if opt.warmup_steps > train.steps:
+    raise UserError(
+      f'config.train.optimizer.warmup_steps={opt.warmup_steps} is more than '
+      f'config.train.steps={train.steps}; use at most {train.steps}'
+    )
+  if not 0 <= train.ema < 1:
+    raise UserError(
+      f'config.train.ema={train.ema} is a decay; use 0 (off) or a number '
+      'below 1 such as 0.999'
+    )
+  _between('config.train.label_smoothing', train.label_smoothing, 0, 1)
+  _positive('config.save.keep', config.save.keep)
+  for name in ('every_steps', 'keep_every'):
+    _at_least(f'config.save.{name}', config.save[name], 0)
+  for name in ('every_steps', 'batch_size'):
+    _at_least(f'config.eval.{name}', config.eval[name], 0)
+
+
+def _validate_attack(attack: ConfigDict):
+  _choice('config.attack.name', attack.name, ATTACKS)
+  _choice('config.attack.norm', attack.norm, NORMS)
+  _choice('config.attack.target', attack.target, TARGETS)
+  _choice('config.attack.experts', attack.experts, EXPERT_MODES)
+  for name in ('steps', 'restarts'):
+    _positive(f'config.attack.{name}', attack[name])
+  for name in ('step_size', 'momentum', 'batch_size', 'every_steps'):
+    _at_least(f'config.attack.{name}', attack[name], 0)
+  if not isinstance(attack.eps, Sequence) or not attack.eps:
+    raise UserError(
+      f'config.attack.eps={attack.eps} is no sweep; use a tuple such as '
+      '(0.01, 0.02)'
+    )
+  for eps in attack.eps:
+    if not 0 <= eps <= 1 and attack.norm == 'linf':
+      raise UserError(
+        f'config.attack.eps={eps} is outside [0, 1]; pixels are in [0, 1], so '
+        'write 8/255 as 0.0314'
+      )
+    if not 0 <= eps < math.inf:
+      raise UserError(
+        f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
+      )
+
+
+def _validate_mesh(config: ConfigDict, devices: int):
+  data, expert, model = mesh_shape(config, devices)
+  experts = config.model.experts
+  if experts % expert:
+    low = experts // expert * expert
+    ways = ' or '.join(str(n) for n in (low, low + expert) if n)
+    raise UserError(
+      f'config.model.experts={experts} is not divisible by '
+      f'config.mesh.expert={expert}; use {ways}'
+    )
+  for name in ('heads', 'mlp'):
+    if config.model[name] % model:
+      raise UserError(
+        f'config.model.{name}={config.model[name]} is not divisible by '
+        f'config.mesh.model={model}; use a mesh axis of '
+        f'{_divisors_text(config.model[name])}'
+      )
+  for use in ('train', 'eval', 'attack'):
+    _validate_batch(config, use, data * expert)
+
+
+def _validate_batch(config: ConfigDict, use: str, unit: int):
+  why, router = f'the {unit} devices that share the batch', config.model.router
+  accumulate = config.train.accumulate
+  if use == 'train' and accumulate > 1:
+    unit *= accumulate
+    why += f' x config.train.accumulate={accumulate}'
+    # Microbatches must hold the groups that the whole batch has.
+    if config.model.experts and router.name != 'soft':
+      unit *= router.group_images
+      why += f' x config.model.router.group_images={router.group_images}'
+  if use == 'train' and config.data.mixup:
+    unit, why = 2 * unit, why + ' x 2 images that config.data.mixup pairs'
+  size = batch_size(config, use)
+  if size % unit:
+    low = size // unit * unit
+    ways = ' or '.join(str(n) for n in (low, low + unit) if n)
+    raise UserError(
+      f'config.{use}.batch_size={size} is not divisible by {unit}, {why}; '
+      f'use {ways}'
+    )
+
+
+def _choice(field: str, value: str, choices: Sequence[str]):
+  if value not in choices:
+    raise UserError(
+      f'{field}={value!r} is not known; use one of '
+      + ', '.join(repr(c) for c in choices)
+    )
+
+
+def _positive(field: str, value: int) -> int:
+  if value < 1:
+    raise UserError(f'{field}={value} must be 1 or more')
+  return value
+
+
+def _at_least(field: str, value: float, least: float):
+  if not value >= least:
+    raise UserError(f'{field}={value} must be {least} or more')
+
+
+def _between(field: str, value: float, low: float, high: float):
+  if not low <= value <= high:
+    raise UserError(f'{field}={value} must be between {low} and {high}')
+
+
+def _divisors_text(n: int) -> str:
+  divisors = [d for d in range(1, n + 1) if n % d == 0]
+  shown = divisors if len(divisors) < 9 else divisors[:8]
+  return re.sub(r', (\d+)$', r' or \1', ', '.join(map(str, shown)))

@@ -1,0 +1,81 @@
+"""From an example's number to the pixels that the model sees."""
+
+import dataclasses
+from typing import TypedDict
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError
+from vmoe_robust.data import augment
+from vmoe_robust.data.decode import CorruptImage, decode_image
+from vmoe_robust.data.source import Source
+
+
+class Row(TypedDict):
+  """One row of a batch."""
+
+  image: np.ndarray  # uint8 [image_size, image_size, channels]
+  label: np.ndarray  # int32, or float32 [classes]
+  mask: np.ndarray  # bool; False: no image here, count nothing
+  index: np.ndarray  # int32; the example's number in the split, or -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+  """Reads, decodes and crops one example; picklable, for worker processes."""
+
+  source: Source
+  data: ConfigDict
+  train: bool
+
+  def __call__(self, index: int, rng: np.random.Generator) -> Row:
+    """The row of an example; beyond the last one, padding.
+
+    Raises:
+      UserError: the image is corrupt and config.data.on_corrupt='error'.
+    """
+    if index >= len(self.source):
+      return self._row(None, 0, index=-1)
+    label = 0
+    try:
+      example = self._read(index)
+      label = example['label']
+      image = decode_image(example['image'], self.source.channels)
+    except CorruptImage as error:
+      if self.data.on_corrupt == 'error':
+        raise UserError(
+          f'{self.source.describe(index)} is corrupt: {error}; set '
+          "config.data.on_corrupt='skip' to mask such images out and count them"
+        ) from error
+      return self._row(None, label, index)
+    if self.train:
+      image = augment.training_image(image, self.data, rng)
+    else:
+      image = augment.evaluation_image(image, self.data)
+    return self._row(image, label, index)
+
+  def _read(self, index: int):
+    try:
+      return self.source[index]
+    except OSError as error:
+      raise UserError(
+        f'{self.source.describe(index)} cannot be read: {error}; check the '
+        'disk or the network'
+      ) from error
+    except (ValueError, RuntimeError) as error:  # a damaged ArrayRecord
+      raise CorruptImage(str(error).strip().splitlines()[0]) from error
+
+  def _row(self, image, label, index: int) -> Row:
+    size = self.data.image_size
+    if image is None:
+      blank = np.zeros((size, size, self.source.channels), np.uint8)
+    if self.source.multi_label:
+      hot = np.broadcast_to(label, (self.source.num_classes,))
+      label = hot.astype(np.float32)
+    return dict(
+      image=blank if image is None else image,
+      label=label if self.source.multi_label else np.int32(label),
+      mask=np.bool_(image is not None),
+      index=np.int32(index),
+    )

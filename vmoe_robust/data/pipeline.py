@@ -1,0 +1,284 @@
+"""Batches on the devices: the same path for training, evaluation and attack.
+
+Everything is computed from positions in one global, endless order of
+examples. Position p of epoch e has an example (a shuffle by seed and e) and a
+random generator (by seed and p), so no thread, worker, host or batch size
+changes what stands there, and a run resumes by the number of examples
+consumed. A process loads only the rows of the global batch that its devices
+hold.
+"""
+
+import sys
+from collections.abc import Mapping
+from concurrent import futures
+
+import grain
+import jax
+import numpy as np
+from absl import flags, logging
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError
+from vmoe_robust.data.load import Loader
+from vmoe_robust.data.source import Source
+
+_CHUNK = 16  # at most so many rows are loaded as one task
+
+
+def train_batches(
+  data: ConfigDict,
+  source: Source,
+  *,
+  batch_size: int,
+  seed: int,
+  sharding: jax.sharding.NamedSharding,
+  state: dict | None = None,
+) -> 'TrainBatches':
+  """Shuffled, augmented batches without end.
+
+  Args:
+    data: `config.data`.
+    source: the examples.
+    batch_size: of all devices together.
+    seed: of the order and the augmentation.
+    sharding: how the leading axis lies on the devices.
+    state: of another run's `TrainBatches.state()`, to go on where it was.
+
+  Raises:
+    UserError: the state is that of other data or another seed.
+  """
+  identity = dict(
+    name=data.name, split=data.split, examples=len(source), seed=seed
+  )
+  start = _resume(identity, state)
+  # Grain takes seeds of 32 bits and hashes them itself.
+  positions = (
+    grain.MapDataset.range(len(source))
+    .seed(seed % 2**32)
+    .shuffle()
+    .repeat()
+    .random_map(Loader(source, data, train=True))
+  )
+  return TrainBatches(
+    data, source, positions, batch_size, sharding, start, identity
+  )
+
+
+def eval_batches(
+  data: ConfigDict,
+  source: Source,
+  *,
+  batch_size: int,
+  sharding: jax.sharding.NamedSharding,
+) -> 'EvalBatches':
+  """Every example once, in order; the last batch is padded and masked.
+
+  Args:
+    data: `config.data`.
+    source: the examples.
+    batch_size: of all devices together.
+    sharding: how the leading axis lies on the devices.
+  """
+  padded = -(-len(source) // batch_size) * batch_size
+  positions = (
+    grain.MapDataset.range(padded)
+    .seed(0)  # not drawn from
+    .random_map(Loader(source, data, train=False))
+  )
+  return EvalBatches(data, source, positions, batch_size, sharding)
+
+
+def process_rows(
+  shards: Mapping[jax.Device, tuple[slice, ...]], batch_size: int
+) -> Int[np.ndarray, 'rows']:
+  """The rows of the global batch on some devices, ascending, each once.
+
+  Args:
+    shards: each device's part of the batch, as
+      `sharding.addressable_devices_indices_map` gives it.
+    batch_size: of all devices together.
+  """
+  parts = [np.arange(batch_size)[index[0]] for index in shards.values()]
+  return np.unique(np.concatenate(parts))
+
+
+class _Batches:
+  """Loads ahead in the background and keeps batches ready on the devices."""
+
+  def __init__(
+    self,
+    data: ConfigDict,
+    source: Source,
+    positions: grain.MapDataset,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding,
+    start: int = 0,
+  ):
+    self._source, self._sharding = source, sharding
+    self._batch_size, self._start = batch_size, start
+    shards = sharding.addressable_devices_indices_map((batch_size,))
+    self._rows = process_rows(shards, batch_size)
+    rows = ProcessRows(positions, self._rows, batch_size, start)
+    self._chunks = _chunks(len(self._rows))
+    self._iterator = iter(_iter_dataset(rows, self._chunks, data))
+    self._total = len(rows) // len(self._rows)  # batches there are
+    self._taken = 0
+    self._corrupt: dict[str, None] = {}
+    # One thread, so that batches come in order; it waits for the loading
+    # threads and starts the transfers, and its errors surface in __next__.
+    self._thread = futures.ThreadPoolExecutor(1, 'vmoe-batches')
+    ahead = min(data.prefetch, self._total)
+    self._ready = [self._thread.submit(self._load) for _ in range(ahead)]
+
+  def __iter__(self) -> '_Batches':
+    return self
+
+  def __next__(self) -> dict[str, jax.Array]:
+    if self._taken == self._total or not self._ready:
+      raise StopIteration
+    try:
+      batch, corrupt = self._ready.pop(0).result()
+    except BaseException:
+      self.close()  # what comes after a failure would be out of step
+      raise
+    self._taken += 1
+    if self._taken + len(self._ready) < self._total:
+      self._ready.append(self._thread.submit(self._load))
+    for name in corrupt:
+      self._note_corrupt(name)
+    return batch
+
+  @property
+  def corrupt(self) -> list[str]:
+    """The corrupt images skipped so far by this process, each named once."""
+    return list(self._corrupt)
+
+  def close(self):
+    """Stops the threads and worker processes; the iterator is then empty."""
+    self._ready = []
+    self._thread.shutdown(wait=True, cancel_futures=True)
+    self._iterator.close()
+
+  def _load(self) -> tuple[dict[str, jax.Array], list[str]]:
+    chunks = [next(self._iterator) for _ in range(self._chunks)]
+    rows = {
+      name: np.concatenate([chunk[name] for chunk in chunks])
+      for name in chunks[0]
+    }
+    skipped = rows['index'][~rows['mask'] & (rows['index'] >= 0)]
+    corrupt = [self._source.describe(int(i)) for i in skipped]
+    return {name: self._place(x) for name, x in rows.items()}, corrupt
+
+  def _place(self, rows: np.ndarray) -> jax.Array:
+    def part(index):
+      first, stop, _ = index[0].indices(self._batch_size)
+      low, high = np.searchsorted(self._rows, (first, stop))
+      return rows[low:high]
+
+    shape = (self._batch_size, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, self._sharding, part)
+
+  def _note_corrupt(self, name: str):
+    if name not in self._corrupt:
+      self._corrupt[name] = None
+      logging.warning(
+        'skipped a corrupt image (%d so far): %s', len(self._corrupt), name
+      )
+
+
+class TrainBatches(_Batches):
+  """An endless iterator of batches; `state()` says where it is.
+
+  A batch has 'image' uint8 [batch, height, width, channels], 'label' int32
+  [batch] (float32 [batch, classes] if there are several labels an image) and
+  'mask' bool [batch], False where a corrupt image was skipped.
+  """
+
+  def __init__(
+    self, data, source, positions, batch_size, sharding, start, identity
+  ):
+    self._identity = identity
+    super().__init__(data, source, positions, batch_size, sharding, start)
+
+  def __next__(self) -> dict[str, jax.Array]:
+    batch = super().__next__()
+    del batch['index']
+    return batch
+
+  def state(self) -> dict:
+    """What `train_batches` needs to go on after the last batch taken."""
+    consumed = self._start + self._taken * self._batch_size
+    return dict(self._identity, consumed=consumed)
+
+
+class EvalBatches(_Batches):
+  """One pass over the examples, of `len()` batches.
+
+  A batch is that of `TrainBatches` with 'index' int32 [batch]: the example's
+  number in the split, or -1 where the mask hides padding.
+  """
+
+  def __len__(self) -> int:
+    return self._total
+
+
+class ProcessRows(grain.MapDataset):
+  """Of each batch of positions, this process's rows."""
+
+  def __init__(self, parent, rows, batch_size: int, start: int):
+    super().__init__(parent)
+    self._rows, self._batch_size, self._start = rows, batch_size, start
+
+  def __len__(self) -> int:
+    batches = (len(self._parent) - self._start) // self._batch_size
+    # The endless stream has sys.maxsize positions; more rows cannot be.
+    return min(batches, sys.maxsize // len(self._rows)) * len(self._rows)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    batch, row = divmod(index, len(self._rows))
+    position = self._start + batch * self._batch_size + int(self._rows[row])
+    return self._parent[position]
+
+
+def _chunks(rows: int) -> int:
+  """Into how many equal tasks a batch is cut."""
+  return next(n for n in range(-(-rows // _CHUNK), rows + 1) if rows % n == 0)
+
+
+def _iter_dataset(rows: ProcessRows, chunks: int, data: ConfigDict):
+  dataset = rows.batch(len(rows._rows) // chunks).to_iter_dataset(
+    grain.ReadOptions(data.threads, max(data.threads, chunks))
+  )
+  if not data.workers:
+    return dataset
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's workers insist; nothing is parsed
+  # Whole chunks go round the workers in turn, which keeps their order.
+  return dataset.mp_prefetch(
+    grain.MultiprocessingOptions(
+      num_workers=data.workers, per_worker_buffer_size=chunks
+    )
+  )
+
+
+def _resume(identity: dict, state: dict | None) -> int:
+  """The number of examples that were consumed."""
+  if state is None:
+    return 0
+  fields = dict(
+    name='config.data.name',
+    split='config.data.split',
+    examples='the number of examples of config.data.split',
+    seed='config.seed',
+  )
+  for name, field in fields.items():
+    if state.get(name) != identity[name]:
+      raise UserError(
+        f'{field}={identity[name]!r} was {state.get(name)!r} when the '
+        'checkpoint was saved, which would change the order of the examples; '
+        'set it back, or start with a new --workdir'
+      )
+  return int(state['consumed'])

@@ -1,0 +1,34 @@
+"""What a data set looks like to the pipeline, whatever it is stored in."""
+
+from typing import Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+
+class Example(TypedDict):
+  """One labelled image as it is stored."""
+
+  image: bytes | np.ndarray  # encoded, or uint8 [height, width, channels]
+  label: int | np.ndarray  # a class, or float32 [classes] of 0 and 1
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to the examples of a split; safe to share by threads."""
+
+  num_classes: int
+  class_names: tuple[str, ...]
+  multi_label: bool
+  channels: int  # 1 or 3
+
+  def __len__(self) -> int:
+    """The number of examples."""
+    ...
+
+  def __getitem__(self, index: int) -> Example:
+    """The example, not decoded."""
+    ...
+
+  def describe(self, index: int) -> str:
+    """A name by which a person finds the example."""
+    ...

@@ -1,0 +1,81 @@
+"""The split syntax of TensorFlow Datasets, for every kind of source.
+
+'train', 'train[:10%]', 'train[100:200]', 'train[-5%:]', 'train+test', 'all':
+https://www.tensorflow.org/datasets/splits
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError
+
+
+class Range(NamedTuple):
+  """Examples `start` to `stop` of one of a data set's splits."""
+
+  split: str
+  start: int
+  stop: int
+
+
+def ranges(
+  data: ConfigDict, split: str, lengths: Mapping[str, int]
+) -> tuple[Range, ...]:
+  """What a split such as 'train[:10%]+test' names, in its order.
+
+  Args:
+    data: `config.data`, for the errors.
+    split: in the syntax of TensorFlow Datasets, whose parser this uses.
+    lengths: the number of examples of each split there is.
+
+  Raises:
+    UserError: there is no such split, or it holds no examples.
+  """
+  if split in lengths:  # the usual case needs no import of a second
+    found = (Range(split, 0, lengths[split]),)
+  else:
+    found = _parse(data, split, lengths)
+  found = tuple(r for r in found if r.stop > r.start)
+  if not found:
+    raise UserError(
+      f'{_field(data, split)}={split!r} of config.data.name={data.name!r} '
+      f'holds no examples; there are {_lengths_text(lengths)}'
+    )
+  return found
+
+
+def _parse(data, split, lengths) -> tuple[Range, ...]:
+  import tensorflow_datasets as tfds  # takes a second
+
+  infos = {
+    name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+    for name, length in lengths.items()
+  }
+  try:
+    instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+  except (ValueError, NotImplementedError) as error:
+    reason = str(error).strip().splitlines()[-1]
+    raise UserError(
+      f'{_field(data, split)}={split!r} of config.data.name={data.name!r} is '
+      f'no split ({reason}); there are {_lengths_text(lengths)}, and '
+      "slices such as 'train[:10%]'"
+    ) from error
+  return tuple(
+    Range(
+      i.splitname,
+      i.from_ or 0,
+      lengths[i.splitname] if i.to is None else i.to,
+    )
+    for i in instructions
+  )
+
+
+def _field(data: ConfigDict, split: str) -> str:
+  name = 'split' if split == data.split else 'eval_split'
+  return f'config.data.{name}'
+
+
+def _lengths_text(lengths: Mapping[str, int]) -> str:
+  return ', '.join(f'{name!r} ({n} examples)' for name, n in lengths.items())

@@ -1,0 +1,1 @@
+"""Accuracy, robustness and routing of a model over a data set."""

@@ -1,0 +1,169 @@
+"""What an attack found, as files, numbers and a table."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmoe_robust.report.records import read_records, write_records
+from vmoe_robust.report.results import write_json
+from vmoe_robust.report.table import table
+
+RESULTS, RECORDS = 'results.json', 'records.parquet'
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+def write(
+  workdir: str,
+  columns: dict[str, np.ndarray],
+  loads: dict[float, dict],
+  config: ConfigDict,
+  about: dict,
+) -> dict:
+  """Writes the records, and the results computed from what was written.
+
+  Args:
+    workdir: where `results.json` and `records.parquet` go.
+    columns: of `robustness.run`, with a row an example and eps.
+    loads: of `robustness.run`.
+    config: the whole configuration.
+    about: what else the results should say, such as the step.
+
+  Returns:
+    What is in `results.json`.
+  """
+  path = Path(workdir) / RECORDS
+  order = np.lexsort((columns['index'], columns['eps']))
+  columns = {name: column[order] for name, column in columns.items()}
+  write_records(path, columns)
+  results = summarise(read_records(path), loads, config)
+  results |= about | {
+    'records': str(path),
+    'config': config.to_dict(),
+    'versions': _versions(),
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }
+  write_json(Path(workdir) / RESULTS, results)
+  return results
+
+
+def summarise(
+  columns: dict[str, np.ndarray], loads: dict[float, dict], config: ConfigDict
+) -> dict:
+  """Means over the examples, for each eps."""
+  attack = config.attack
+  right = _is_right(columns, 'before')
+  first = columns['eps'] == attack.eps[0]
+  results = {
+    'examples': int(first.sum()),
+    'clean_accuracy': float(right[first].mean()),
+    'clean_loss': float(columns['loss_before'][first].mean()),
+  }
+  if config.train.loss == 'sigmoid':
+    results['clean_false_discovery_rate'] = 1 - results['clean_accuracy']
+  sweep = {}
+  for eps in attack.eps:
+    rows = {k: v[columns['eps'] == eps] for k, v in columns.items()}
+    sweep[f'{eps:.6g}'] = _one(rows, loads.get(eps, {}), config, eps)
+  results['attacks'] = {f'{attack.name}_{attack.norm}': sweep}
+  return results
+
+
+def _one(rows, loads, config, eps: float) -> dict:
+  right = _is_right(rows, 'after')
+  mean = lambda name: float(rows[name].mean())
+  out = {
+    'eps': eps,
+    'robust_accuracy': float(right.mean()),
+    'error_before': float(1 - _is_right(rows, 'before').mean()),
+    'error_after': float(1 - right.mean()),
+    'loss_before': mean('loss_before'),
+    'loss_after': mean('loss_after'),
+    'prediction_changes': float(
+      (rows['prediction_before'] != rows['prediction_after']).mean()
+    ),
+    'largest_linf': float(rows['linf'].max()),
+    'largest_l2': float(rows['l2'].max()),
+    'outside_ball': int((rows[config.attack.norm] > eps + 1e-6).sum()),
+    'outside_range': int(
+      ((rows['lowest_pixel'] < 0) | (rows['highest_pixel'] > 1)).sum()
+    ),
+  }
+  if config.train.loss == 'sigmoid':
+    out['false_discovery_rate'] = out['error_after']
+  blocks = [n.split('/')[1] for n in rows if n.startswith('routing_change/')]
+  if blocks:
+    out['routing'] = {
+      block: {
+        'change': mean(f'routing_change/{block}'),
+        'change_after_capacity': mean(f'routing_change_kept/{block}'),
+        'dropped_before': mean(f'dropped_before/{block}'),
+        'dropped_after': mean(f'dropped_after/{block}'),
+        **{
+          f'load_{when}': (load := loads[f'load_{when}/{block}']).tolist()
+          for when in ('before', 'after')
+        },
+        'largest_load_over_mean': float(load.max() / max(load.mean(), 1e-9)),
+      }
+      for block in blocks
+    }
+  return out
+
+
+def render(results: dict) -> str:
+  """The results as a table for people."""
+  (name, sweep), *_ = results['attacks'].items()
+  some = next(iter(sweep.values()))
+  blocks = list(some.get('routing', {}))
+  short = [block.replace('encoderblock_', 'block ') for block in blocks]
+  headers = [f'{name} eps', 'accuracy', 'loss', 'changed']
+  headers += [f'routing {block}' for block in short]
+  percent = lambda x: f'{100 * x:.1f}%'
+  rows = [
+    ['clean', percent(results['clean_accuracy'])]
+    + [f'{results["clean_loss"]:.3f}', '-', *['-'] * len(blocks)]
+  ]
+  for one in sweep.values():
+    eps = one['eps']
+    shown = f'{eps:.4g}' if eps > 0.5 else f'{255 * eps:.3g}/255'
+    row = [shown, percent(one['robust_accuracy']), f'{one["loss_after"]:.3f}']
+    row.append(percent(one['prediction_changes']))
+    row += [percent(one['routing'][block]['change']) for block in blocks]
+    rows.append(row)
+  return table(headers, rows)
+
+
+def closing(results: dict, workdir: str) -> str:
+  """Table and summary that end a run."""
+  lines = [render(results), '']
+  rate = results['attacked_images_per_second']
+  lines.append(
+    f'{results["examples"]} examples of {results["split"]}, experts '
+    f'{results["experts"]}, {rate:,.1f} images/s attacked'
+  )
+  if 'trained_images_per_second' in results:
+    lines.append(
+      f'trained {results["step"]} steps at '
+      f'{results["trained_images_per_second"]:,.0f} images/s, '
+      f'{results["parameters"]:,} parameters, '
+      f'{results["flops_per_image"] / 1e6:,.2f} MFLOP/image forward'
+    )
+  if results['corrupt_images']:
+    lines.append(f'{len(results["corrupt_images"])} corrupt images skipped')
+  lines.append(f'written to {workdir}: {RESULTS}, {RECORDS}')
+  return '\n'.join(lines)
+
+
+def _is_right(rows, when: str):
+  labels, predictions = rows['label'], rows[f'prediction_{when}']
+  if labels.ndim == 1:
+    return predictions == labels
+  return np.take_along_axis(labels, predictions[:, None], 1)[:, 0] > 0
+
+
+def _versions() -> dict[str, str]:
+  found = {name: metadata.version(name) for name in _PACKAGES}
+  return found | {'python': platform.python_version()}

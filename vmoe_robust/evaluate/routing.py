@@ -1,0 +1,55 @@
+"""Which experts tokens use, and how that differs between two images."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
+
+from vmoe_robust.models import Record
+
+Selected = Bool[Array, 'batch tokens experts']
+
+
+def selected(
+  record: Record, model: ConfigDict, batch: int
+) -> tuple[Selected, Selected]:
+  """The experts each token selected, before and after capacity.
+
+  Of Soft MoE, where every expert sees every token, it is the expert whose
+  slot weighs most in a token's output.
+  """
+  routing, placement = record.routing, record.placement
+  experts, kept = routing.experts, placement.kept
+  if model.router.name == 'soft':
+    heaviest = routing.gates.argmax(-1)[..., None] // model.router.slots
+    experts, kept = heaviest, jnp.ones_like(heaviest, bool)
+  # Index E, of padding, is no expert's.
+  chosen = jax.nn.one_hot(experts, model.experts, dtype=bool)
+  before, after = chosen.any(-2), (chosen & kept[..., None]).any(-2)
+  if model.router.name == 'expert_choice':
+    before = after  # an expert never drops what it picked
+  return _by_image(before, batch), _by_image(after, batch)
+
+
+def change(before: Selected, after: Selected) -> Float[Array, 'batch']:
+  """1 - mean over tokens of the intersection over union of the experts.
+
+  A token without experts in both is unchanged: its IoU is 1.
+  """
+  union = (before | after).sum(-1)
+  common = (before & after).sum(-1)
+  iou = jnp.where(union > 0, common / jnp.maximum(union, 1), 1.0)
+  return 1 - iou.mean(-1)
+
+
+def dropped(wished: Selected, kept: Selected) -> Float[Array, 'batch']:
+  """The share of an image's choices that found no room."""
+  wishes = wished.sum((1, 2))
+  return 1 - kept.sum((1, 2)) / jnp.maximum(wishes, 1)
+
+
+def _by_image(x, batch):
+  # Groups are consecutive images; the last may be padded.
+  groups, _, experts = x.shape
+  images = -(-batch // groups)
+  return x.reshape(groups * images, -1, experts)[:batch]

@@ -1,0 +1,44 @@
+"""Floating-point operations of a model, by formula."""
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import moe_blocks
+
+
+def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
+  """Active FLOPs of one image's forward pass.
+
+  A training step is three of these, a PGD step two. Multiplications and
+  additions of the matrix products are counted; normalisations are not.
+  Capacity left empty and recomputation do not count as active.
+  """
+  dim, patches = model.hidden, (image_size // model.patch) ** 2
+  tokens = patches + (model.head == 'token')
+  embedding = 2 * patches * channels * model.patch**2 * dim
+  attention = 8 * tokens * dim**2 + 4 * tokens**2 * dim
+  mlp = 4 * tokens * dim * model.mlp
+  sparse = len(moe_blocks(model))
+  head = 2 * dim * (model.pre_logits or model.num_classes)
+  if model.pre_logits:
+    head += 2 * model.pre_logits * model.num_classes
+  return (
+    embedding
+    + model.layers * attention
+    + (model.layers - sparse) * mlp
+    + sparse * _moe(model, tokens, mlp)
+    + head
+  )
+
+
+def _moe(model: ConfigDict, tokens: int, mlp: float) -> float:
+  """One sparse MLP: the router and the experts that a token uses."""
+  router, dim = model.router, model.hidden
+  if router.name == 'soft':
+    slots = model.experts * router.slots
+    mixing = 3 * 2 * tokens * dim * slots  # scores, dispatch, combine
+    return mixing + mlp * slots / tokens
+  scores = 2 * tokens * dim * model.experts
+  served = router.selected
+  if router.name == 'expert_choice':
+    served = min(served * router.capacity_factor, model.experts)
+  return scores + served * mlp

@@ -1,0 +1,175 @@
+"""A sparse MLP: router, then experts spread over the mesh."""
+
+import dataclasses
+import math
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from vmoe_robust.mesh import BATCH_AXES, DATA, EXPERT, MODEL, batch_shards
+from vmoe_robust.models.routers import ROUTERS
+from vmoe_robust.models.routers.routing import Placement, Routing
+
+
+@flax.struct.dataclass
+class Grouping:
+  """How the images of a batch are routed, and what their draws follow."""
+
+  mask: Bool[Array, 'batch']  # False: padding, which takes no capacity
+  index: Int[Array, 'batch']  # an image's place in the whole batch
+  images: int = flax.struct.field(pytree_node=False)  # routed together
+  dropless: bool = flax.struct.field(pytree_node=False)
+  train: bool = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Record:
+  """What a sparse block decided, image by image."""
+
+  routing: Routing  # groups of `Grouping.images` images
+  placement: Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertParallel:
+  """The experts' MLPs under `jax.shard_map`, tokens coming by all_to_all."""
+
+  shards: int  # of the expert axis
+  dtype: jnp.dtype
+
+  def __call__(
+    self, weights: tuple, rows: Float[Array, 'experts rows dim']
+  ) -> Float[Array, 'experts rows dim']:
+    """Sends rows to their expert's device, runs it, brings them back."""
+    w1, b1, w2, b2 = (w.astype(self.dtype) for w in weights)
+    if self.shards > 1:
+      rows = lax.all_to_all(rows, EXPERT, 0, 1, tiled=True)
+    hidden = nn.gelu(jnp.einsum('end,edf->enf', rows, w1) + b1[:, None])
+    # Each device of the model axis holds some of the hidden units.
+    out = lax.psum(jnp.einsum('enf,efd->end', hidden, w2), MODEL)
+    out = out + b2[:, None]
+    if self.shards > 1:
+      out = lax.all_to_all(out, EXPERT, 1, 0, tiled=True)
+    return out
+
+  def longest(self, length: Int[Array, '']) -> Int[Array, '']:
+    """Devices that exchange rows do so equally often."""
+    return lax.pmax(length, BATCH_AXES)
+
+
+class _Dense(nn.Module):
+  """Kernel and bias of one layer of all experts, each drawn on its own."""
+
+  experts: int
+  inputs: int
+  outputs: int
+  names: tuple[str, str]
+
+  @nn.compact
+  def __call__(self):
+    draw = nn.initializers.xavier_uniform(batch_axis=(0,))
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(draw, ('experts', *self.names)),
+      (self.experts, self.inputs, self.outputs),
+    )
+    bias = self.param(
+      'bias',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(1e-6), ('experts', self.names[1])
+      ),
+      (self.experts, self.outputs),
+    )
+    return kernel, bias
+
+
+class _Mlp(nn.Module):
+  """The experts' weights, under the names of the dense MLP's."""
+
+  experts: int
+  hidden: int
+
+  @nn.compact
+  def __call__(self, dim: int):
+    first = _Dense(
+      self.experts, dim, self.hidden, ('embed', 'mlp'), name='Dense_0'
+    )()
+    second = _Dense(
+      self.experts, self.hidden, dim, ('mlp', 'embed'), name='Dense_1'
+    )()
+    return first + second
+
+
+class Moe(nn.Module):
+  """Routes tokens in float32 and runs each one's experts."""
+
+  config: ConfigDict  # config.model
+  dtype: jnp.dtype
+  mesh: Mesh
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'batch tokens dim'], grouping: Grouping
+  ) -> tuple[Float[Array, 'batch tokens dim'], Record]:
+    """Returns the layer's output and what the router decided."""
+    config, router = self.config, ROUTERS[self.config.router.name]
+    batch, tokens, dim = x.shape
+    groups = batch // grouping.images
+    shape = (groups, grouping.images * tokens)
+    grouped = x.reshape(*shape, dim)
+    mask = jnp.repeat(grouping.mask, tokens).reshape(shape)
+    keys = None
+    if grouping.train:
+      # Noise follows the group, not where the mesh put it.
+      place = grouping.index.reshape(groups, -1)[:, 0] // grouping.images
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        self.make_rng('noise'), place
+      )
+    routing = router.Router(config.experts, config.router, name='Router')(
+      grouped, mask, keys
+    )
+    weights = _Mlp(config.experts, config.mlp, name='Mlp')(dim)
+    run = partial(
+      _run_local,
+      run=router.run,
+      experts=ExpertParallel(self.mesh.shape[EXPERT], self.dtype),
+      config=config.router,
+      dropless=grouping.dropless,
+    )
+    y, placement = jax.shard_map(
+      run,
+      mesh=self.mesh,
+      in_specs=(
+        (
+          P(EXPERT, None, MODEL),
+          P(EXPERT, MODEL),
+          P(EXPERT, MODEL, None),
+          P(EXPERT, None),
+        ),
+        P(BATCH_AXES),
+        P(BATCH_AXES),
+      ),
+      out_specs=P(BATCH_AXES),
+    )(weights, grouped, routing)
+    return y.reshape(x.shape), Record(routing, placement)
+
+
+def _run_local(weights, x, routing, *, run, experts, config, dropless):
+  # Weights enter alike on all of `data`: typed as varying here, their
+  # gradient is summed over it once, not in every round.
+  weights = tuple(lax.pcast(w, DATA, to='varying') for w in weights)
+  return run(experts, weights, x, routing, config, dropless)
+
+
+def padded_batch(batch: int, images: int, mesh: Mesh) -> int:
+  """The batch that whole groups on every device make; at least `batch`."""
+  unit = images * batch_shards(mesh)
+  return math.ceil(batch / unit) * unit

@@ -1,0 +1,260 @@
+"""Vision Transformer, dense or sparse (arXiv:2010.11929, arXiv:2106.05974)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import moe_blocks
+from vmoe_robust.mesh import constrain_batch
+from vmoe_robust.models.moe import Grouping, Moe, Record
+
+_named = nn.with_logical_partitioning
+_xavier = nn.initializers.xavier_uniform()
+_small = nn.initializers.normal(1e-6)
+
+
+class Dropout(nn.Module):
+  """Dropout whose draws follow the image, so that no mesh changes them.
+
+  With `whole`, an image's branch is dropped as one: stochastic depth
+  (arXiv:1603.09382).
+  """
+
+  rate: float
+  whole: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'batch ...'], grouping: Grouping
+  ) -> Float[Array, 'batch ...']:
+    """Drops and rescales while training, else returns `x`."""
+    if not self.rate or not grouping.train:
+      return x
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      self.make_rng('dropout'), grouping.index
+    )
+    shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, shape))
+    return jnp.where(keep(keys), x / (1 - self.rate), 0)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention, or attention of `queries` to `x`."""
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'batch tokens dim'],
+    queries: Float[Array, 'batch queries dim'] | None = None,
+  ) -> Float[Array, 'batch queries dim']:
+    """Attends; scores are scaled by one over the root of the head's width."""
+    dim = x.shape[-1]
+
+    def project(name, source):
+      return nn.DenseGeneral(
+        (self.heads, dim // self.heads),
+        dtype=self.dtype,
+        kernel_init=_named(_xavier, ('embed', 'heads', None)),
+        bias_init=_named(nn.initializers.zeros_init(), ('heads', None)),
+        name=name,
+      )(source)
+
+    query = project('query', x if queries is None else queries)
+    out = jax.nn.dot_product_attention(
+      query, project('key', x), project('value', x)
+    )
+    return nn.DenseGeneral(
+      dim,
+      axis=(-2, -1),
+      dtype=self.dtype,
+      kernel_init=_named(_xavier, ('heads', None, 'embed')),
+      name='out',
+    )(out)
+
+
+class Mlp(nn.Module):
+  """Two layers with a GELU (tanh approximation) between them."""
+
+  config: ConfigDict  # config.model
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'batch tokens dim'], grouping: Grouping
+  ) -> Float[Array, 'batch tokens dim']:
+    """Transforms each token alone."""
+    x_in, rate = x, self.config.dropout
+    x = nn.Dense(
+      self.config.mlp,
+      dtype=self.dtype,
+      kernel_init=_named(_xavier, ('embed', 'mlp')),
+      bias_init=_named(_small, ('mlp',)),
+    )(x)
+    x = Dropout(rate)(nn.gelu(x), grouping)
+    return nn.Dense(
+      x_in.shape[-1],
+      dtype=self.dtype,
+      kernel_init=_named(_xavier, ('mlp', 'embed')),
+      bias_init=_small,
+    )(x)
+
+
+class Block(nn.Module):
+  """Attention and an MLP, dense or sparse, each behind a LayerNorm."""
+
+  config: ConfigDict  # config.model
+  depth: float  # 0 at the first block, 1 at the last
+  sparse: bool
+  dtype: jnp.dtype
+  mesh: Mesh
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'batch tokens dim'], grouping: Grouping
+  ) -> tuple[Float[Array, 'batch tokens dim'], Record | None]:
+    """Returns the tokens and, of a sparse block, the router's record."""
+    config, record = self.config, None
+
+    def branch(y):
+      y = Dropout(config.dropout)(y, grouping)
+      rate = config.stochastic_depth * self.depth
+      return constrain_batch(Dropout(rate, whole=True)(y, grouping), self.mesh)
+
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    y = Attention(config.heads, self.dtype, name='SelfAttention')(y)
+    x = x + branch(y)
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    if self.sparse:
+      y, record = Moe(config, self.dtype, self.mesh, name='Moe')(y, grouping)
+    else:
+      y = Mlp(config, self.dtype, name='Mlp')(y, grouping)
+    return x + branch(y), record
+
+
+class _PositionEmbedding(nn.Module):
+  kind: str
+
+  @nn.compact
+  def __call__(self, x: Array, grid: tuple[int, int]) -> Array:
+    if self.kind == 'sincos':
+      table = sincos(grid, x.shape[-1])
+      front = x.shape[1] - len(table)  # the token of the class has none
+      return x + jnp.pad(table, ((front, 0), (0, 0))).astype(x.dtype)
+    embedding = self.param(
+      'pos_embedding',
+      _named(nn.initializers.normal(0.02), (None, None, 'embed')),
+      (1, *x.shape[1:]),
+    )
+    return x + embedding.astype(x.dtype)
+
+
+class Encoder(nn.Module):
+  """Positions, blocks and the final LayerNorm."""
+
+  config: ConfigDict  # config.model
+  remat: bool
+  dtype: jnp.dtype
+  mesh: Mesh
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'batch tokens dim'],
+    grouping: Grouping,
+    grid: tuple[int, int],
+  ) -> tuple[Float[Array, 'batch tokens dim'], dict[str, Record]]:
+    """Returns the tokens and each sparse block's record by its name."""
+    config, records = self.config, {}
+    embed = _PositionEmbedding(config.positions, name='posembed_input')
+    x = Dropout(config.dropout)(embed(x, grid), grouping)
+    x = constrain_batch(x, self.mesh)
+    block = nn.remat(Block) if self.remat else Block
+    sparse = moe_blocks(config)
+    for i in range(config.layers):
+      name = f'encoderblock_{i}'
+      depth = i / max(config.layers - 1, 1)
+      x, record = block(
+        config, depth, i in sparse, self.dtype, self.mesh, name=name
+      )(x, grouping)
+      if record is not None:
+        records[name] = record
+    return nn.LayerNorm(dtype=self.dtype, name='encoder_norm')(x), records
+
+
+class VisionTransformer(nn.Module):
+  """Images in [0, 1] to logits in float32."""
+
+  config: ConfigDict  # config.model
+  remat: bool
+  mesh: Mesh
+
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, 'batch height width channels'],
+    grouping: Grouping,
+  ) -> tuple[Float[Array, 'batch classes'], dict[str, Record]]:
+    """Returns logits and each sparse block's record by its name."""
+    config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+    x = (images - jnp.asarray(config.mean)) / jnp.asarray(config.std)
+    x = nn.Conv(
+      config.hidden,
+      (config.patch, config.patch),
+      strides=(config.patch, config.patch),
+      padding='VALID',
+      dtype=dtype,
+      kernel_init=_named(
+        nn.initializers.lecun_normal(), (None, None, None, 'embed')
+      ),
+      name='embedding',
+    )(x.astype(dtype))
+    grid = x.shape[1:3]
+    x = x.reshape(x.shape[0], -1, config.hidden)
+    if config.head == 'token':
+      zeros = nn.initializers.zeros_init()
+      token = self.param('cls', zeros, (1, 1, config.hidden)).astype(dtype)
+      token = jnp.broadcast_to(token, (x.shape[0], 1, config.hidden))
+      x = jnp.concatenate([token, x], axis=1)
+    x, records = Encoder(
+      config, self.remat, dtype, self.mesh, name='Encoder'
+    )(x, grouping, grid)
+    x = self._pool(x, grouping, dtype)
+    if config.pre_logits:
+      x = nn.Dense(config.pre_logits, dtype=dtype, name='pre_logits')(x)
+      x = nn.tanh(x)
+    logits = nn.Dense(
+      config.num_classes,
+      kernel_init=_named(nn.initializers.zeros_init(), ('embed', None)),
+      name='head',
+    )(x.astype(jnp.float32))
+    return logits, records
+
+  def _pool(self, x, grouping, dtype):
+    config = self.config
+    if config.head == 'token':
+      return x[:, 0]
+    if config.head == 'gap':
+      return x.mean(1)
+    # One learnt query attends to all tokens (arXiv:2106.04560).
+    shape = (1, 1, config.hidden)
+    probe = self.param('map_probe', _xavier, shape).astype(dtype)
+    probe = jnp.broadcast_to(probe, (x.shape[0], 1, config.hidden))
+    x = Attention(config.heads, dtype, name='map_attention')(x, probe)
+    y = nn.LayerNorm(dtype=dtype, name='map_norm')(x)
+    return (x + Mlp(config, dtype, name='map_mlp')(y, grouping))[:, 0]
+
+
+def sincos(grid: tuple[int, int], dim: int) -> Float[np.ndarray, 'tokens dim']:
+  """Fixed 2-D sine and cosine positions (arXiv:2104.02057)."""
+  y, x = np.mgrid[: grid[0], : grid[1]]
+  omega = 1 / 10_000 ** (np.arange(dim // 4) / max(dim // 4 - 1, 1))
+  angle = lambda a: a.reshape(-1, 1) * omega
+  parts = [np.sin(angle(x)), np.cos(angle(x)), np.sin(angle(y)), np.cos(angle(y))]
+  return np.concatenate(parts, axis=1).astype(np.float32)

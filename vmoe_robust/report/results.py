@@ -1,0 +1,49 @@
+"""JSON files that are whole or not there, and JSON that every reader reads."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A path to write to, which becomes `path` if the block succeeds."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(path.name + '.tmp')
+  try:
+    yield draft
+    os.replace(draft, path)
+  finally:
+    draft.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, data: object):
+  """Writes `data` as JSON: the old file or the new one, never a part."""
+  with replacing(path) as draft:
+    draft.write_text(to_json(data, indent=2) + '\n')
+
+
+def to_json(data: object, indent: int | None = None) -> str:
+  """Strict JSON of nested mappings, sequences, NumPy values and scalars.
+
+  NaN and infinities, which JSON lacks, become null.
+  """
+  return json.dumps(_plain(data), indent=indent, allow_nan=False)
+
+
+def _plain(value):
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, Mapping):
+    return {str(name): _plain(inner) for name, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(inner) for inner in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

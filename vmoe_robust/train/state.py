@@ -1,0 +1,59 @@
+"""What a run carries from step to step, and how it lies on the mesh."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree, UInt32
+
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.models import Model, unbox
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a step changes; a checkpoint of it resumes exactly."""
+
+  step: Int[Array, '']
+  key: UInt32[Array, '...']  # data of the key that every draw derives from
+  params: PyTree
+  opt_state: PyTree
+  ema: PyTree  # averaged weights; () without averaging
+
+  def evaluated(self) -> PyTree:
+    """The weights to evaluate: the averaged ones, if there are any."""
+    return self.ema if jax.tree.leaves(self.ema) else self.params
+
+
+def create(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  ema: bool,
+  mesh: Mesh,
+  fsdp: bool,
+) -> tuple[TrainState, TrainState]:
+  """A fresh state on the mesh, and the shardings of its parts.
+
+  The weights are the same on every mesh: they are drawn by position.
+  """
+
+  def init(key):
+    for_weights, for_steps = jax.random.split(key)
+    params = model.init(for_weights)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key_data(for_steps),
+      params=params,
+      opt_state=optimizer.init(params),
+      # Copied: an array may not be donated twice.
+      ema=jax.tree.map(jnp.copy, params) if ema else (),
+    )
+
+  key = jax.random.key(seed)
+  shardings = mesh_lib.tree_shardings(
+    jax.eval_shape(init, key), mesh, mesh_lib.rules(fsdp)
+  )
+  fresh = jax.jit(lambda key: unbox(init(key)), out_shardings=shardings)
+  return fresh(key), shardings
