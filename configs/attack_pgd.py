@@ -6,8 +6,7 @@ Command:
 
 WORKDIR is that of a training run. The model and the data are the run's own;
 config.model has no effect here. --config.data.split='test[:1000]' attacks a
-part, and --config.attack.name=paper --config.attack.random_start=False runs
-the paper's weaker protocol.
+part, and --config.attack.name=paper runs the paper's own, weaker protocol.
 
 Hardware: any; 26 radii cost about 2,100 forward passes an image.
 

@@ -131,6 +131,7 @@ def test_paper_takes_signed_steps_and_does_not_clip():
     (dict(name='fgm'), "config.attack.name='fgm'"),
     (dict(restarts=3, random_start=False), 'config.attack.restarts=3'),
     (dict(name='paper', norm='l2'), "config.attack.norm='l2'"),
+    (dict(name='paper', momentum=0.9), 'config.attack.momentum=0.9'),
   ],
 )
 def test_build_refuses(values, field):

@@ -189,15 +189,11 @@ def test_several_labels_an_image(make_data, sharding, multi_label_root):
   assert not batch['label'][6:].any()
 
 
-def shards(device_sets, batch_size, sharding):
-  """Each process's part, if the devices belonged to several processes."""
-  parts = sharding.devices_indices_map((batch_size,))
-  devices = list(parts)
+def shards(device_sets, size, sharding):
+  """Each process's rows, if the devices belonged to several processes."""
+  parts = list(sharding.devices_indices_map((size,)).items())
   return [
-    pipeline.process_rows(
-      {devices[i]: parts[devices[i]] for i in s}, batch_size
-    )
-    for s in device_sets
+    pipeline.process_rows(dict(parts[i] for i in s), size) for s in device_sets
   ]
 
 

@@ -18,9 +18,9 @@ def test_plain_lines_come_now_and_then():
     time.sleep(0.0005)
   progress.close()
   first, last = stream.getvalue().splitlines()
-  assert first == 'train 1/100 steps (1%), loss 1'
+  assert first == 'train step 1/100 (1%), loss 1'
   assert re.fullmatch(
-    r'train 100/100 steps \(100%\), [\d,]+ images/s, 0 s left, loss 100', last
+    r'train step 100/100 \(100%\), [\d,]+ images/s, 0 s left, loss 100', last
   )
   assert '\r' not in stream.getvalue()
 
@@ -46,7 +46,7 @@ def test_nothing_to_do(total):
   assert stream.getvalue() == ''
   progress.update(total)
   progress.close()
-  assert stream.getvalue().startswith(f'train {total}/{total} steps')
+  assert stream.getvalue().startswith(f'train step {total}/{total}')
 
 
 def test_a_terminal_shows_one_line_that_fits_and_is_cleared():
@@ -58,13 +58,17 @@ def test_a_terminal_shows_one_line_that_fits_and_is_cleared():
       progress.update(done, images=8, text='a text too long for this terminal')
       time.sleep(0.12)
     progress.close()
-    shown = os.read(leader, 10_000).decode()
+    stream.write('end')
+    stream.flush()
+    shown = ''
+    while not shown.endswith('end'):
+      shown += os.read(leader, 1000).decode()
   os.close(leader)
   assert '\n' not in shown
   drawn = shown.split('\r\x1b[K')
-  assert len(drawn) == 5 and drawn[0] == drawn[-1] == ''
+  assert len(drawn) == 5 and drawn[0] == '' and drawn[-1] == 'end'
   assert all(len(line) == 29 for line in drawn[1:-1])
-  assert drawn[1].startswith('train 1/3 steps (33%), a text')
+  assert drawn[1].startswith('train step 1/3 (33%), a text')
 
 
 def test_durations():

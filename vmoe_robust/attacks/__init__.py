@@ -18,12 +18,14 @@ def build(attack: ConfigDict) -> Attack:
     UserError: the attack is unknown, or fields contradict each other.
   """
   if attack.name == 'paper':
-    if attack.norm != 'linf':
-      raise UserError(
-        f'config.attack.norm={attack.norm!r} does not fit '
-        "config.attack.name='paper', whose ball is 'linf'; use 'linf', or "
-        "config.attack.name='pgd'"
-      )
+    fixed = dict(norm='linf', step_size=0, restarts=1, momentum=0)
+    for field, value in fixed.items():
+      if attack[field] != value:
+        raise UserError(
+          f'config.attack.{field}={attack[field]!r} does not fit '
+          f"config.attack.name='paper', which fixes it; use {value!r}, or "
+          "config.attack.name='pgd'"
+        )
     return functools.partial(paper, steps=attack.steps)
   if attack.name == 'pgd':
     if attack.restarts > 1 and not attack.random_start:

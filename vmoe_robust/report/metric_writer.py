@@ -60,11 +60,11 @@ class MetricWriter:
 def _kept_lines(path, after_step):
   if not path.exists():
     return
-  with path.open() as lines:
+  with path.open(errors='replace') as lines:
     for line in lines:
       try:
         step = json.loads(line)['step']
-      except ValueError:
-        continue  # torn
+      except ValueError:  # torn
+        continue
       if step <= after_step:
         yield line.rstrip('\n') + '\n'

@@ -82,7 +82,7 @@ class Progress:
     self._shown_at, self._is_shown = now, True
 
   def _line(self):
-    parts = [f'{self._what} {self._done}/{self._total} {self._unit}s']
+    parts = [f'{self._what} {self._unit} {self._done}/{self._total}']
     if self._total > 0:
       parts[0] += f' ({100 * self._done // self._total}%)'
     (then, done, images), (now, _, _) = self._marks[0], self._marks[-1]

@@ -1,10 +1,11 @@
 """What a router decides, in the form every router shares."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
+@runtime_checkable
 class Experts(Protocol):
   """All experts at once, wherever they are on the mesh."""
 

@@ -1,0 +1,203 @@
+"""The model against numbers of the official V-MoE and ViT code."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust import attacks, checkpoint
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.models import build, losses
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+VARIANTS = [
+  (f'K{k}_bpr{p}_cf{c}', k, bool(p), float(c))
+  for k in (1, 2)
+  for p in (0, 1)
+  for c in ('1.05', '8.0')
+]
+MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 1)]
+BLOCKS = ('encoderblock_1', 'encoderblock_3')
+HEAD_AND_ALL = jax.tree_util.tree_flatten_with_path
+
+
+@pytest.fixture(scope='module')
+def golden():
+  with np.load(GOLDEN / 'vmoe_small.npz') as file:
+    return dict(file)
+
+
+def tree_of(flat, prefix):
+  tree = {}
+  for name, value in flat.items():
+    if name.startswith(prefix):
+      *parents, leaf = name.removeprefix(prefix).split('/')
+      functools.reduce(lambda d, p: d.setdefault(p, {}), parents, tree)[
+        leaf
+      ] = jnp.asarray(value)
+  return tree
+
+
+def mesh_of(shape):
+  count = int(np.prod(shape))
+  return mesh_lib.create(shape, jax.devices()[:count])
+
+
+def vmoe(selected, priority, factor, mesh):
+  config = config_lib.default().model
+  config.update(
+    dict(patch=4, hidden=32, layers=4, heads=4, mlp=64, num_classes=10)
+  )
+  config.update(dict(experts=4, moe_every=2))
+  config.router.update(
+    dict(
+      selected=selected,
+      batch_priority=priority,
+      capacity_factor=factor,
+      group_images=4,
+      importance_weight=0.005,
+    )
+  )
+  return build(config, (16, 16, 3), mesh)
+
+
+def in_unit_range(images):
+  return (jnp.asarray(images) + 1) / 2
+
+
+@pytest.mark.parametrize('shape', MESHES, ids=str)
+@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
+def test_forward(golden, variant, shape):
+  name, selected, priority, factor = variant
+  model = vmoe(selected, priority, factor, mesh_of(shape))
+  params = tree_of(golden, 'params/')
+  logits, aux = jax.jit(functools.partial(model.apply, experts='capacity'))(
+    params, in_unit_range(golden['images'])
+  )
+  np.testing.assert_allclose(logits, golden[f'{name}/logits'], atol=2e-6)
+  per_image = losses.classification(
+    logits, jnp.asarray(golden['labels_onehot']), 'softmax'
+  )
+  np.testing.assert_allclose(
+    per_image, golden[f'{name}/ce_per_example'], atol=2e-6
+  )
+  total = sum(r.routing.auxiliary_loss for r in aux.records.values())
+  np.testing.assert_allclose(
+    total, golden[f'{name}/auxiliary_loss'], rtol=1e-5
+  )
+  np.testing.assert_allclose(aux.loss, np.mean(total), rtol=1e-6)
+  for block in BLOCKS:
+    check_routing(golden, name, block, aux.records[block])
+
+
+def check_routing(golden, name, block, record):
+  routing, placed = record.routing, record.placement
+  router = f'Encoder/{block}/Moe/Router'
+  indices = golden[f'{name}/indices/{router}']
+  np.testing.assert_allclose(
+    routing.logits, golden[f'{name}/router_logits/{router}'], atol=4e-6
+  )
+  np.testing.assert_array_equal(routing.experts, indices[..., 0])
+  kept = indices[..., 1] < golden[f'{name}/capacity']
+  np.testing.assert_array_equal(placed.kept, kept)
+  np.testing.assert_array_equal(
+    np.asarray(placed.slot)[kept], indices[..., 1][kept]
+  )
+  gates = np.asarray(routing.gates * placed.kept)
+  combine = np.einsum('gsk,gske->gse', gates, np.eye(4)[routing.experts])
+  np.testing.assert_allclose(
+    combine.reshape(8, 17, 4),
+    golden[f'{name}/combine_weights/{router}'],
+    atol=8e-7,
+  )
+  for loss in ('importance', 'gshard'):
+    np.testing.assert_allclose(
+      routing.losses[loss], golden[f'{name}/metrics/{block}/{loss}_loss'],
+      rtol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
+def test_gradients(golden, variant, shape):
+  name, selected, priority, factor = variant
+  model = vmoe(selected, priority, factor, mesh_of(shape))
+  wanted = jnp.asarray(golden['labels_onehot'])
+
+  def loss(params, images, auxiliary):
+    logits, aux = model.apply(params, images, experts='capacity')
+    mean = losses.classification(logits, wanted, 'softmax').mean()
+    return mean + auxiliary * aux.loss
+
+  params = tree_of(golden, 'params/')
+  images = in_unit_range(golden['images'])
+  by_image = jax.jit(jax.grad(loss, 1))(params, images, 0.0)
+  expected = golden[f'{name}/grad_images']
+  np.testing.assert_allclose(
+    by_image / 2, expected, atol=2.2e-6 * np.abs(expected).max()
+  )
+  by_params = jax.jit(jax.grad(loss))(params, images, 1.0)
+  flat = {
+    '/'.join(part.key for part in path): leaf
+    for path, leaf in HEAD_AND_ALL(by_params)[0]
+  }
+  lengths = [
+    np.linalg.norm(np.asarray(flat[leaf], np.float64))
+    for leaf in golden['param_names_sorted']
+  ]
+  np.testing.assert_allclose(
+    lengths, golden[f'{name}/param_grad_l2'], rtol=2e-5, atol=1e-7
+  )
+  prefix = f'{name}/param_grad/'
+  some = [leaf for leaf in golden if leaf.startswith(prefix)]
+  assert len(some) == 5
+  for leaf in some:
+    expected = golden[leaf]
+    np.testing.assert_allclose(
+      flat[leaf.removeprefix(prefix)],
+      expected,
+      atol=4e-6 * np.abs(expected).max(),
+    )
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
+def test_paper_attack(golden, variant):
+  name, selected, priority, factor = variant
+  model = vmoe(selected, priority, factor, mesh_of((1, 1, 1)))
+  params = tree_of(golden, 'params/')
+  wanted = jnp.asarray(golden['labels_onehot'])
+  config = config_lib.default().attack
+  config.update(dict(name='paper', steps=int(golden['pgd_num_updates'])))
+
+  def loss(images):
+    logits, _ = model.apply(params, images, experts='capacity')
+    per_image = losses.classification(logits, wanted, 'softmax')
+    return per_image, ~losses.top_is_right(logits, wanted)
+
+  x = in_unit_range(golden['images'])
+  keys = jax.random.split(jax.random.key(0), len(x))
+  eps = jnp.float32(golden['pgd_max_epsilon'] / 2)
+  attack = functools.partial(attacks.build(config), loss)
+  x_adv = jax.jit(attack)(x, keys, eps)
+  expected = golden[f'{name}/pgd_images']
+  differ = np.abs(2 * x_adv - 1 - expected) > 1e-5
+  assert differ.mean() <= 0.005
+  logits, _ = model.apply(params, in_unit_range(expected), experts='capacity')
+  np.testing.assert_allclose(logits, golden[f'{name}/pgd_logits'], atol=4e-6)
+
+
+def test_dense(tmp_path):
+  config = config_lib.default().model
+  config.update(
+    dict(patch=4, hidden=32, layers=3, heads=4, mlp=64, num_classes=10)
+  )
+  model = build(config, (16, 16, 3), mesh_of((1, 1, 1)))
+  params = checkpoint.read_npz(GOLDEN / 'vit_small_released_names.npz')
+  with np.load(GOLDEN / 'vit_small_expected.npz') as expected:
+    logits, aux = model.apply(params, in_unit_range(expected['images']))
+    np.testing.assert_allclose(logits, expected['logits'], atol=2e-6)
+  assert not aux.records
