@@ -5,10 +5,11 @@ line changes them further (`--config.train.steps=100`). `validate` refuses
 what cannot work before anything is compiled.
 """
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ml_collections import config_dict
 
@@ -282,22 +283,17 @@ def validate(config: ConfigDict, devices: int):
   Raises:
     UserError: names the field, its value and the way out.
   """
-  _choice('config.mode', config.mode, MODES)
-  if config.mode == 'attack' and not config.checkpoint:
-    raise UserError(
-      "config.checkpoint='' names nothing to attack; give the workdir of a "
-      'run, --config.checkpoint=WORKDIR'
-    )
+  choose('config.mode', config.mode, MODES)
   _validate_data(config.data)
   _validate_model(config)
   _validate_train(config)
-  _validate_attack(config.attack)
+  validate_attack(config.attack)
   _validate_mesh(config, devices)
 
 
 def _validate_data(data: ConfigDict):
-  _choice('config.data.crop', data.crop, CROPS)
-  _choice('config.data.on_corrupt', data.on_corrupt, ('error', 'skip'))
+  choose('config.data.crop', data.crop, CROPS)
+  choose('config.data.on_corrupt', data.on_corrupt, ('error', 'skip'))
   _positive('config.data.image_size', data.image_size)
   _positive('config.data.threads', data.threads)
   _positive('config.data.prefetch', data.prefetch)
@@ -321,9 +317,9 @@ def _validate_model(config: ConfigDict):
     _positive(f'config.model.{name}', model[name])
   for name in ('experts', 'moe_every', 'moe_last', 'pre_logits'):
     _at_least(f'config.model.{name}', model[name], 0)
-  _choice('config.model.head', model.head, HEADS)
-  _choice('config.model.positions', model.positions, POSITIONS)
-  _choice('config.model.compute_dtype', model.compute_dtype, DTYPES)
+  choose('config.model.head', model.head, HEADS)
+  choose('config.model.positions', model.positions, POSITIONS)
+  choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
   for name in ('dropout', 'stochastic_depth'):
     if not 0 <= model[name] < 1:
       raise UserError(
@@ -354,7 +350,7 @@ def _validate_model(config: ConfigDict):
 
 def _validate_moe(model: ConfigDict):
   router = model.router
-  _choice('config.model.router.name', router.name, ROUTERS)
+  choose('config.model.router.name', router.name, ROUTERS)
   _positive('config.model.router.selected', router.selected)
   _positive('config.model.router.group_images', router.group_images)
   _positive('config.model.router.slots', router.slots)
@@ -390,12 +386,12 @@ def _validate_train(config: ConfigDict):
   train, opt = config.train, config.train.optimizer
   for name in ('steps', 'batch_size', 'accumulate', 'log_every'):
     _positive(f'config.train.{name}', train[name])
-  _choice('config.train.loss', train.loss, LOSSES)
-  _choice('config.train.experts', train.experts, EXPERT_MODES)
-  _choice('config.eval.experts', config.eval.experts, EXPERT_MODES)
-  _choice('config.train.optimizer.name', opt.name, OPTIMIZERS)
-  _choice('config.train.optimizer.schedule', opt.schedule, SCHEDULES)
-  _choice('config.train.optimizer.moment_dtype', opt.moment_dtype, DTYPES)
+  choose('config.train.loss', train.loss, LOSSES)
+  choose('config.train.experts', train.experts, EXPERT_MODES)
+  choose('config.eval.experts', config.eval.experts, EXPERT_MODES)
+  choose('config.train.optimizer.name', opt.name, OPTIMIZERS)
+  choose('config.train.optimizer.schedule', opt.schedule, SCHEDULES)
+  choose('config.train.optimizer.moment_dtype', opt.moment_dtype, DTYPES)
   for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
     _at_least(f'config.train.optimizer.{name}', opt[name], 0)
   if opt.warmup_steps > train.steps:
@@ -416,11 +412,16 @@ def _validate_train(config: ConfigDict):
     _at_least(f'config.eval.{name}', config.eval[name], 0)
 
 
-def _validate_attack(attack: ConfigDict):
-  _choice('config.attack.name', attack.name, ATTACKS)
-  _choice('config.attack.norm', attack.norm, NORMS)
-  _choice('config.attack.target', attack.target, TARGETS)
-  _choice('config.attack.experts', attack.experts, EXPERT_MODES)
+def validate_attack(attack: ConfigDict):
+  """Refuses a `config.attack` that makes no sense.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
+  choose('config.attack.name', attack.name, ATTACKS)
+  choose('config.attack.norm', attack.norm, NORMS)
+  choose('config.attack.target', attack.target, TARGETS)
+  choose('config.attack.experts', attack.experts, EXPERT_MODES)
   for name in ('steps', 'restarts'):
     _positive(f'config.attack.{name}', attack[name])
   for name in ('step_size', 'momentum', 'batch_size', 'every_steps'):
@@ -485,12 +486,21 @@ def _validate_batch(config: ConfigDict, use: str, unit: int):
     )
 
 
-def _choice(field: str, value: str, choices: Sequence[str]):
+def choose(field: str, value: str, choices: Iterable[str]) -> str:
+  """Returns `value` if it is one of `choices`.
+
+  Raises:
+    UserError: it is not; the nearest is named.
+  """
+  choices = list(choices)
   if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.5)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise UserError(
-      f'{field}={value!r} is not known; use one of '
+      f'{field}={value!r} is not known{hint}; use one of '
       + ', '.join(repr(c) for c in choices)
     )
+  return value
 
 
 def _positive(field: str, value: int) -> int:

@@ -1,6 +1,5 @@
 """`python -m vmoe_robust.main --config=configs/digits_moe.py`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vmoe_robust.config import UserError, validate
+from vmoe_robust.config import UserError, choose
+from vmoe_robust.evaluate import attack
+from vmoe_robust.train import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
 _WORKDIR = flags.DEFINE_string(
@@ -21,36 +22,40 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(argv: list[str]):
   """Does what the configuration says."""
-  del argv
+  if len(argv) > 1:
+    raise UserError(f'{argv[1]!r} is no flag; write --config.FIELD=VALUE')
+  config = _CONFIG.value
+  if config is None:
+    raise UserError('--config names no file; try configs/digits_moe.py')
   logging.set_verbosity(logging.WARNING)
-  if _CONFIG.value is None:
-    raise UserError('--config names no file; try --config=configs/digits_moe.py')
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
-  config = _CONFIG.value
-  validate(config, jax.device_count())
-  workdir = _WORKDIR.value or _default_workdir(config)
-  if config.mode == 'attack':
-    from vmoe_robust.evaluate import attack
-
-    attack.run(config, workdir)
-  else:
-    from vmoe_robust.train import loop
-
-    loop.run(config, workdir)
+  modes = {'train': loop.run, 'attack': attack.run}
+  run_mode = modes[choose('config.mode', config.mode, modes)]
+  run_mode(config, _WORKDIR.value or _default_workdir(config))
 
 
 def _default_workdir(config) -> str:
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   if config.mode == 'attack':
     name += '-' + Path(config.checkpoint).absolute().name
-  return os.path.join('runs', name)
+  return str(Path('runs', name))
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:  # of a field that is not there
+    hint = str(error).replace('\\n', ' ').replace("\\'", "'").strip('"\'')
+    raise UserError(f'a --config override names no field: {hint}') from error
+  except (flags.Error, OSError, TypeError, ValueError) as error:
+    raise UserError(str(error)) from error
 
 
 def run():
-  """The program; an error of the user's is one line and exit code 2."""
+  """The program; what the user can mend is one line and exit code 1."""
   try:
-    app.run(main)
+    app.run(main, flags_parser=_parse)
   except UserError as error:
     sys.exit(f'error: {error}')
 

@@ -23,8 +23,11 @@ class Checkpoints:
   def __init__(self, workdir: str, save: ConfigDict | None = None):
     """Opens them, for writing if `save` (`config.save`) is given."""
     self._directory = epath.Path(workdir).absolute() / 'checkpoints'
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    if save is not None:
+    if save is None:
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, save_interval_steps=0
+      )
+    else:
       self._directory.mkdir(parents=True, exist_ok=True)
       options = ocp.CheckpointManagerOptions(
         max_to_keep=save.keep,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,16 +14,25 @@ from vmoe_robust.config import (
   differences,
   from_json,
   validate,
+  validate_attack,
 )
 from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.evaluate import outcome, robustness
 from vmoe_robust.evaluate.load import Restored, load
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.results import require_writable
 
 
 def run(config: ConfigDict, workdir: str):
   """Attacks `config.checkpoint`, writes the results and prints the table."""
+  if not config.checkpoint:
+    raise UserError(
+      "config.checkpoint='' names nothing to attack; give the workdir of a "
+      'run, --config.checkpoint=WORKDIR'
+    )
+  validate_attack(config.attack)
+  require_writable(workdir)
   restored = load(config.checkpoint, config.mesh)
   config = combine(config, restored.config)
   validate(config, jax.device_count())
@@ -36,8 +46,8 @@ def run(config: ConfigDict, workdir: str):
       f'{config.checkpoint!r} has {config.model.num_classes}; attack it on '
       f'{restored.config.data.name!r}'
     )
-  about = {'checkpoint': restored.workdir, 'step': restored.step}
-  results = attack(restored, source, config, workdir, about)
+  programs = robustness.programs(restored.model, config)
+  results = attack(restored, source, config, workdir, programs, {})
   if jax.process_index() == 0:
     print(outcome.closing(results, workdir))
 
@@ -49,7 +59,7 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
   the model was trained.
   """
   out = saved.copy_and_resolve_references()
-  for name in ('mode', 'seed', 'checkpoint', 'attack', 'eval', 'mesh'):
+  for name in ('mode', 'seed', 'checkpoint', 'attack', 'mesh'):
     out[name] = config[name]
   out.data.split = config.data.split or saved.data.eval_split
   if config.data.name:
@@ -66,9 +76,18 @@ def attack(
   source: Source,
   config: ConfigDict,
   workdir: str,
+  programs: tuple[Callable, Callable],
   about: dict,
 ) -> dict:
   """Attacks every example of a source; returns what is in `results.json`.
+
+  Args:
+    restored: what to attack.
+    source: the examples.
+    config: the whole configuration.
+    workdir: where the results go.
+    programs: of `robustness.programs`.
+    about: what else the results should say.
 
   Raises:
     RuntimeError: a sound attack left its ball or [0, 1], so that its numbers
@@ -89,12 +108,14 @@ def attack(
       stack.callback(progress.close)
       on_batch = progress.update
     columns, loads, rate = robustness.run(
-      restored.model, restored.params, batches, config, on_batch
+      programs, restored.params, batches, config, on_batch
     )
   bad = robustness.violations(columns, config.attack)
   if config.attack.name != 'paper' and any(bad.values()):
     raise RuntimeError(f'the attack left its bounds: {bad}')
   about = about | {
+    'checkpoint': restored.workdir,
+    'step': restored.step,
     'split': f'{config.data.name} {config.data.split}',
     'experts': config.attack.experts,
     'attacked_images_per_second': rate,

@@ -39,7 +39,9 @@ def load(
   """
   workdir, step = locate(checkpoint)
   config = read_config(workdir)
-  config.mesh.update(dict(data=-1, expert=-1, model=1) if mesh is None else mesh)
+  config.mesh.update(
+    dict(data=-1, expert=-1, model=1) if mesh is None else mesh
+  )
   devices = jax.devices() if devices is None else devices
   grid = mesh_lib.create(mesh_shape(config, len(devices)), devices)
   size = config.data.image_size

@@ -144,7 +144,7 @@ def closing(results: dict, workdir: str) -> str:
     f'{results["examples"]} examples of {results["split"]}, experts '
     f'{results["experts"]}, {rate:,.1f} images/s attacked'
   )
-  if 'trained_images_per_second' in results:
+  if results.get('trained_images_per_second'):
     lines.append(
       f'trained {results["step"]} steps at '
       f'{results["trained_images_per_second"]:,.0f} images/s, '

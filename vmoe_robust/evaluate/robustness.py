@@ -26,6 +26,13 @@ Images = Float[Array, 'batch height width channels']
 _TOLERANCE = 1e-6
 
 
+def programs(model: Model, config: ConfigDict) -> tuple[Callable, Callable]:
+  """The two jitted programs, for any number of calls of `run`."""
+  place = batch_sharding(model.module.mesh)
+  attack = jax.jit(attack_program(model, config), out_shardings=place)
+  return attack, jax.jit(score_program(model, config))
+
+
 def attack_program(
   model: Model, config: ConfigDict
 ) -> Callable[[PyTree, Batch, Float[Array, '']], Images]:
@@ -102,7 +109,7 @@ def score_program(
 
 
 def run(
-  model: Model,
+  compiled: tuple[Callable, Callable],
   params: PyTree,
   batches,
   config: ConfigDict,
@@ -111,8 +118,8 @@ def run(
   """Attacks every example at every eps.
 
   Args:
-    model: what to attack.
-    params: its weights.
+    compiled: of `programs`.
+    params: weights of the model.
     batches: of `data.eval_batches`.
     config: the whole configuration; `config.attack.eps` is the sweep.
     on_batch: told after each batch and eps how many are done and how many
@@ -122,13 +129,13 @@ def run(
     Columns with a row an example and eps; of each eps the experts' loads by
     name; and the attacked images per second, compilation left out.
   """
-  place = batch_sharding(model.module.mesh)
-  attack = jax.jit(attack_program(model, config), out_shardings=place)
-  score = jax.jit(score_program(model, config))
-  rows, loads, clock = [], {eps: {} for eps in config.attack.eps}, _Clock()
+  (attack, score), clock = compiled, _Clock()
+  rows, loads = [], {eps: {} for eps in config.attack.eps}
   done = 0
   for batch in batches:
-    mask, labels, index = _fetch((batch['mask'], batch['label'], batch['index']))
+    mask, labels, index = _fetch(
+      (batch['mask'], batch['label'], batch['index'])
+    )
     for eps in config.attack.eps:
       clock.start()
       x_adv = attack(params, batch, jnp.float32(eps))
@@ -157,7 +164,10 @@ def violations(
   """How many x_adv are outside the ball (by over 1e-6), and outside [0, 1]."""
   too_far = columns[attack.norm] > columns['eps'] + _TOLERANCE
   outside = (columns['lowest_pixel'] < 0) | (columns['highest_pixel'] > 1)
-  return {'outside_ball': int(too_far.sum()), 'outside_range': int(outside.sum())}
+  return {
+    'outside_ball': int(too_far.sum()),
+    'outside_range': int(outside.sum()),
+  }
 
 
 def auxiliary(aux: Aux, batch: int) -> Float[Array, '{batch}']:

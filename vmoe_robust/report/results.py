@@ -5,9 +5,30 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from vmoe_robust.config import UserError
+
+
+def require_writable(directory: str | os.PathLike):
+  """Makes a directory and tries to write in it, before work is done for it.
+
+  Raises:
+    UserError: it cannot be written to.
+  """
+  path = pathlib.Path(directory)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise UserError(
+      f'--workdir={directory} is not writable ({error.strerror}); choose '
+      'another'
+    ) from error
 
 
 @contextlib.contextmanager

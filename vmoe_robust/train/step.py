@@ -110,7 +110,9 @@ def _accumulate(part, params, parts):
 
   first = jax.tree.map(lambda x: x[0], parts)
   (_, metrics), gradient = jax.eval_shape(part, params, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, metrics))
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), (gradient, metrics)
+  )
   return jax.lax.scan(body, zeros, parts)[0]
 
 
