@@ -3,8 +3,13 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    # Most of the tests' time is compiling programs that run once.
+    '--xla_backend_optimization_level=0',
+  )
 )
 
 from jaxtyping import install_import_hook  # noqa: E402

@@ -115,22 +115,21 @@ FINETUNE = dict(
 # What the two models of each small data set share.
 DIGITS = dict(
   data=dict(
-    name='digits',
-    split='train',
-    eval_split='test',
-    image_size=8,
-    crop='pad',
-    pad=1,
+    name='digits', split='train', eval_split='test', image_size=8, mixup=0.3
   ),
   train=dict(
-    steps=600,
-    batch_size=128,
+    steps=1600,
+    batch_size=64,
+    ema=0.99,
     optimizer=dict(learning_rate=2e-3, warmup_steps=50, weight_decay=0.05),
   ),
-  save=dict(every_steps=200),
+  save=dict(every_steps=400),
+  eval=dict(batch_size=120),
   attack=dict(eps=(8 / 255, 16 / 255, 32 / 255), steps=20),
 )
-DIGITS_VIT = dict(patch=2, hidden=64, layers=4, heads=4, mlp=128)
+DIGITS_VIT = dict(
+  patch=2, hidden=64, layers=4, heads=4, mlp=128, head='gap', positions='sincos'
+)
 
 CIFAR10 = dict(
   data=dict(
@@ -151,7 +150,7 @@ CIFAR10 = dict(
   save=dict(every_steps=500),
   attack=dict(eps=(2 / 255, 8 / 255), steps=10),
 )
-CIFAR10_VIT = dict(patch=4, hidden=128, layers=6, heads=4, mlp=256)
+CIFAR10_VIT = dict(patch=4, hidden=128, layers=6, heads=4, mlp=256, head='gap')
 
 # One expert a token: the active FLOPs are the dense model's.
 SMALL_SPARSE = dict(experts=8, moe_every=2, router=dict(selected=1))

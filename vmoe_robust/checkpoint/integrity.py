@@ -16,7 +16,7 @@ def seal(directory: epath.Path):
   found = {name: _checksum(path) for name, path in _files(directory)}
   draft = directory / (_SEAL + '.tmp')
   draft.write_text(json.dumps(found))
-  draft.rename(directory / _SEAL)
+  draft.replace(directory / _SEAL)
 
 
 def is_sealed(directory: epath.Path) -> bool:

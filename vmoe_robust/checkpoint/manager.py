@@ -1,5 +1,7 @@
 """Asynchronous, sharded checkpoints of a run, and reading them back."""
 
+import os
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -11,16 +13,21 @@ from vmoe_robust.checkpoint import integrity
 from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
 
 _CONFIG = 'config.json'
+# Weights, averaged weights if there are any, and what training alone needs.
+_TREES = ('params', 'ema', 'rest')
 
 
 class Checkpoints:
   """The checkpoints under a work directory.
 
-  Each is a set of named trees, so that evaluation reads the weights alone,
-  and a small dictionary for the rest (the data iterator's state).
+  Each is the trees 'params', 'ema' (if there is one) and 'rest', so that
+  evaluation reads the weights alone, and a dictionary, 'extra' (the state of
+  the data iterator).
   """
 
-  def __init__(self, workdir: str, save: ConfigDict | None = None):
+  def __init__(
+    self, workdir: str | os.PathLike, save: ConfigDict | None = None
+  ):
     """Opens them, for writing if `save` (`config.save`) is given."""
     self._directory = epath.Path(workdir).absolute() / 'checkpoints'
     if save is None:
@@ -35,7 +42,11 @@ class Checkpoints:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
       )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
+    handlers['extra'] = ocp.JsonCheckpointHandler()
+    self._manager = ocp.CheckpointManager(
+      self._directory, options=options, item_handlers=handlers
+    )
 
   def steps(self) -> list[int]:
     """Steps that have a whole checkpoint, ascending."""
@@ -142,22 +153,22 @@ def _part(part) -> str:
   return str(part)
 
 
-def save_config(workdir: str, config: ConfigDict):
+def save_config(workdir: str | os.PathLike, config: ConfigDict):
   """Writes the resolved configuration, with which evaluation needs no other."""
   directory = epath.Path(workdir)
   draft = directory / (_CONFIG + '.tmp')
   draft.write_text(to_json(config) + '\n')
-  draft.rename(directory / _CONFIG)
+  draft.replace(directory / _CONFIG)
 
 
-def read_config(workdir: str) -> ConfigDict | None:
+def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
   """The configuration that `save_config` wrote; None if there is none."""
   path = epath.Path(workdir) / _CONFIG
   return from_json(path.read_text()) if path.exists() else None
 
 
 def locate(
-  checkpoint: str, field: str = 'config.checkpoint'
+  checkpoint: str | os.PathLike, field: str = 'config.checkpoint'
 ) -> tuple[str, int]:
   """The work directory and the step that `config.checkpoint` names.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
 
 
-def run(config: ConfigDict, workdir: str):
+def run(config: ConfigDict, workdir: str | os.PathLike):
   """Attacks `config.checkpoint`, writes the results and prints the table."""
   if not config.checkpoint:
     raise UserError(
@@ -75,7 +76,7 @@ def attack(
   restored: Restored,
   source: Source,
   config: ConfigDict,
-  workdir: str,
+  workdir: str | os.PathLike,
   programs: tuple[Callable, Callable],
   about: dict,
 ) -> dict:
@@ -126,7 +127,7 @@ def attack(
   return outcome.write(workdir, columns, loads, config, about)
 
 
-def finished(workdir: str, config: ConfigDict) -> bool:
+def finished(workdir: str | os.PathLike, config: ConfigDict) -> bool:
   """Whether this very attack is done; if so, says so and shows its table.
 
   Raises:

@@ -1,6 +1,7 @@
 """A saved model, ready to run: all that evaluation needs is the workdir."""
 
 import dataclasses
+import os
 
 import jax
 from jax.sharding import Mesh
@@ -20,12 +21,14 @@ class Restored:
   params: PyTree
   config: ConfigDict  # of the run that saved it
   mesh: Mesh
-  workdir: str
+  workdir: str | os.PathLike
   step: int
 
 
 def load(
-  checkpoint: str, mesh: ConfigDict | None = None, devices: list | None = None
+  checkpoint: str | os.PathLike,
+  mesh: ConfigDict | None = None,
+  devices: list | None = None,
 ) -> Restored:
   """Reads the weights of a run (the averaged ones, if it kept them).
 

@@ -1,5 +1,6 @@
 """What an attack found, as files, numbers and a table."""
 
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
 def write(
-  workdir: str,
+  workdir: str | os.PathLike,
   columns: dict[str, np.ndarray],
   loads: dict[float, dict],
   config: ConfigDict,
@@ -136,7 +137,7 @@ def render(results: dict) -> str:
   return table(headers, rows)
 
 
-def closing(results: dict, workdir: str) -> str:
+def closing(results: dict, workdir: str | os.PathLike) -> str:
   """Table and summary that end a run."""
   lines = [render(results), '']
   rate = results['attacked_images_per_second']

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 DATA, EXPERT, MODEL = AXES = ('data', 'expert', 'model')
 # The batch is split over both of these; experts over the second.
@@ -109,6 +110,8 @@ def tree_shardings(tree, mesh: Mesh, table: dict[str, tuple[str, ...]]):
   return jax.tree.map(place, tree, is_leaf=is_box)
 
 
-def constrain_batch(x: jax.Array, mesh: Mesh) -> jax.Array:
+def constrain_batch(
+  x: Float[Array, 'batch ...'], mesh: Mesh
+) -> Float[Array, 'batch ...']:
   """Keeps an activation's leading axis split as the batch is."""
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))

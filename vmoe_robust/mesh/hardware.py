@@ -1,7 +1,9 @@
 """What a chip can do at most, where it is known."""
 
-# Dense bfloat16 FLOP/s of a device, by the start of its `device_kind`.
+# Dense bfloat16 FLOP/s of a device, by the start of its `device_kind`; the
+# first that fits counts.
 _PEAK = {
+  'TPU v4 lite': 138e12,
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
   'TPU v5e': 197e12,
@@ -10,7 +12,10 @@ _PEAK = {
   'TPU v6 lite': 918e12,
   'TPU v6e': 918e12,
   'NVIDIA A100': 312e12,
+  'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H100 NVL': 835e12,
   'NVIDIA H100': 989e12,
+  'NVIDIA H200 NVL': 835e12,
   'NVIDIA H200': 989e12,
 }
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vmoe_robust.models.moe import Grouping, Record, padded_batch
@@ -51,8 +51,9 @@ class Model:
     Args:
       params: the weights, unboxed.
       images: pixels in [0, 1].
-      experts: 'dropless' serves every token its experts, each image routed
-        alone; 'capacity' lets `router.group_images` images share slots.
+      experts: 'dropless' serves every token its experts and, without a key,
+        routes each image alone; 'capacity' lets `router.group_images` images
+        share slots.
       mask: False for padding, which takes no capacity and adds no loss.
       index: each image's place in the whole batch, which random draws follow;
         in order by default.
@@ -79,11 +80,7 @@ class Model:
     logits, records = self.module.apply(
       {'params': params}, images, grouping, rngs=rngs
     )
-    loss = jnp.zeros(())
-    real = grouping.mask.reshape(-1, together).any(1)
-    for record in records.values():
-      loss += jnp.where(real, record.routing.auxiliary_loss, 0).sum()
-    loss = loss / jnp.maximum(real.sum(), 1)
+    loss = _auxiliary_loss(records, grouping)
     groups = -(-batch // together)
     records = jax.tree.map(lambda a: a[:groups], records)
     return logits[:batch], Aux(loss, records)
@@ -100,6 +97,14 @@ def _grouping(images, mask, index, together, dropless, train):
   )
 
 
+def _auxiliary_loss(records, grouping):
+  loss = jnp.zeros(())
+  real = grouping.mask.reshape(-1, grouping.images).any(1)
+  for record in records.values():
+    loss += jnp.where(real, record.routing.auxiliary_loss, 0).sum()
+  return loss / jnp.maximum(real.sum(), 1)
+
+
 def build(
   config: ConfigDict,
   image_shape: tuple[int, int, int],
@@ -111,6 +116,6 @@ def build(
   return Model(module, image_shape)
 
 
-def unbox(params: dict) -> dict:
+def unbox(params: PyTree) -> PyTree:
   """Weights without the names of their logical axes."""
   return nn.unbox(params)

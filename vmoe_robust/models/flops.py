@@ -21,6 +21,8 @@ def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
   head = 2 * dim * (model.pre_logits or model.num_classes)
   if model.pre_logits:
     head += 2 * model.pre_logits * model.num_classes
+  if model.head == 'map':  # attention of one query, and an MLP
+    head += 4 * (tokens + 1) * dim**2 + 4 * tokens * dim + 4 * dim * model.mlp
   return (
     embedding
     + model.layers * attention

@@ -32,7 +32,7 @@ class Grouping:
 
 @flax.struct.dataclass
 class Record:
-  """What a sparse block decided, image by image."""
+  """What a sparse block decided about each group."""
 
   routing: Routing  # groups of `Grouping.images` images
   placement: Placement
@@ -144,7 +144,7 @@ class Moe(nn.Module):
       config=config.router,
       dropless=grouping.dropless,
     )
-    y, placement = jax.shard_map(
+    run = jax.shard_map(
       run,
       mesh=self.mesh,
       in_specs=(
@@ -158,7 +158,9 @@ class Moe(nn.Module):
         P(BATCH_AXES),
       ),
       out_specs=P(BATCH_AXES),
-    )(weights, grouped, routing)
+    )
+    # Outside of jit, shard_map does not know custom_vjp's symbolic zeros.
+    y, placement = jax.jit(run, inline=True)(weights, grouped, routing)
     return y.reshape(x.shape), Record(routing, placement)
 
 

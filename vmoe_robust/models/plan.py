@@ -1,18 +1,18 @@
 """Integer tables that say which token takes which slot of which expert."""
 
 import math
+from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@flax.struct.dataclass
-class Queue:
+class Queue(NamedTuple):
   """Every expert's queue of choices, and each choice's place in it.
 
-  A choice is a pair (token, k), numbered `token * K + k`.
+  A choice is a pair (token, k), numbered `token * K + k`. A tuple, since
+  `jax.custom_vjp` rebuilds it of what is no array, which a dataclass refuses.
   """
 
   order: Int[Array, 'choices']  # choices, sorted by expert, then by rank

@@ -222,9 +222,9 @@ class VisionTransformer(nn.Module):
       token = self.param('cls', zeros, (1, 1, config.hidden)).astype(dtype)
       token = jnp.broadcast_to(token, (x.shape[0], 1, config.hidden))
       x = jnp.concatenate([token, x], axis=1)
-    x, records = Encoder(
-      config, self.remat, dtype, self.mesh, name='Encoder'
-    )(x, grouping, grid)
+    x, records = Encoder(config, self.remat, dtype, self.mesh, name='Encoder')(
+      x, grouping, grid
+    )
     x = self._pool(x, grouping, dtype)
     if config.pre_logits:
       x = nn.Dense(config.pre_logits, dtype=dtype, name='pre_logits')(x)
@@ -255,6 +255,6 @@ def sincos(grid: tuple[int, int], dim: int) -> Float[np.ndarray, 'tokens dim']:
   """Fixed 2-D sine and cosine positions (arXiv:2104.02057)."""
   y, x = np.mgrid[: grid[0], : grid[1]]
   omega = 1 / 10_000 ** (np.arange(dim // 4) / max(dim // 4 - 1, 1))
-  angle = lambda a: a.reshape(-1, 1) * omega
-  parts = [np.sin(angle(x)), np.cos(angle(x)), np.sin(angle(y)), np.cos(angle(y))]
+  angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
+  parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
   return np.concatenate(parts, axis=1).astype(np.float32)

@@ -63,7 +63,10 @@ class Log:
   def _read(self, pending):
     if not pending:
       return
-    found = jax.device_get([metrics for _, metrics in pending])
+    found = [
+      {name: float(value) for name, value in metrics.items()}
+      for metrics in jax.device_get([metrics for _, metrics in pending])
+    ]
     for (step, _), metrics in zip(pending, found, strict=True):
       for name in ('loss', 'gradient_norm'):
         if not math.isfinite(metrics[name]):

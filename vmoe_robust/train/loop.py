@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 
 import jax
@@ -29,7 +30,7 @@ from vmoe_robust.train.start import check_same_run, is_finished, resolve
 from vmoe_robust.train.stopping import Stopping
 
 
-def run(config: ConfigDict, workdir: str):
+def run(config: ConfigDict, workdir: str | os.PathLike):
   """Trains `config.model`, then attacks it; resumes what it finds started.
 
   Raises:
@@ -60,7 +61,7 @@ class Trainer:
   def __init__(
     self,
     config: ConfigDict,
-    workdir: str,
+    workdir: str | os.PathLike,
     mesh: Mesh,
     source: Source,
     held_out: Source,
@@ -205,7 +206,7 @@ class Trainer:
     say(f'resumed from step {saved} of {self.workdir}')
     return extra['data']
 
-  def _start_from(self, path: str):
+  def _start_from(self, path: str | os.PathLike):
     params, fresh = start_from(path, self.state.params)
     ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else ()
     self.state = self.state.replace(params=params, ema=ema)

@@ -1,6 +1,7 @@
 """What is settled before anything is built: fields, and which run it is."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -53,7 +54,7 @@ def resolve(config: ConfigDict, source: Source) -> ConfigDict:
   return config
 
 
-def check_same_run(config: ConfigDict, workdir: str):
+def check_same_run(config: ConfigDict, workdir: str | os.PathLike):
   """Refuses a work directory in which another run was started."""
   saved = read_config(workdir)
   if saved is None:
@@ -67,7 +68,7 @@ def check_same_run(config: ConfigDict, workdir: str):
     )
 
 
-def is_finished(config: ConfigDict, workdir: str) -> bool:
+def is_finished(config: ConfigDict, workdir: str | os.PathLike) -> bool:
   """Whether the run is over; if so, says so and shows its table."""
   path = Path(workdir) / outcome.RESULTS
   if not path.exists():

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import PyTree
 
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.models import Model, unbox
@@ -13,10 +13,13 @@ from vmoe_robust.models import Model, unbox
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a step changes; a checkpoint of it resumes exactly."""
+  """Everything a step changes; a checkpoint of it resumes exactly.
 
-  step: Int[Array, '']
-  key: UInt32[Array, '...']  # data of the key that every draw derives from
+  Each part is also met as shapes or as shardings, in the same structure.
+  """
+
+  step: PyTree  # int32 scalar
+  key: PyTree  # uint32 data of the key that every draw derives from
   params: PyTree
   opt_state: PyTree
   ema: PyTree  # averaged weights; () without averaging

@@ -51,7 +51,7 @@ def make(
     ema = state.ema
     if config.train.ema:
       ema = optax.incremental_update(params, ema, 1 - config.train.ema)
-    metrics['gradient_norm'] = optax.global_norm(gradient)
+    metrics['gradient_norm'] = optax.tree.norm(gradient)
     metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, ema=ema
@@ -92,12 +92,12 @@ def _objective(
     'auxiliary_loss': auxiliary,
     'accuracy': mean(right),
   }
-  for name, record in aux.records.items():
-    kept, wish = record.placement.kept, record.routing.experts
-    wish = wish < config.model.experts
-    share = 1 - (kept & wish).sum() / jnp.maximum(wish.sum(), 1)
-    if config.model.router.name == 'top_k':
-      metrics[f'dropped/{name}'] = share / config.train.accumulate
+  if config.model.router.name == 'top_k':
+    for name, record in aux.records.items():
+      wished = record.routing.experts < config.model.experts
+      tokens = wished.size / len(images)  # choices of an image
+      lost = (wished & ~record.placement.kept).sum()
+      metrics[f'dropped/{name}'] = lost * weight / tokens
   return metrics['loss'], metrics
 
 

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
+
 @runtime_checkable
 class Experts(Protocol):
   """All experts at once, wherever they are on the mesh."""
@@ -23,7 +24,8 @@ class Routing:
   """A router's decision about groups of tokens.
 
   `choices` is K for a router that picks for each token and E for one where
-  experts pick; `gates` weigh the outputs of the chosen experts.
+  experts pick; `gates` weigh the outputs of the chosen experts. Soft MoE
+  scores and chooses slots, all of every expert.
   """
 
   logits: Float[Array, 'groups tokens experts']

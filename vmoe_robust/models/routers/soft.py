@@ -32,7 +32,10 @@ class Router(nn.Module):
       (x.shape[-1], slots),
     )
     scale = self.param('scale', nn.initializers.ones_init(), ())
-    unit = lambda a, axis: a / (jnp.linalg.norm(a, axis=axis, keepdims=True) + 1e-6)
+    # Not the norm's reciprocal: its gradient at a token of zeros is NaN.
+    unit = lambda a, axis: (
+      a * jax.lax.rsqrt(jnp.square(a).sum(axis, keepdims=True) + 1e-12)
+    )
     logits = jnp.einsum(
       'gtd,ds->gts',
       unit(x.astype(jnp.float32), -1),
@@ -41,12 +44,9 @@ class Router(nn.Module):
     )
     none = jnp.zeros(x.shape[:1], jnp.float32)
     gates = jax.nn.softmax(logits)
-    return Routing(logits, _everyone(logits), gates, {}, none)
-
-
-def _everyone(logits):
-  slots = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-  return jnp.broadcast_to(slots, logits.shape)
+    owner = jnp.arange(slots, dtype=jnp.int32) // self.config.slots
+    experts = jnp.where(mask[..., None], owner, self.num_experts)
+    return Routing(logits, experts, gates, {}, none)
 
 
 def run(
@@ -69,5 +69,7 @@ def run(
   rows = rows.reshape(slots // config.slots, -1, dim)
   y = experts(weights, rows).reshape(slots, groups, dim)
   y = jnp.einsum('sgd,gts->gtd', y, routing.gates.astype(x.dtype))
-  everywhere = jnp.ones(routing.logits.shape, bool)
-  return y, Placement(routing.experts, everywhere)
+  slot = jnp.arange(slots, dtype=jnp.int32) % config.slots
+  slot = jnp.broadcast_to(slot, routing.experts.shape)
+  kept = routing.experts < slots // config.slots
+  return y, Placement(slot, kept)

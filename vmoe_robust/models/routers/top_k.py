@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses, plan
@@ -85,7 +85,8 @@ def run(
     size = min(size, rows.shape[0])
     y = serve_all(experts, size, weights, rows, line, chosen)
     shape = routing.experts.shape
-    placed = line.rank.reshape(shape), routing.experts < num_experts
+    kept = routing.experts < num_experts
+    placed = Placement(line.rank.reshape(shape), kept)
   else:
     source, slot, placed = capacity_plan(routing, config)
     rows = plan.dispatch(x.reshape(-1, dim), source.ravel(), slot)
@@ -93,7 +94,7 @@ def run(
     y = plan.collect(rows.reshape(-1, dim), source.ravel(), slot)
     gates = routing.gates.reshape(-1, routing.gates.shape[-1])
   y = combine(y, gates).astype(x.dtype)
-  return y.reshape(groups, tokens, dim), Placement(*placed)
+  return y.reshape(groups, tokens, dim), placed
 
 
 def combine(
@@ -104,11 +105,20 @@ def combine(
   return (y.astype(jnp.float32) * gates[..., None]).sum(1)
 
 
-def capacity_plan(routing: Routing, config: ConfigDict):
+def capacity_plan(
+  routing: Routing, config: ConfigDict
+) -> tuple[
+  Int[Array, 'experts groups size'],
+  Int[Array, 'rows selected'],
+  Placement,
+]:
   """The tables of `plan.tables` for all groups at once.
 
   Slots are numbered by expert, then group, then place, so that the dispatched
   rows need no transposition before they are exchanged.
+
+  Returns:
+    The choice in each slot, each choice's slot, and its place in its group.
   """
   groups, tokens, selected = routing.experts.shape
   num_experts = routing.logits.shape[-1]
@@ -127,7 +137,7 @@ def capacity_plan(routing: Routing, config: ConfigDict):
   source = jnp.where(empty, groups * choices, source + group * choices)
   flat = (routing.experts * groups + group) * size + slot
   flat = jnp.where(kept, flat, num_experts * groups * size)
-  placed = slot, kept
+  placed = Placement(slot, kept)
   return source.swapaxes(0, 1), flat.reshape(-1, selected), placed
 
 
@@ -138,7 +148,7 @@ def serve_all(
   weights: tuple,
   x: Float[Array, 'tokens dim'],
   line: plan.Queue,
-  chosen: Array,
+  chosen: Int[Array, 'tokens selected'],
 ) -> Float[Array, 'tokens selected dim']:
   """Every choice's expert output, in as many rounds as the longest queue needs.
 

@@ -1,0 +1,47 @@
+"""The formula against published numbers and against the compiler's count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vmoe_robust import config as config_lib
+from vmoe_robust import presets
+from vmoe_robust.models import flops, unbox
+
+
+@pytest.mark.parametrize(
+  'fields, giga', [({}, 35.13), (presets.SPARSE, 46.34)], ids=['vit', 'vmoe']
+)
+def test_b16_at_224_pixels(fields, giga):
+  config = config_lib.default().model
+  config.update(presets.model_size('B/16'))
+  config.update(dict(fields, num_classes=1000))
+  assert flops.forward(config, 224) / 1e9 == pytest.approx(giga, abs=0.005)
+
+
+@pytest.mark.parametrize(
+  'fields, router',
+  [
+    (dict(head='token', experts=0), {}),
+    (dict(head='gap', experts=0, pre_logits=64), {}),
+    (dict(head='map', experts=0), {}),
+    ({}, {'name': 'soft', 'slots': 3}),
+    ({}, {'name': 'expert_choice', 'selected': 2}),
+    ({}, {'name': 'top_k', 'selected': 2}),
+  ],
+  ids=lambda value: value.get('name', value.get('head', '')),
+)
+def test_the_compiler_counts_as_much(vmoe, fields, router):
+  # As many slots as are used, so that the active FLOPs are all there are.
+  router = dict(router, capacity_factor=1.0, group_images=4)
+  fields = dict(hidden=256, mlp=512, num_classes=50, **fields)
+  model = vmoe(router=router, **fields)
+  params = jax.eval_shape(lambda: unbox(model.init(jax.random.key(0))))
+  images = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+  run = jax.jit(functools.partial(model.apply, experts='capacity'))
+  counted = run.lower(params, images).cost_analysis()['flops'] / 4
+  # Normalisations, softmax and GELU are a little more.
+  formula = flops.forward(model.module.config, 8)
+  assert 0.97 * counted < formula < counted

@@ -1,0 +1,247 @@
+"""Whole runs: resumed equals uninterrupted, and bad endings end well."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from vmoe_robust import config as config_lib
+from vmoe_robust.checkpoint import Checkpoints, read_config
+from vmoe_robust.config import UserError
+from vmoe_robust.report.records import read_records
+from vmoe_robust.train import loop, start
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = {
+  'model.patch': 4,
+  'model.hidden': 16,
+  'model.layers': 2,
+  'model.heads': 2,
+  'model.mlp': 16,
+  'model.experts': 4,
+  'model.moe_every': 2,
+  'model.dropout': 0.1,
+  'model.router.group_images': 2,
+  'train.batch_size': 32,
+  'train.log_every': 1,
+  'train.ema': 0.9,
+  'train.steps': 12,
+  'save.every_steps': 4,
+  'attack.steps': 2,
+  'attack.eps': (0.02, 0.1),
+  'data.threads': 2,
+}
+
+
+def small(**changes):
+  config = config_lib.default()
+  config.update_from_flattened_dict(SMALL | changes)
+  return config
+
+
+def command(workdir, **changes):
+  """The same run as a process of its own, on one device."""
+  flags = [f'--config.{name}={value}' for name, value in changes.items()]
+  file = workdir.parent / 'config.py'
+  file.write_text(
+    'from vmoe_robust import config\n'
+    'def get_config():\n'
+    '  c = config.default()\n'
+    f'  c.update_from_flattened_dict({SMALL!r})\n'
+    '  return c\n'
+  )
+  program = [sys.executable, '-m', 'vmoe_robust.main', f'--config={file}']
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  return subprocess.Popen(
+    [*program, f'--workdir={workdir}', *flags],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def losses(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return {line['step']: line['loss'] for line in found if 'loss' in line}
+
+
+def wait_for(condition, seconds=120):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  """A run in a process of its own, with its output."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  process = command(workdir)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return workdir, output
+
+
+def test_the_story_of_a_run(uninterrupted):
+  workdir, output = uninterrupted
+  assert 'clean' in output and 'routing' in output
+  assert str(workdir) in output and 'images/s' in output
+  assert sorted(losses(workdir)) == list(range(1, 13))
+  assert Checkpoints(workdir).steps() == [8, 12]  # the newest two
+  assert list((workdir / 'tensorboard').iterdir())
+  results = json.loads((workdir / 'results.json').read_text())
+  sweep = results['attacks']['pgd_linf']
+  records = read_records(workdir / 'records.parquet')
+  assert results['examples'] == 360 and len(records['eps']) == 720
+  assert sorted(set(records['index'])) == list(range(360))
+  first = records['eps'] == 0.02
+  right = records['prediction_before'] == records['label']
+  assert results['clean_accuracy'] == pytest.approx(right[first].mean())
+  for eps in (0.02, 0.1):
+    rows = records['eps'] == eps
+    right = records['prediction_after'] == records['label']
+    found = sweep[f'{eps:.6g}']
+    assert found['robust_accuracy'] == pytest.approx(right[rows].mean())
+    assert found['robust_accuracy'] <= results['clean_accuracy']
+    assert (records['linf'][rows] <= eps + 1e-6).all()
+
+
+def test_starting_again_says_finished(uninterrupted):
+  workdir, output = uninterrupted
+  again = command(workdir)
+  text, _ = again.communicate(timeout=120)
+  assert again.returncode == 0
+  assert 'is finished' in text and 'compiled' not in text
+  table = [line for line in output.splitlines() if 'clean' in line]
+  assert table[0] in text
+
+
+def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
+  workdir = tmp_path / 'run'
+  first = command(workdir, **{'train.steps': 12, 'data.threads': 1})
+  wait_for(lambda: (workdir / 'checkpoints' / '4').exists())
+  first.send_signal(signal.SIGKILL)
+  first.wait()
+  process = command(workdir)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert losses(workdir) == losses(uninterrupted[0])  # digit for digit
+  there = json.loads((workdir / 'results.json').read_text())
+  expected = json.loads((uninterrupted[0] / 'results.json').read_text())
+  assert there['attacks'] == expected['attacks']
+
+
+def test_sigterm_saves_and_ends_cleanly(tmp_path):
+  workdir = tmp_path / 'run'
+  process = command(workdir, **{'train.steps': 100_000, 'save.every_steps': 0})
+  wait_for(lambda: (workdir / 'metrics.jsonl').exists() and losses(workdir))
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 0, output
+  assert 'the same command resumes' in output
+  (step,) = Checkpoints(workdir).steps()
+  assert f'stopped at step {step} ' in output
+  assert not (workdir / 'results.json').exists()
+
+
+def run_here(config, workdir):
+  loop.run(config, str(workdir))
+  return losses(workdir)
+
+
+def test_resumes_on_another_mesh(tmp_path, monkeypatch):
+  """Saved on a 2 x 2 x 2 mesh, resumed on 8 x 1 x 1 with sharded weights."""
+  alone = run_here(small(**{'attack.at_end': False}), tmp_path / 'a')
+  two = small(**{'attack.at_end': False, 'mesh.expert': 2, 'mesh.model': 2})
+  stops = iter([False] * 5 + [True])
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.Stopping, '__call__', lambda self, step: next(stops))
+    run_here(two, tmp_path / 'b')
+  assert Checkpoints(tmp_path / 'b').steps()[-1] == 6
+  rest = small(**{'attack.at_end': False, 'mesh.fsdp': True})
+  found = run_here(rest, tmp_path / 'b')
+  assert found.keys() == alone.keys()
+  np.testing.assert_allclose(
+    list(found.values()), list(alone.values()), atol=1e-5
+  )
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+  # Without clipping, a huge learning rate overflows within a few steps.
+  config = small(**{'train.optimizer.learning_rate': 1e30, 'train.steps': 50})
+  config.train.optimizer.clip_norm = 0.0
+  with pytest.raises(UserError, match='at step .*learning_rate') as error:
+    loop.run(config, str(tmp_path))
+  step = int(str(error.value).split('at step ')[1].split(',')[0])
+  saved = Checkpoints(tmp_path).steps()
+  assert all(s < step for s in saved)
+
+
+def test_evaluates_and_attacks_while_training(tmp_path):
+  config = small(**{'eval.every_steps': 5, 'attack.every_steps': 6})
+  config.attack.at_end = False
+  loop.run(config, str(tmp_path))
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  steps = lambda name: [line['step'] for line in lines if name in line]
+  assert steps('eval_accuracy') == [5, 10, 12]
+  assert steps('robust_accuracy/0.02') == [6]
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+  config = small(**{'train.steps': 2, 'attack.at_end': False})
+  loop.run(config, str(tmp_path))
+  with pytest.raises(UserError, match='config.model.hidden=32 .was 16'):
+    loop.run(small(**{'train.steps': 2, 'model.hidden': 32}), str(tmp_path))
+
+
+def test_starts_from_another_run(tmp_path):
+  config = small(**{'train.steps': 3, 'attack.at_end': False, 'save.keep': 1})
+  loop.run(config, str(tmp_path / 'first'))
+  bigger = small(**{'attack.at_end': False, 'train.steps': 1})
+  bigger.update_from_flattened_dict(
+    {
+      'init_from': str(tmp_path / 'first'),
+      'data.image_size': 16,
+      'train.optimizer.learning_rate': 0.0,
+    }
+  )
+  loop.run(bigger, str(tmp_path / 'second'))
+  read = lambda name, step: Checkpoints(tmp_path / name).read(step, 'params')
+  old, new = read('first', 3), read('second', 1)
+  ema = Checkpoints(tmp_path / 'first').read(3, 'ema')
+  del old
+  key = lambda t: t['Encoder']['encoderblock_1']['Moe']['Mlp']['Dense_0']
+  np.testing.assert_array_equal(key(new)['kernel'], key(ema)['kernel'])
+  positions = new['Encoder']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 17, 16)
+
+
+def test_resolve_refuses_what_the_data_contradict():
+  from vmoe_robust.data import open_source
+
+  config = small()
+  source = open_source(config.data, 'train')
+  config.model.num_classes = 7
+  with pytest.raises(UserError, match='config.model.num_classes=7 .* 10'):
+    start.resolve(config, source)
+  config.model.num_classes = 0
+  config.train.loss = 'sigmoid'
+  with pytest.raises(UserError, match='config.train.loss=.*softmax'):
+    start.resolve(config, source)
+
+
+def test_the_workdir_is_enough(uninterrupted):
+  saved = read_config(uninterrupted[0])
+  assert saved.model.num_classes == 10 and saved.model.channels == 1
+  assert jax.device_count() == 8  # the run that saved it had one
