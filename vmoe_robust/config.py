@@ -96,8 +96,8 @@ def _model() -> dict:
     head='token',  # 'token', 'gap' or 'map'
     positions='learned',  # 'learned' or 'sincos'
     pre_logits=0,  # width of the tanh layer before the head; 0: none
-    mean=0.5,  # images in [0, 1] become (x - mean) / std inside the model;
-    std=0.5,  # one number, or one a channel as a tuple
+    mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
+    std=(0.5,),  # one number for all channels, or one each
     dropout=0.0,
     stochastic_depth=0.0,  # of the last block, linear from 0 at the first
     compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
@@ -320,6 +320,11 @@ def _validate_model(config: ConfigDict):
   choose('config.model.head', model.head, HEADS)
   choose('config.model.positions', model.positions, POSITIONS)
   choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
+  if 0 in model.std:
+    raise UserError(
+      f'config.model.std={model.std} divides by 0; use (0.5,) or the data '
+      "set's own"
+    )
   for name in ('dropout', 'stochastic_depth'):
     if not 0 <= model[name] < 1:
       raise UserError(

@@ -86,9 +86,7 @@ def test_forward(golden, variant, shape):
     per_image, golden[f'{name}/ce_per_example'], atol=2e-6
   )
   total = sum(r.routing.auxiliary_loss for r in aux.records.values())
-  np.testing.assert_allclose(
-    total, golden[f'{name}/auxiliary_loss'], rtol=1e-5
-  )
+  np.testing.assert_allclose(total, golden[f'{name}/auxiliary_loss'], rtol=1e-5)
   np.testing.assert_allclose(aux.loss, np.mean(total), rtol=1e-6)
   for block in BLOCKS:
     check_routing(golden, name, block, aux.records[block])

@@ -121,7 +121,7 @@ class Checkpoints:
   def _check(self, step: int, abstract: dict[str, PyTree]):
     metadata = self._manager.item_metadata(step)
     for name, wanted in abstract.items():
-      there = metadata[name]
+      there = metadata.get(name)
       if there is None:
         raise UserError(
           f'{self.path(step)} has no {name!r}; it is no checkpoint of this '
@@ -197,12 +197,19 @@ def locate(
   checkpoints = Checkpoints(path)
   steps = checkpoints.steps()
   if step is None:
-    step = checkpoints.newest_whole()
+    found = checkpoints.newest_whole()
+  else:
+    found = step if step in steps else None
+    if found and (bad := integrity.damage(checkpoints.path(step))):
+      raise UserError(
+        f'{field} is damaged: {", ".join(bad[:3])} changed since it was '
+        f'written; use another of the steps {steps}'
+      )
   checkpoints.close()
-  if step not in steps:
+  if found is None:
     there = f'steps {steps}' if steps else 'no finished checkpoint'
     raise UserError(f'{field}: there is {there} in {path / "checkpoints"}')
-  return str(path), step
+  return str(path), found
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

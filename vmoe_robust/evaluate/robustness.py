@@ -175,8 +175,7 @@ def auxiliary(aux: Aux, batch: int) -> Float[Array, '{batch}']:
   total = jnp.zeros(batch)
   for record in aux.records.values():
     loss = record.routing.auxiliary_loss
-    images = -(-batch // len(loss))
-    total += jnp.repeat(loss, images)[:batch] / images
+    total += jnp.repeat(loss, record.images)[:batch] / record.images
   return total
 
 

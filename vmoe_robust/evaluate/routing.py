@@ -28,7 +28,10 @@ def selected(
   before, after = chosen.any(-2), (chosen & kept[..., None]).any(-2)
   if model.router.name == 'expert_choice':
     before = after  # an expert never drops what it picked
-  return _by_image(before, batch), _by_image(after, batch)
+  # Groups are consecutive images; the last may be padded.
+  images = len(before) * record.images
+  by_image = lambda x: x.reshape(images, -1, model.experts)[:batch]
+  return by_image(before), by_image(after)
 
 
 def change(before: Selected, after: Selected) -> Float[Array, 'batch']:
@@ -46,10 +49,3 @@ def dropped(wished: Selected, kept: Selected) -> Float[Array, 'batch']:
   """The share of an image's choices that found no room."""
   wishes = wished.sum((1, 2))
   return 1 - kept.sum((1, 2)) / jnp.maximum(wishes, 1)
-
-
-def _by_image(x, batch):
-  # Groups are consecutive images; the last may be padded.
-  groups, _, experts = x.shape
-  images = -(-batch // groups)
-  return x.reshape(groups * images, -1, experts)[:batch]

@@ -1,6 +1,7 @@
 """The model behind one seam: `apply(params, images, ...) -> (logits, aux)`."""
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import flax.struct
@@ -41,7 +42,7 @@ class Model:
     params: dict,
     images: Float[Array, 'batch height width channels'],
     *,
-    experts: str = 'dropless',
+    experts: Literal['capacity', 'dropless'] = 'dropless',
     mask: Bool[Array, 'batch'] | None = None,
     index: Int[Array, 'batch'] | None = None,
     key: Array | None = None,

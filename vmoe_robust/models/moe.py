@@ -34,8 +34,9 @@ class Grouping:
 class Record:
   """What a sparse block decided about each group."""
 
-  routing: Routing  # groups of `Grouping.images` images
+  routing: Routing
   placement: Placement
+  images: int = flax.struct.field(pytree_node=False)  # of a group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,8 @@ class Moe(nn.Module):
     )
     # Outside of jit, shard_map does not know custom_vjp's symbolic zeros.
     y, placement = jax.jit(run, inline=True)(weights, grouped, routing)
-    return y.reshape(x.shape), Record(routing, placement)
+    record = Record(routing, placement, grouping.images)
+    return y.reshape(x.shape), record
 
 
 def _run_local(weights, x, routing, *, run, experts, config, dropless):

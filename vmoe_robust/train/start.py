@@ -43,6 +43,13 @@ def resolve(config: ConfigDict, source: Source) -> ConfigDict:
         f'config.data.name={config.data.name!r}, which has {there}; use {there}'
       )
     config.model[name] = there
+  for name in ('mean', 'std'):
+    if len(config.model[name]) not in (1, source.channels):
+      raise UserError(
+        f'config.model.{name}={config.model[name]} is not one number, nor one '
+        f'for each of the {source.channels} channels of '
+        f'config.data.name={config.data.name!r}'
+      )
   fit = 'sigmoid' if source.multi_label else 'softmax'
   if config.train.loss != fit:
     several = 'several labels' if source.multi_label else 'one label'

@@ -1,0 +1,141 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from vmoe_robust import checkpoint as checkpoint_lib
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.checkpoint import integrity
+from vmoe_robust.config import UserError
+
+
+def settings(**values):
+  save = config_lib.default().save
+  save.update(values)
+  return save
+
+
+def trees(value, rows=8):
+  params = {'layer': {'kernel': jnp.full((rows, 4), value)}}
+  return {'params': params, 'rest': {'step': jnp.int32(value)}}
+
+
+def abstract(sharding, rows=8):
+  like = trees(0.0, rows)
+  return checkpoint_lib.abstract(like, jax.tree.map(lambda x: sharding, like))
+
+
+def saved(workdir, steps=(1, 2), **values):
+  checkpoints = checkpoint_lib.Checkpoints(workdir, settings(**values))
+  for step in steps:
+    checkpoints.save(step, trees(float(step)), {'data': {'consumed': step}})
+  checkpoints.close()
+  checkpoint_lib.save_config(workdir, config_lib.default())
+
+
+@pytest.fixture
+def whole():
+  mesh = mesh_lib.create((8, 1, 1))
+  return mesh_lib.replicated(mesh)
+
+
+def test_restores_onto_another_sharding(tmp_path):
+  one = mesh_lib.create((8, 1, 1))
+  value = jax.device_put(
+    np.arange(32.0).reshape(8, 4), mesh_lib.batch_sharding(one)
+  )
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path, settings())
+  checkpoints.save(3, {'params': {'kernel': value}}, {'data': None})
+  checkpoints.close()
+  two = mesh_lib.create((1, 4, 2))
+  place = mesh_lib.batch_sharding(two)
+  like = {'params': {'kernel': value}}
+  wanted = checkpoint_lib.abstract(like, {'params': {'kernel': place}})
+  found, extra = checkpoint_lib.Checkpoints(tmp_path).restore(3, wanted)
+  np.testing.assert_array_equal(found['params']['kernel'], value)
+  assert found['params']['kernel'].sharding == place
+  assert extra == {'data': None}
+
+
+def test_keeps_the_newest_and_every_kth(tmp_path):
+  saved(tmp_path, steps=range(1, 8), keep=2, keep_every=3)
+  assert checkpoint_lib.Checkpoints(tmp_path).steps() == [3, 6, 7]
+
+
+def test_reads_one_tree_of_unknown_shapes(tmp_path):
+  saved(tmp_path)
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+  found = checkpoints.read(2, 'params')
+  np.testing.assert_array_equal(found['layer']['kernel'], np.full((8, 4), 2.0))
+  assert checkpoints.holds(2, 'params') and not checkpoints.holds(2, 'ema')
+
+
+def test_another_model_is_refused(tmp_path, whole):
+  saved(tmp_path)
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+  with pytest.raises(UserError, match=r'another model: params/layer/kernel'):
+    checkpoints.restore(2, abstract(whole, rows=16))
+  with pytest.raises(UserError, match="no 'ema'"):
+    checkpoints.restore(2, {'ema': abstract(whole)['params']})
+
+
+def flip_a_bit(directory):
+  files = [p for p in directory.glob('params/**/*') if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  return largest
+
+
+def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(tmp_path):
+  saved(tmp_path)
+  step = tmp_path / 'checkpoints' / '2'
+  assert not integrity.damage(epath.Path(step))
+  bad = flip_a_bit(step)
+  (name,) = integrity.damage(epath.Path(step))
+  assert bad.as_posix().endswith(name)
+  assert checkpoint_lib.Checkpoints(tmp_path).newest_whole() == 1
+  assert checkpoint_lib.locate(tmp_path) == (str(tmp_path), 1)
+  with pytest.raises(UserError, match='damaged'):
+    checkpoint_lib.locate(tmp_path / 'checkpoints' / '2')
+
+
+def test_a_lost_file_is_noticed(tmp_path):
+  saved(tmp_path)
+  flip_a_bit(tmp_path / 'checkpoints' / '2').unlink()
+  assert checkpoint_lib.Checkpoints(tmp_path).newest_whole() == 1
+
+
+def test_locate(tmp_path):
+  saved(tmp_path / 'run')
+  run = str(tmp_path / 'run')
+  assert checkpoint_lib.locate(run) == (run, 2)
+  assert checkpoint_lib.locate(f'{run}/checkpoints/1') == (run, 1)
+  (tmp_path / 'empty').mkdir()
+  for bad, message in (
+    (tmp_path / 'nowhere', 'does not exist'),
+    (tmp_path / 'empty', 'holds no checkpoint'),
+    (f'{run}/checkpoints/9', r'steps \[1, 2\]'),
+  ):
+    with pytest.raises(UserError, match=f'config.checkpoint=.*{message}'):
+      checkpoint_lib.locate(bad)
+
+
+def test_a_run_that_never_saved_has_no_checkpoint(tmp_path):
+  checkpoint_lib.Checkpoints(tmp_path, settings()).close()
+  checkpoint_lib.save_config(tmp_path, config_lib.default())
+  with pytest.raises(UserError, match='no finished checkpoint'):
+    checkpoint_lib.locate(tmp_path)
+
+
+def test_config_survives(tmp_path):
+  config = config_lib.default()
+  config.model.moe_blocks = (1, 3)
+  checkpoint_lib.save_config(tmp_path, config)
+  checkpoint_lib.save_config(tmp_path, config)  # over the old one
+  found = checkpoint_lib.read_config(tmp_path)
+  assert not config_lib.differences(config, found)
+  assert checkpoint_lib.read_config(tmp_path / 'nowhere') is None
