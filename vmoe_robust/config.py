@@ -399,11 +399,6 @@ def _validate_train(config: ConfigDict):
   choose('config.train.optimizer.moment_dtype', opt.moment_dtype, DTYPES)
   for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
     _at_least(f'config.train.optimizer.{name}', opt[name], 0)
-  if opt.warmup_steps > train.steps:
-    raise UserError(
-      f'config.train.optimizer.warmup_steps={opt.warmup_steps} is more than '
-      f'config.train.steps={train.steps}; use at most {train.steps}'
-    )
   if not 0 <= train.ema < 1:
     raise UserError(
       f'config.train.ema={train.ema} is a decay; use 0 (off) or a number '

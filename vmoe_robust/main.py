@@ -27,11 +27,16 @@ def main(argv: list[str]):
   config = _CONFIG.value
   if config is None:
     raise UserError('--config names no file; try configs/digits_moe.py')
+  try:
+    mode = config.mode
+  except OSError as error:  # it is read only now
+    reason = str(error).splitlines()[-1].strip()
+    raise UserError(f'--config cannot be loaded: {reason}') from error
   logging.set_verbosity(logging.WARNING)
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
   modes = {'train': loop.run, 'attack': attack.run}
-  run_mode = modes[choose('config.mode', config.mode, modes)]
+  run_mode = modes[choose('config.mode', mode, modes)]
   run_mode(config, _WORKDIR.value or _default_workdir(config))
 
 

@@ -73,6 +73,7 @@ PRETRAIN = dict(
       warmup_steps=10_000,
       weight_decay=0.1,
       clip_norm=1.0,
+      moment_dtype='bfloat16',
     ),
   ),
   eval=dict(every_steps=5000, batch_size=1024),

@@ -153,7 +153,8 @@ def closing(results: dict, workdir: str | os.PathLike) -> str:
       f'{results["flops_per_image"] / 1e6:,.2f} MFLOP/image forward'
     )
   if results['corrupt_images']:
-    lines.append(f'{len(results["corrupt_images"])} corrupt images skipped')
+    count = len(results['corrupt_images'])
+    lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
   lines.append(f'written to {workdir}: {RESULTS}, {RECORDS}')
   return '\n'.join(lines)
 

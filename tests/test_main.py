@@ -1,0 +1,158 @@
+"""The command line: what is wrong ends in one line that says the way out."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from vmoe_robust import checkpoint, main
+from vmoe_robust import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = f'--config={ROOT}/configs/digits_moe.py'
+ATTACK = f'--config={ROOT}/configs/attack_pgd.py'
+
+
+def refused(capsys, monkeypatch, *arguments):
+  """What the program says of arguments that it refuses."""
+  monkeypatch.setattr(sys, 'argv', ['main', *arguments])
+  flags.FLAGS.unparse_flags()
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):  # of an earlier command line
+      delattr(flags.FLAGS, name)
+  with pytest.raises(SystemExit) as stop:
+    main.run()
+  message = str(stop.value)
+  assert message.startswith('error: '), message
+  assert '\n' not in message
+  return message
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+  """Nothing is written to the checkout."""
+  monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['model.experts=10', 'mesh.expert=4'], ['experts=10', 'use 8 or 12']),
+    (['model.router.selected=9'], ['selected=9', 'config.model.experts=8']),
+    (['train.batch_size=60'], ['config.train.batch_size=60', '64']),
+    (['data.image_size=9'], ['image_size=9', 'patch=2', '8 or 10']),
+    (['data.name=digit'], ["data.name='digit'", "'digits'"]),
+    (['data.split=trian'], ['config.data.split', 'trian', 'train']),
+    (['data.eval_split=test[:0]'], ['test[:0]']),
+    (['model.router.name=topk'], ["router.name='topk'", "'top_k'"]),
+    (['attack.name=pdg'], ["attack.name='pdg'", "'pgd'"]),
+    (['attack.eps=(-0.1,)'], ['config.attack.eps=-0.1']),
+    (['attack.eps=(8.0,)'], ['config.attack.eps=8.0', '0.0314']),
+    (['mode=atack'], ["config.mode='atack'", "'attack'"]),
+    (['mesh.data=3'], ['config.mesh.data=3', '8 devices']),
+    (['train.setps=3'], ['setps', 'steps']),
+    (['train.steps=3.5'], ['config.train.steps=3.5']),
+    (['train.steps=0'], ['config.train.steps=0', '1 or more']),
+    (['model.moe_blocks=(9,)', 'model.moe_every=0'], ['moe_blocks']),
+    (['init_from=nowhere'], ["config.init_from='nowhere'", 'does not exist']),
+    (['model.num_classes=7'], ['num_classes=7', '10']),
+    (['data.name=cifar10', 'data.dir=/nowhere'], ['/nowhere', 'cifar10']),
+  ],
+  ids=lambda v: v[0] if isinstance(v, list) else None,
+)
+def test_bad_training_is_refused(capsys, monkeypatch, arguments, words):
+  given = [f'--config.{argument}' for argument in arguments]
+  message = refused(capsys, monkeypatch, DIGITS, *given)
+  for word in words:
+    assert word in message, message
+  assert not list(pathlib.Path('runs').glob('*/checkpoints/*'))
+
+
+def test_no_config_and_no_such_config(capsys, monkeypatch):
+  assert 'configs/digits_moe.py' in refused(capsys, monkeypatch)
+  missing = refused(capsys, monkeypatch, '--config=nowhere.py')
+  assert 'nowhere.py' in missing
+  assert 'flag' in refused(capsys, monkeypatch, DIGITS, 'stray')
+
+
+def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
+  (tmp_path / 'file').touch()
+  workdir = f'--workdir={tmp_path}/file/run'
+  assert 'not writable' in refused(capsys, monkeypatch, DIGITS, workdir)
+  found = refused(capsys, monkeypatch, ATTACK, workdir, '--config.checkpoint=x')
+  assert 'not writable' in found
+
+
+def test_bad_checkpoints_are_refused(capsys, monkeypatch, tmp_path):
+  attack = lambda path: refused(
+    capsys, monkeypatch, ATTACK, f'--config.checkpoint={path}'
+  )
+  assert 'names nothing' in attack('')
+  assert 'does not exist' in attack('nowhere')
+  (tmp_path / 'empty').mkdir()
+  assert 'holds no checkpoint' in attack('empty')
+  begun = tmp_path / 'begun'
+  begun.mkdir()
+  checkpoint.save_config(begun, config_lib.default())
+  checkpoint.Checkpoints(begun, config_lib.default().save).close()
+  assert 'no finished checkpoint' in attack('begun')
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+  capsys, monkeypatch, tmp_path
+):
+  config = config_lib.default()
+  config.model.update(dict(num_classes=10, channels=1))
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'run', config.save)
+  trees = {'params': {'head': np.zeros(3)}}
+  checkpoints.save(1, trees, {'data': None})
+  checkpoints.close()
+  checkpoint.save_config(tmp_path / 'run', config)
+  found = refused(capsys, monkeypatch, ATTACK, '--config.checkpoint=run')
+  assert 'another model' in found
+
+
+def folder_with_a_corrupt_image(root):
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 24), ('test', 9)):
+    for i in range(count):
+      path = root / split / 'ab'[i % 2] / f'{i:02}.jpg'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+      Image.fromarray(pixels).save(path)
+  bad = root / 'test' / 'a' / '04.jpg'
+  bad.write_bytes(bad.read_bytes()[:200])
+  return bad
+
+
+def test_a_corrupt_image_is_named_or_skipped(tmp_path):
+  """Through the real program, as a newcomer with a folder of images."""
+  bad = folder_with_a_corrupt_image(tmp_path / 'images')
+  small = dict(steps=2, batch_size=16)
+  command = [sys.executable, '-m', 'vmoe_robust.main', DIGITS]
+  command += [f'--config.train.{name}={n}' for name, n in small.items()]
+  command += [
+    '--config.data.name=folder',
+    f'--config.data.dir={bad.parents[2]}',
+  ]
+  command += ['--config.attack.steps=1', '--config.eval.batch_size=8']
+  run = lambda *more: subprocess.run(
+    [*command, *more],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    timeout=300,
+  )
+  stopped = run('--workdir=one')
+  assert stopped.returncode != 0
+  last = stopped.stderr.strip().splitlines()[-1]
+  assert last.startswith('error: ') and '04.jpg' in last and 'skip' in last
+  finished = run('--workdir=two', '--config.data.on_corrupt=skip')
+  assert finished.returncode == 0, finished.stderr
+  assert '1 corrupt image skipped' in finished.stdout
+  assert '8 examples' in finished.stdout
