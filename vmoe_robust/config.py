@@ -208,19 +208,12 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
       f'use {_divisors_text(devices)}'
     )
   rest = devices // model
-  if mesh.expert == -1:
-    over = rest if mesh.data == -1 else max(rest // max(mesh.data, 1), 1)
-    expert = math.gcd(config.model.experts, over) or 1
-    expert = expert if config.model.experts else 1
-    if config.model.experts and mesh.data != -1 and over % expert == 0:
-      expert = over if config.model.experts % over == 0 else expert
-  else:
-    expert = _positive('config.mesh.expert', mesh.expert)
-  data = (
-    rest // expert
-    if mesh.data == -1
-    else _positive('config.mesh.data', mesh.data)
-  )
+  data, expert = mesh.data, mesh.expert
+  if expert == -1:
+    free = rest if data == -1 else rest // max(data, 1)
+    expert = math.gcd(config.model.experts, free) if config.model.experts else 1
+  _positive('config.mesh.expert', expert)
+  data = rest // expert if data == -1 else _positive('config.mesh.data', data)
   if data * expert * model != devices:
     raise UserError(
       f'config.mesh.data={mesh.data} x config.mesh.expert={mesh.expert} x '

@@ -1,5 +1,6 @@
 """`python -m vmoe_robust.main --config=configs/digits_moe.py`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,10 +35,28 @@ def main(argv: list[str]):
     raise UserError(f'--config cannot be loaded: {reason}') from error
   logging.set_verbosity(logging.WARNING)
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    _join()
   modes = {'train': loop.run, 'attack': attack.run}
   run_mode = modes[choose('config.mode', mode, modes)]
   run_mode(config, _WORKDIR.value or _default_workdir(config))
+
+
+def _join():
+  # JAX finds its place on a TPU pod, in SLURM and under MPI by itself. Where
+  # it cannot, JAX_COORDINATOR_ADDRESS, which it reads, and these two say.
+  place = {
+    'num_processes': os.environ.get('JAX_NUM_PROCESSES'),
+    'process_id': os.environ.get('JAX_PROCESS_ID'),
+  }
+  place = {name: int(value) for name, value in place.items() if value}
+  try:
+    jax.distributed.initialize(**place)
+  except (RuntimeError, ValueError) as error:
+    raise UserError(
+      f'--distributed cannot join the other hosts: {error}; outside of a TPU '
+      'pod, SLURM and MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and '
+      'JAX_PROCESS_ID'
+    ) from error
 
 
 def _default_workdir(config) -> str:

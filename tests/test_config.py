@@ -1,0 +1,87 @@
+import pytest
+
+from vmoe_robust import config as config_lib
+from vmoe_robust.config import UserError, mesh_shape, moe_blocks
+
+
+def sparse(**changes):
+  config = config_lib.default()
+  config.model.update(dict(experts=8, moe_every=2))
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('devices', 'changes', 'expected'),
+  [
+    (8, {}, (1, 8, 1)),
+    (16, {}, (2, 8, 1)),
+    (8, {'model.experts': 12}, (2, 4, 1)),
+    (6, {}, (3, 2, 1)),
+    (8, {'mesh.model': 2}, (1, 4, 2)),
+    (8, {'mesh.data': 4}, (4, 2, 1)),
+    (8, {'mesh.expert': 2}, (4, 2, 1)),
+    (8, {'model.experts': 0, 'model.moe_every': 0}, (8, 1, 1)),
+    (1, {}, (1, 1, 1)),
+  ],
+)
+def test_mesh_shape(devices, changes, expected):
+  assert mesh_shape(sparse(**changes), devices) == expected
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'mesh.model': 3},
+    {'mesh.data': 3},
+    {'mesh.data': 2, 'mesh.expert': 2},
+    {'mesh.expert': 0},
+    {'mesh.data': 0},
+    {'mesh.data': 2, 'model.experts': 6},
+  ],
+)
+def test_mesh_that_does_not_fit(changes):
+  with pytest.raises(UserError, match='config.mesh'):
+    mesh_shape(sparse(**changes), 8)
+
+
+def test_which_blocks_are_sparse():
+  blocks = lambda **c: moe_blocks(sparse(**{'model.layers': 12, **c}).model)
+  assert blocks() == (1, 3, 5, 7, 9, 11)
+  assert blocks(**{'model.moe_every': 3}) == (2, 5, 8, 11)
+  assert blocks(**{'model.moe_every': 0, 'model.moe_last': 2}) == (9, 11)
+  listed = {'model.moe_every': 0, 'model.moe_blocks': (4, 0)}
+  assert blocks(**listed) == (0, 4)
+  assert blocks(**{'model.experts': 0}) == ()
+
+
+def test_json_round_trip_keeps_types():
+  config = sparse(**{'attack.eps': (0.1, 0.2), 'model.moe_every': 1})
+  found = config_lib.from_json(config_lib.to_json(config))
+  assert not config_lib.differences(config, found)
+  assert found.attack.eps == (0.1, 0.2)
+  assert isinstance(found.attack.eps, tuple)
+
+
+def test_differences_name_the_field():
+  assert config_lib.differences(sparse(seed=1), sparse()) == [
+    'config.seed=1 (was 0)'
+  ]
+
+
+def test_groups_must_survive_accumulation():
+  config = sparse(**{'train.accumulate': 4, 'train.batch_size': 24})
+  with pytest.raises(
+    UserError, match='config.train.batch_size=24.*use 16 or 32'
+  ):
+    config_lib.validate(config, 1)
+  config.train.batch_size = 32
+  config_lib.validate(config, 1)
+
+
+def test_two_ways_to_place_blocks():
+  config = sparse(**{'model.moe_last': 1})
+  with pytest.raises(
+    UserError, match='moe_every=2 and config.model.moe_last=1'
+  ):
+    config_lib.validate(config, 1)

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vmoe_robust
+from vmoe_robust import config as config_lib
+from vmoe_robust.config import UserError
+from vmoe_robust.data import open_source
+from vmoe_robust.train import loop
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  config = config_lib.default()
+  config.model.update(dict(hidden=16, layers=1, heads=2, mlp=16))
+  config.train.update(dict(steps=40, batch_size=64))
+  config.attack.at_end = False
+  workdir = tmp_path_factory.mktemp('run')
+  loop.run(config, str(workdir))
+  return workdir
+
+
+def digits(count):
+  source = open_source(config_lib.default().data, 'test')
+  examples = [source[i] for i in range(count)]
+  labels = np.array([example['label'] for example in examples])
+  return np.stack([example['image'] for example in examples]), labels
+
+
+def test_a_notebook_in_two_lines(run):
+  restored = vmoe_robust.load(run)
+  images, labels = digits(30)
+  found = vmoe_robust.robust_accuracy(
+    restored, images, labels, eps=[0, 0.1, 0.5], steps=5
+  )
+  logits, _ = restored.model.apply(restored.params, jnp.asarray(images) / 255)
+  right = np.asarray(logits.argmax(-1)) == labels
+  assert found[0.0] == pytest.approx(right.mean())
+  assert found[0.0] > 0.3 > found[0.5]
+  assert found[0.0] >= found[0.1] >= found[0.5]
+
+
+def test_wrong_images_are_refused(run):
+  restored = vmoe_robust.load(run)
+  images, labels = digits(4)
+  with pytest.raises(UserError, match='float32.*takes uint8'):
+    vmoe_robust.robust_accuracy(
+      restored, images.astype(np.float32), labels, eps=0.1
+    )
+  with pytest.raises(UserError, match='config.attack.eps=-1'):
+    vmoe_robust.robust_accuracy(restored, images, labels, eps=-1)
+
+
+def test_the_package_imports_without_a_model():
+  code = (
+    'import sys, vmoe_robust\n'
+    'assert "jax" not in sys.modules and "tensorflow" not in sys.modules\n'
+    'from vmoe_robust import main\n'
+    'assert "tensorflow" not in sys.modules\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
