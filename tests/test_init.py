@@ -16,7 +16,8 @@ from vmoe_robust.train import loop
 def run(tmp_path_factory):
   config = config_lib.default()
   config.model.update(dict(hidden=16, layers=1, heads=2, mlp=16))
-  config.train.update(dict(steps=40, batch_size=64))
+  config.train.update(dict(steps=60, batch_size=64))
+  config.train.optimizer.learning_rate = 0.01
   config.attack.at_end = False
   workdir = tmp_path_factory.mktemp('run')
   loop.run(config, str(workdir))

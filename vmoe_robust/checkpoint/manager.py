@@ -183,7 +183,9 @@ def locate(
   path, step = epath.Path(checkpoint).absolute(), None
   if path.name.isdigit() and path.parent.name == 'checkpoints':
     path, step = path.parent.parent, int(path.name)
-  field = f'{field}={checkpoint!r}'
+  field = f'{field}={str(checkpoint)!r}'
+  if not str(checkpoint):
+    raise UserError(f'{field} names nothing; give the workdir of a run')
   if not path.exists():
     raise UserError(
       f'{field} does not exist; give the --workdir of a training run'

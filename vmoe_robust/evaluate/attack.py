@@ -27,11 +27,6 @@ from vmoe_robust.report.results import require_writable
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
   """Attacks `config.checkpoint`, writes the results and prints the table."""
-  if not config.checkpoint:
-    raise UserError(
-      "config.checkpoint='' names nothing to attack; give the workdir of a "
-      'run, --config.checkpoint=WORKDIR'
-    )
   validate_attack(config.attack)
   require_writable(workdir)
   restored = load(config.checkpoint, config.mesh)

@@ -1,5 +1,10 @@
 """The routers there are; each file has a `Router` module and a `run`."""
 
-from vmoe_robust.models.routers import expert_choice, soft, top_k
+import importlib
 
-ROUTERS = {'top_k': top_k, 'expert_choice': expert_choice, 'soft': soft}
+from vmoe_robust.config import ROUTERS as NAMES
+
+ROUTERS = {
+  name: importlib.import_module(f'vmoe_robust.models.routers.{name}')
+  for name in NAMES
+}

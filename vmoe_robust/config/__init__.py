@@ -1,0 +1,42 @@
+"""What an experiment is: fields with their defaults, and what is refused.
+
+A file in `configs/` starts from `default()` and changes values; the command
+line changes them further (`--config.train.steps=100`). `validate` refuses
+what cannot work before anything is compiled.
+"""
+
+from vmoe_robust.config.checks import (
+  ATTACKS,
+  ROUTERS,
+  choose,
+  mesh_shape,
+  validate,
+  validate_attack,
+)
+from vmoe_robust.config.fields import (
+  ConfigDict,
+  UserError,
+  batch_size,
+  default,
+  differences,
+  from_json,
+  moe_blocks,
+  to_json,
+)
+
+__all__ = [
+  'ATTACKS',
+  'ROUTERS',
+  'ConfigDict',
+  'UserError',
+  'batch_size',
+  'choose',
+  'default',
+  'differences',
+  'from_json',
+  'mesh_shape',
+  'moe_blocks',
+  'to_json',
+  'validate',
+  'validate_attack',
+]

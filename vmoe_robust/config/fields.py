@@ -1,0 +1,210 @@
+"""Every field of an experiment once, with its default, meaning and limits."""
+
+import json
+
+from ml_collections import config_dict
+
+ConfigDict = config_dict.ConfigDict
+
+
+class UserError(ValueError):
+  """Something the user can mend; main prints the message as one line."""
+
+
+def default() -> ConfigDict:
+  """The configuration with every field at its default."""
+  return ConfigDict(
+    dict(
+      mode='train',  # 'train' or 'attack'
+      seed=0,
+      checkpoint='',  # attack: the workdir, or one of its steps, to attack
+      init_from='',  # train: start from these weights (workdir or .npz)
+      data=_data(),
+      model=_model(),
+      mesh=_mesh(),
+      train=_train(),
+      eval=dict(
+        every_steps=0,  # evaluate while training; 0: only at the end
+        batch_size=0,  # 0: train.batch_size
+        experts='dropless',  # how the experts run: see EXPERT_MODES
+      ),
+      save=dict(
+        every_steps=1000,  # 0: only at the end
+        keep=2,  # the newest checkpoints that stay
+        keep_every=0,  # every k-th step stays for ever; 0: none
+      ),
+      attack=_attack(),
+    )
+  )
+
+
+def _data() -> dict:
+  return dict(
+    name='digits',  # 'digits', 'folder', or any TFDS name such as 'cifar10'
+    dir='',  # where the data are; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
+    split='train',  # TFDS syntax; attack mode: what to attack, '': eval_split
+    eval_split='test',
+    image_size=8,  # height and width of what the model sees
+    resize=0,  # evaluation: shorter side before the central crop; 0: no margin
+    crop='none',  # training: 'none' (as evaluation), 'pad' or 'inception'
+    pad=0,  # crop='pad': pixels added on each side
+    crop_min_area=0.05,  # crop='inception': least fraction of the area
+    flip=False,  # training: mirror half of the images
+    randaugment_layers=0,  # 0: off
+    randaugment_magnitude=10,  # 0 to 30 (arXiv:1909.13719, as in AugReg)
+    mixup=0.0,  # Beta(a, a); 0: off
+    on_corrupt='error',  # 'error', or 'skip': masked out and counted
+    threads=16,  # that read and decode, a process
+    workers=0,  # processes that do so instead; 0: threads only
+    prefetch=2,  # batches on the device ahead of the step
+  )
+
+
+def _model() -> dict:
+  return dict(
+    patch=2,
+    hidden=64,
+    layers=4,
+    heads=4,
+    mlp=128,
+    num_classes=0,  # 0: the data set's
+    channels=0,  # 0: the data set's
+    head='token',  # 'token', 'gap' or 'map'
+    positions='learned',  # 'learned' or 'sincos'
+    pre_logits=0,  # width of the tanh layer before the head; 0: none
+    mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
+    std=(0.5,),  # one number for all channels, or one each
+    dropout=0.0,
+    stochastic_depth=0.0,  # of the last block, linear from 0 at the first
+    compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
+    experts=0,  # E; 0: a dense ViT
+    moe_every=0,  # every n-th block is sparse (2: blocks 1, 3, 5, ...)
+    moe_last=0,  # the last n of the odd blocks are sparse
+    moe_blocks=(),  # these blocks are sparse, first is 0
+    router=dict(
+      name='top_k',  # 'top_k', 'expert_choice' or 'soft'
+      selected=1,  # K experts a token (top_k)
+      capacity_factor=1.05,  # slots = tokens * K * factor / E
+      batch_priority=False,  # tokens of high gate take slots first
+      group_images=4,  # images that share capacity; soft is one image always
+      noise_std=1.0,  # of the logits, divided by E, while training
+      importance_weight=0.005,
+      load_weight=0.005,
+      gshard_weight=0.0,
+      z_weight=0.0,
+      slots=1,  # slots an expert and image (soft)
+    ),
+  )
+
+
+def _mesh() -> dict:
+  return dict(
+    data=-1,  # -1: all devices the other axes leave
+    expert=-1,  # -1: as many as divide model.experts
+    model=1,  # tensor parallelism: heads and hidden units
+    fsdp=False,  # weights and optimizer state split over the data axis
+  )
+
+
+def _train() -> dict:
+  return dict(
+    steps=1000,
+    batch_size=128,  # of all devices together
+    loss='softmax',  # or 'sigmoid' for multi-label
+    label_smoothing=0.0,
+    experts='capacity',
+    accumulate=1,  # microbatches a step
+    remat=False,  # recompute blocks in the backward pass
+    ema=0.0,  # decay of the averaged weights; 0: none
+    log_every=50,
+    optimizer=dict(
+      name='adamw',  # 'adamw', 'sgd' or 'adafactor'
+      learning_rate=1e-3,
+      schedule='cosine',  # 'cosine', 'linear', 'rsqrt' or 'constant'
+      warmup_steps=0,
+      rsqrt_timescale=10_000,  # schedule='rsqrt'
+      weight_decay=0.0,  # decoupled; on kernels alone
+      b1=0.9,
+      b2=0.999,
+      momentum=0.9,  # sgd
+      moment_dtype='float32',  # or 'bfloat16': the first moment
+      clip_norm=1.0,  # of the whole gradient; 0: off
+    ),
+  )
+
+
+def _attack() -> dict:
+  return dict(
+    name='pgd',  # 'pgd', or 'paper': the protocol of arXiv:2210.10253
+    norm='linf',  # 'linf' or 'l2' (pgd)
+    eps=(2 / 255, 4 / 255, 8 / 255),  # a sweep, in units of pixels in [0, 1]
+    steps=40,
+    step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps
+    random_start=True,
+    restarts=1,
+    momentum=0.0,  # decay of MI-FGSM (arXiv:1710.06081); 0: plain PGD
+    target='',  # '': untargeted; 'runner_up', 'least_likely', 'random'
+    class_weight=1.0,  # the attacked loss is class_weight * cross-entropy
+    auxiliary_weight=0.0,  # + auxiliary_weight * the routers' losses
+    experts='dropless',
+    batch_size=0,  # 0: the evaluation's
+    every_steps=0,  # attack while training; 0: only at the end
+    at_end=True,  # attack when training ends
+    save_images=False,  # keep x_adv beside the records
+  )
+
+
+def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
+  """Indices of the sparse blocks, ascending; empty for a dense model."""
+  if not model.experts:
+    return ()
+  if model.moe_blocks:
+    return tuple(sorted(model.moe_blocks))
+  if model.moe_last:
+    return tuple(range(1, model.layers, 2))[-model.moe_last :]
+  if model.moe_every:
+    return tuple(range(model.moe_every - 1, model.layers, model.moe_every))
+  return ()
+
+
+def batch_size(config: ConfigDict, use: str) -> int:
+  """Images in a batch for use 'train', 'eval' or 'attack'."""
+  train = config.train.batch_size
+  evaluation = config.eval.batch_size or train
+  sizes = {'train': train, 'eval': evaluation}
+  return sizes.get(use) or config.attack.batch_size or evaluation
+
+
+def to_json(config: ConfigDict) -> str:
+  """The configuration as JSON that `from_json` reads back."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+  """A configuration from `to_json`; fields it lacks take their defaults."""
+  config = default()
+  _merge(config, json.loads(text))
+  return config
+
+
+def _merge(config: ConfigDict, values: dict):
+  for name, value in values.items():
+    if isinstance(value, dict):
+      _merge(config[name], value)
+    else:
+      value = tuple(value) if isinstance(value, list) else value
+      with config.ignore_type():
+        config[name] = value
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = 'config') -> list:
+  """Names of the fields in which two configurations differ, as text."""
+  found = []
+  for name in sorted(set(a) | set(b)):
+    here, there = a.get(name), b.get(name)
+    path = f'{prefix}.{name}'
+    if isinstance(here, ConfigDict) and isinstance(there, ConfigDict):
+      found += differences(here, there, path)
+    elif here != there:
+      found.append(f'{path}={here!r} (was {there!r})')
+  return found
