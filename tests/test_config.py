@@ -85,3 +85,43 @@ def test_two_ways_to_place_blocks():
     UserError, match='moe_every=2 and config.model.moe_last=1'
   ):
     config_lib.validate(config, 1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'name': 'fgm'}, "name='fgm'"),
+    ({'restarts': 3, 'random_start': False}, 'restarts=3'),
+    ({'name': 'paper', 'norm': 'l2'}, "norm='l2'"),
+    ({'name': 'paper', 'momentum': 0.9}, 'momentum=0.9'),
+    ({'eps': ()}, 'no sweep'),
+    ({'eps': (0.1, 0.1000000001)}, 'twice'),
+    ({'eps': ('8/255',)}, 'write 0.0313725'),
+    ({'eps': ('much',)}, "'much' is not a number"),
+    ({'norm': 'l2', 'eps': (float('inf'),)}, 'no radius'),
+    ({'steps': 0}, 'config.attack.steps=0'),
+    ({'step_size': -1.0}, 'config.attack.step_size=-1.0'),
+  ],
+  ids=str,
+)
+def test_attacks_that_make_no_sense(changes, words):
+  attack = config_lib.default().attack
+  with attack.ignore_type():
+    attack.update(changes)
+  with pytest.raises(UserError, match='config.attack') as error:
+    config_lib.validate_attack(attack)
+  assert words in str(error.value)
+
+
+def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
+  config = sparse(**{'model.experts': 6, 'train.batch_size': 32})
+  config.attack.batch_size = 30
+  with pytest.raises(UserError, match='config.train.batch_size=32'):
+    config_lib.validate(config, 6)
+  config.mode = 'attack'
+  config_lib.validate(config, 6)
+
+
+def test_a_foreign_configuration_is_refused():
+  with pytest.raises(UserError, match="field 'lr'"):
+    config_lib.from_json('{"lr": 1}')

@@ -34,6 +34,10 @@ def main(argv: list[str]):
     reason = str(error).splitlines()[-1].strip()
     raise UserError(f'--config cannot be loaded: {reason}') from error
   logging.set_verbosity(logging.WARNING)
+  # Orbax warns of what is meant, such as reading without writing.
+  logging.get_absl_handler().addFilter(
+    lambda record: 'orbax' not in record.pathname
+  )
   if _DISTRIBUTED.value:
     _join()
   modes = {'train': loop.run, 'attack': attack.run}
@@ -62,7 +66,10 @@ def _join():
 def _default_workdir(config) -> str:
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   if config.mode == 'attack':
-    name += '-' + Path(config.checkpoint).absolute().name
+    path = Path(config.checkpoint).absolute()
+    if path.parent.name == 'checkpoints':
+      name += f'-{path.parents[1].name}'
+    name += f'-{path.name}'
   return str(Path('runs', name))
 
 

@@ -123,20 +123,3 @@ def test_paper_takes_signed_steps_and_does_not_clip():
   keys = jax.random.split(jax.random.key(0), 1)
   x_adv = attack(loss, images, keys, jnp.float32(0.1))
   np.testing.assert_allclose(x_adv[0, 0, 0], [0.1, -0.09, 0.5], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  'values, field',
-  [
-    (dict(name='fgm'), "config.attack.name='fgm'"),
-    (dict(restarts=3, random_start=False), 'config.attack.restarts=3'),
-    (dict(name='paper', norm='l2'), "config.attack.norm='l2'"),
-    (dict(name='paper', momentum=0.9), 'config.attack.momentum=0.9'),
-  ],
-)
-def test_build_refuses(values, field):
-  with pytest.raises(config.UserError) as error:
-    build(**values)
-  assert field in str(error.value)
-  assert 'use ' in str(error.value)
-  assert '\n' not in str(error.value)

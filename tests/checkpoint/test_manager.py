@@ -69,7 +69,7 @@ def test_reads_one_tree_of_unknown_shapes(tmp_path):
   checkpoints = checkpoint_lib.Checkpoints(tmp_path)
   found = checkpoints.read(2, 'params')
   np.testing.assert_array_equal(found['layer']['kernel'], np.full((8, 4), 2.0))
-  assert checkpoints.holds(2, 'params') and not checkpoints.holds(2, 'ema')
+  assert checkpoints.weights(2) == 'params'
 
 
 def test_another_model_is_refused(tmp_path, whole):
@@ -101,6 +101,28 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(tmp_path):
   assert checkpoint_lib.locate(tmp_path) == (str(tmp_path), 1)
   with pytest.raises(UserError, match='damaged'):
     checkpoint_lib.locate(tmp_path / 'checkpoints' / '2')
+
+
+def test_what_is_damaged_is_set_aside_and_made_again(tmp_path):
+  saved(tmp_path)
+  flip_a_bit(tmp_path / 'checkpoints' / '2')
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path, settings())
+  checkpoints.set_aside_after(checkpoints.newest_whole())
+  assert checkpoints.steps() == [1]
+  checkpoints.save(2, trees(5.0), {'data': None})
+  checkpoints.close()
+  assert len(list(tmp_path.glob('damaged-2-*'))) == 1
+  again = checkpoint_lib.Checkpoints(tmp_path)
+  assert again.newest_whole() == 2
+  np.testing.assert_array_equal(
+    again.read(2, 'params')['layer']['kernel'], np.full((8, 4), 5.0)
+  )
+
+
+def test_an_unreadable_seal_is_damage(tmp_path):
+  saved(tmp_path)
+  (tmp_path / 'checkpoints' / '2' / 'CHECKSUMS.json').write_text('{"a"')
+  assert checkpoint_lib.Checkpoints(tmp_path).newest_whole() == 1
 
 
 def test_a_lost_file_is_noticed(tmp_path):

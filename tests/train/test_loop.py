@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.checkpoint import Checkpoints, read_config
+from vmoe_robust.checkpoint import Checkpoints, read_config, save_config
 from vmoe_robust.config import UserError
 from vmoe_robust.report.records import read_records
 from vmoe_robust.train import loop, start
@@ -198,6 +198,41 @@ def test_evaluates_and_attacks_while_training(tmp_path):
   assert steps('robust_accuracy/0.02') == [6]
 
 
+def test_damage_is_repaired_by_resuming(tmp_path):
+  config = small(**{'attack.at_end': False})
+  expected = run_here(config, tmp_path)
+  step = tmp_path / 'checkpoints' / '12'
+  files = [path for path in step.glob('rest/**/*') if path.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  assert run_here(config, tmp_path) == expected
+  assert Checkpoints(tmp_path).newest_whole() == 12
+  for path in (tmp_path / 'checkpoints').glob('*/CHECKSUMS.json'):
+    path.write_text('')
+  with pytest.raises(UserError, match='all its checkpoints are damaged'):
+    loop.run(config, str(tmp_path))
+
+
+def test_finished_is_of_this_attack_alone(tmp_path):
+  config = small(**{'train.steps': 2})
+  loop.run(config, str(tmp_path))
+  loop.run(config, str(tmp_path))
+  config.data.threads = 1
+  loop.run(config, str(tmp_path))
+  config.attack.eps = (0.3,)
+  with pytest.raises(UserError, match='config.attack.eps=.0.3,. .was'):
+    loop.run(config, str(tmp_path))
+
+
+def test_a_run_that_never_saved_does_not_lock_its_workdir(tmp_path):
+  save_config(tmp_path, small(**{'model.hidden': 64}))
+  config = small(**{'train.steps': 1, 'attack.at_end': False})
+  loop.run(config, str(tmp_path))
+  assert read_config(tmp_path).model.hidden == 16
+
+
 def test_another_run_is_not_overwritten(tmp_path):
   config = small(**{'train.steps': 2, 'attack.at_end': False})
   loop.run(config, str(tmp_path))
@@ -234,11 +269,11 @@ def test_resolve_refuses_what_the_data_contradict():
   source = open_source(config.data, 'train')
   config.model.num_classes = 7
   with pytest.raises(UserError, match='config.model.num_classes=7 .* 10'):
-    start.resolve(config, source)
+    start.resolve(config, source, source)
   config.model.num_classes = 0
   config.train.loss = 'sigmoid'
   with pytest.raises(UserError, match='config.train.loss=.*softmax'):
-    start.resolve(config, source)
+    start.resolve(config, source, source)
 
 
 def test_the_workdir_is_enough(uninterrupted):

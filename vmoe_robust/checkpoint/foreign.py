@@ -1,6 +1,7 @@
 """Weights that others released, under this project's names."""
 
 import os
+import zipfile
 
 import numpy as np
 from jaxtyping import Float
@@ -26,7 +27,7 @@ def read_npz(path: str | os.PathLike) -> dict:
   try:
     with np.load(path, allow_pickle=False) as file:
       flat = {name: _array(file[name]) for name in file.files}
-  except (OSError, ValueError, EOFError) as error:
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(
       f'config.init_from={str(path)!r} cannot be read as .npz: {error}'
     ) from error

@@ -19,16 +19,15 @@ def seal(directory: epath.Path):
   draft.replace(directory / _SEAL)
 
 
-def is_sealed(directory: epath.Path) -> bool:
-  """Whether `seal` has been here."""
-  return (directory / _SEAL).exists()
-
-
 def damage(directory: epath.Path) -> list[str]:
   """Names of the files that are not as they were sealed; none if unsealed."""
-  if not is_sealed(directory):
+  path = directory / _SEAL
+  if not path.exists():
     return []
-  expected = json.loads((directory / _SEAL).read_text())
+  try:
+    expected = json.loads(path.read_text())
+  except ValueError:
+    return [_SEAL]
   there = dict(_files(directory))
   return [
     name

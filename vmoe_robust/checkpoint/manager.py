@@ -1,12 +1,15 @@
 """Asynchronous, sharded checkpoints of a run, and reading them back."""
 
 import os
+import threading
+import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vmoe_robust.checkpoint import integrity
@@ -42,6 +45,7 @@ class Checkpoints:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
       )
+    self._closing, self._sealer = threading.Event(), None
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(
@@ -62,6 +66,10 @@ class Checkpoints:
     items = {k: ocp.args.StandardSave(v) for k, v in trees.items()}
     items['extra'] = ocp.args.JsonSave(extra)
     self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    if jax.process_index() == 0:
+      self._closing.clear()
+      self._sealer = threading.Thread(target=self._seal, args=(step,))
+      self._sealer.start()
 
   def restore(
     self, step: int, abstract: dict[str, PyTree]
@@ -90,6 +98,14 @@ class Checkpoints:
 
   def newest_whole(self) -> int | None:
     """The newest step whose files are as they were written; None if none."""
+    found = -1
+    if jax.process_index() == 0:
+      found = self._newest_whole()
+    if jax.process_count() > 1:
+      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    return None if found < 0 else found
+
+  def _newest_whole(self) -> int:
     for step in reversed(self.steps()):
       bad = integrity.damage(self.path(step))
       if not bad:
@@ -99,11 +115,22 @@ class Checkpoints:
         self.path(step),
         ', '.join(bad[:3]),
       )
-    return None
+    return -1
 
-  def holds(self, step: int, name: str) -> bool:
-    """Whether a step's checkpoint has a tree of this name."""
-    return (self.path(step) / name).exists()
+  def set_aside_after(self, step: int):
+    """Renames newer checkpoints, which are damaged, so that they are remade."""
+    newer = [other for other in self.steps() if other > step]
+    if newer and jax.process_index() == 0:
+      for other in newer:
+        path = self.path(other)
+        path.rename(path.parent.parent / f'damaged-{other}-{time.time_ns()}')
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('set aside')
+    self._manager.reload()
+
+  def weights(self, step: int) -> str:
+    """The tree to evaluate: the averaged weights, if the run kept them."""
+    return 'ema' if (self.path(step) / 'ema').exists() else 'params'
 
   def close(self):
     """Waits until everything is written."""
@@ -112,11 +139,17 @@ class Checkpoints:
 
   def _finish(self):
     self._manager.wait_until_finished()
-    if jax.process_index():
-      return
-    for step in self._manager.all_steps():
-      if not integrity.is_sealed(self.path(step)):
-        integrity.seal(self.path(step))
+    self._closing.set()
+    if self._sealer:
+      self._sealer.join()
+
+  def _seal(self, step: int):
+    """Waits for the checkpoint, which appears at once and whole; seals it."""
+    path = self.path(step)
+    while not path.exists() and not self._closing.wait(0.1):
+      pass
+    if path.exists():
+      integrity.seal(path)
 
   def _check(self, step: int, abstract: dict[str, PyTree]):
     metadata = self._manager.item_metadata(step)
@@ -198,20 +231,20 @@ def locate(
     )
   checkpoints = Checkpoints(path)
   steps = checkpoints.steps()
-  if step is None:
-    found = checkpoints.newest_whole()
-  else:
-    found = step if step in steps else None
-    if found and (bad := integrity.damage(checkpoints.path(step))):
-      raise UserError(
-        f'{field} is damaged: {", ".join(bad[:3])} changed since it was '
-        f'written; use another of the steps {steps}'
-      )
-  checkpoints.close()
-  if found is None:
+  if step not in (None, *steps) or not steps:
     there = f'steps {steps}' if steps else 'no finished checkpoint'
     raise UserError(f'{field}: there is {there} in {path / "checkpoints"}')
-  return str(path), found
+  if step is None:
+    step = checkpoints.newest_whole()
+  elif integrity.damage(checkpoints.path(step)):
+    step = None
+  checkpoints.close()
+  if step is None:
+    raise UserError(
+      f'{field} is damaged: its files changed since they were written; use '
+      f'another of the steps {steps}, if there is one'
+    )
+  return str(path), step
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -6,7 +6,6 @@ what cannot work before anything is compiled.
 """
 
 from vmoe_robust.config.checks import (
-  ATTACKS,
   ROUTERS,
   choose,
   mesh_shape,
@@ -14,18 +13,20 @@ from vmoe_robust.config.checks import (
   validate_attack,
 )
 from vmoe_robust.config.fields import (
+  MACHINE_FIELDS,
   ConfigDict,
   UserError,
   batch_size,
   default,
   differences,
+  eps_name,
   from_json,
   moe_blocks,
   to_json,
 )
 
 __all__ = [
-  'ATTACKS',
+  'MACHINE_FIELDS',
   'ROUTERS',
   'ConfigDict',
   'UserError',
@@ -33,6 +34,7 @@ __all__ = [
   'choose',
   'default',
   'differences',
+  'eps_name',
   'from_json',
   'mesh_shape',
   'moe_blocks',

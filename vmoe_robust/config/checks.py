@@ -3,12 +3,13 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from vmoe_robust.config.fields import (
   ConfigDict,
   UserError,
   batch_size,
+  eps_name,
   moe_blocks,
 )
 
@@ -100,6 +101,8 @@ def _validate_model(config: ConfigDict):
   choose('config.model.head', model.head, HEADS)
   choose('config.model.positions', model.positions, POSITIONS)
   choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
+  for name in ('mean', 'std', 'moe_blocks'):
+    _numbers(f'config.model.{name}', model[name])
   if 0 in model.std:
     raise UserError(
       f'config.model.std={model.std} divides by 0; use (0.5,) or the data '
@@ -179,6 +182,13 @@ def _validate_train(config: ConfigDict):
   choose('config.train.optimizer.moment_dtype', opt.moment_dtype, DTYPES)
   for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
     _at_least(f'config.train.optimizer.{name}', opt[name], 0)
+  for name in ('b1', 'b2', 'momentum'):
+    if not 0 <= opt[name] < 1:
+      raise UserError(
+        f'config.train.optimizer.{name}={opt[name]} is a decay; use 0 or more '
+        'and less than 1'
+      )
+  _positive('config.train.optimizer.rsqrt_timescale', opt.rsqrt_timescale)
   if not 0 <= train.ema < 1:
     raise UserError(
       f'config.train.ema={train.ema} is a decay; use 0 (off) or a number '
@@ -206,11 +216,12 @@ def validate_attack(attack: ConfigDict):
     _positive(f'config.attack.{name}', attack[name])
   for name in ('step_size', 'momentum', 'batch_size', 'every_steps'):
     _at_least(f'config.attack.{name}', attack[name], 0)
-  if not isinstance(attack.eps, Sequence) or not attack.eps:
+  if isinstance(attack.eps, str) or not attack.eps:
     raise UserError(
-      f'config.attack.eps={attack.eps} is no sweep; use a tuple such as '
+      f'config.attack.eps={attack.eps!r} is no sweep; use a tuple such as '
       '(0.01, 0.02)'
     )
+  _numbers('config.attack.eps', attack.eps)
   for eps in attack.eps:
     if not 0 <= eps <= 1 and attack.norm == 'linf':
       raise UserError(
@@ -220,6 +231,28 @@ def validate_attack(attack: ConfigDict):
     if not 0 <= eps < math.inf:
       raise UserError(
         f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
+      )
+  if len({eps_name(eps) for eps in attack.eps}) < len(attack.eps):
+    raise UserError(
+      f'config.attack.eps={attack.eps} has a radius twice; leave one out'
+    )
+  if attack.restarts > 1 and not attack.random_start:
+    raise UserError(
+      f'config.attack.restarts={attack.restarts} would all be the same with '
+      'config.attack.random_start=False; use restarts=1 or random_start=True'
+    )
+  if attack.name == 'paper':
+    _validate_paper(attack)
+
+
+def _validate_paper(attack: ConfigDict):
+  fixed = dict(norm='linf', step_size=0.0, restarts=1, momentum=0.0)
+  for name, value in fixed.items():
+    if attack[name] != value:
+      raise UserError(
+        f'config.attack.{name}={attack[name]!r} does not fit '
+        f"config.attack.name='paper', which has {value!r}; use that, or "
+        "config.attack.name='pgd'"
       )
 
 
@@ -240,7 +273,8 @@ def _validate_mesh(config: ConfigDict, devices: int):
         f'config.mesh.model={model}; use a mesh axis of '
         f'{_divisors_text(config.model[name])}'
       )
-  for use in ('train', 'eval', 'attack'):
+  uses = ('train', 'eval', 'attack')
+  for use in uses if config.mode == 'train' else uses[2:]:
     _validate_batch(config, use, data * expert)
 
 
@@ -281,6 +315,16 @@ def choose(field: str, value: str, choices: Iterable[str]) -> str:
       + ', '.join(repr(c) for c in choices)
     )
   return value
+
+
+def _numbers(field: str, values: Iterable):
+  for value in values:
+    if not isinstance(value, int | float):
+      top, _, bottom = str(value).partition('/')
+      hint = 'a number'
+      if top.strip().isdigit() and bottom.strip().isdigit() and int(bottom):
+        hint = f'{int(top) / int(bottom):.6g}'
+      raise UserError(f'{field}={value!r} is not a number; write {hint}')
 
 
 def _positive(field: str, value: int) -> int:

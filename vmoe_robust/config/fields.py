@@ -11,6 +11,19 @@ class UserError(ValueError):
   """Something the user can mend; main prints the message as one line."""
 
 
+# How a run is carried out. These change no number that it finds.
+MACHINE_FIELDS = (
+  'config.mesh.',
+  'config.save.',
+  'config.data.dir',
+  'config.data.threads',
+  'config.data.workers',
+  'config.data.prefetch',
+  'config.train.log_every',
+  'config.train.remat',
+)
+
+
 def default() -> ConfigDict:
   """The configuration with every field at its default."""
   return ConfigDict(
@@ -189,6 +202,11 @@ def from_json(text: str) -> ConfigDict:
 
 def _merge(config: ConfigDict, values: dict):
   for name, value in values.items():
+    if name not in config:
+      raise UserError(
+        f'the saved configuration has a field {name!r} that is not known; it '
+        'is that of another program or version'
+      )
     if isinstance(value, dict):
       _merge(config[name], value)
     else:
@@ -197,14 +215,31 @@ def _merge(config: ConfigDict, values: dict):
         config[name] = value
 
 
-def differences(a: ConfigDict, b: ConfigDict, prefix: str = 'config') -> list:
-  """Names of the fields in which two configurations differ, as text."""
+def eps_name(eps: float) -> str:
+  """The name of a radius in the results."""
+  return f'{eps:.6g}'
+
+
+def differences(
+  a: ConfigDict,
+  b: ConfigDict,
+  ignore: tuple[str, ...] = (),
+  prefix: str = 'config',
+) -> list[str]:
+  """The fields in which two configurations differ, as text.
+
+  Args:
+    a: one configuration.
+    b: the other one, which the text calls the earlier.
+    ignore: beginnings of names that may differ.
+    prefix: of the names.
+  """
   found = []
   for name in sorted(set(a) | set(b)):
     here, there = a.get(name), b.get(name)
     path = f'{prefix}.{name}'
     if isinstance(here, ConfigDict) and isinstance(there, ConfigDict):
-      found += differences(here, there, path)
-    elif here != there:
+      found += differences(here, there, ignore, path)
+    elif here != there and not path.startswith(ignore):
       found.append(f'{path}={here!r} (was {there!r})')
   return found

@@ -3,65 +3,81 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from vmoe_robust.checkpoint import locate, read_config
 from vmoe_robust.config import (
+  MACHINE_FIELDS,
   UserError,
   batch_size,
+  default,
   differences,
   from_json,
   validate,
-  validate_attack,
 )
 from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.evaluate import outcome, robustness
-from vmoe_robust.evaluate.load import Restored, load
+from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.load import Restored, restore
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
+from vmoe_robust.report.terminal import say
+
+# What an attack says for itself; everything else is the saved run's.
+_OWN = (
+  *('config.mode', 'config.seed', 'config.checkpoint', 'config.attack.'),
+  *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
+  *MACHINE_FIELDS,
+)
+# Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
+_MOST_PIXELS = 2e9
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
-  """Attacks `config.checkpoint`, writes the results and prints the table."""
-  validate_attack(config.attack)
-  require_writable(workdir)
-  restored = load(config.checkpoint, config.mesh)
-  config = combine(config, restored.config)
+  """Attacks `config.checkpoint`, writes the results and prints the table.
+
+  Raises:
+    UserError: the checkpoint, the data or the configuration do not fit.
+  """
+  saved_in, step = locate(config.checkpoint)
+  config = combine(config, read_config(saved_in))
   validate(config, jax.device_count())
-  if finished(workdir, config):
+  require_writable(workdir)
+  if is_finished(config, workdir, step):
     return
   source = open_source(config.data, config.data.split)
-  if source.num_classes != config.model.num_classes:
-    raise UserError(
-      f'config.data.name={config.data.name!r} has {source.num_classes} '
-      f'classes and the model of config.checkpoint='
-      f'{config.checkpoint!r} has {config.model.num_classes}; attack it on '
-      f'{restored.config.data.name!r}'
-    )
-  programs = robustness.programs(restored.model, config)
-  results = attack(restored, source, config, workdir, programs, {})
-  if jax.process_index() == 0:
-    print(outcome.closing(results, workdir))
+  check_fit(config, source)
+  restored = restore(saved_in, step, config)
+  programs = robustness.Programs(restored.model, config)
+  results = attack(restored, source, programs, workdir, {})
+  say(outcome.closing(results, workdir))
 
 
 def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
-  """The attack's configuration on the model and data of the saved run.
+  """The attack's configuration on the model and the data of a saved run.
 
-  Of `config.data` the fields that differ from '' and 0 count; the rest is as
-  the model was trained.
+  Of `config.data` the name, the directory and the split count where they are
+  not empty, and how to read; the rest is as the model was trained.
+
+  Raises:
+    UserError: a field was set that would have no effect.
   """
+  ignored = differences(config, default(), _OWN)
+  if ignored:
+    raise UserError(
+      f'{ignored[0].split(" ")[0]} has no effect: a checkpoint is attacked '
+      'with the model and the data of its own run; leave it out'
+    )
   out = saved.copy_and_resolve_references()
   for name in ('mode', 'seed', 'checkpoint', 'attack', 'mesh'):
     out[name] = config[name]
   out.data.split = config.data.split or saved.data.eval_split
-  if config.data.name:
-    out.data.name = config.data.name
-  if config.data.dir:
-    out.data.dir = config.data.dir
+  out.data.name = config.data.name or saved.data.name
+  out.data.dir = config.data.dir or saved.data.dir
   for name in ('on_corrupt', 'threads', 'workers', 'prefetch'):
     out.data[name] = config.data[name]
   return out
@@ -70,9 +86,8 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
 def attack(
   restored: Restored,
   source: Source,
-  config: ConfigDict,
+  programs: robustness.Programs,
   workdir: str | os.PathLike,
-  programs: tuple[Callable, Callable],
   about: dict,
 ) -> dict:
   """Attacks every example of a source; returns what is in `results.json`.
@@ -80,65 +95,69 @@ def attack(
   Args:
     restored: what to attack.
     source: the examples.
-    config: the whole configuration.
+    programs: of the model; `programs.config` says how.
     workdir: where the results go.
-    programs: of `robustness.programs`.
     about: what else the results should say.
-
-  Raises:
-    RuntimeError: a sound attack left its ball or [0, 1], so that its numbers
-      mean nothing.
   """
+  config, radii = programs.config, len(programs.config.attack.eps)
+  pixels = radii * len(source) * config.data.image_size**2 * source.channels
+  if config.attack.save_images and pixels > _MOST_PIXELS:
+    raise UserError(
+      f'config.attack.save_images=True would keep {pixels:,} numbers in '
+      f'memory, more than {_MOST_PIXELS:,.0f}; attack a part, such as '
+      "config.data.split='test[:1000]', or fewer radii"
+    )
   batches = eval_batches(
     config.data,
     source,
     batch_size=batch_size(config, 'attack'),
     sharding=batch_sharding(restored.mesh),
   )
-  total = len(batches) * len(config.attack.eps)
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
     on_batch = lambda done, images: None
     if jax.process_index() == 0:
-      progress = Progress(total, 'attack', 'batch')
+      progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
       on_batch = progress.update
-    columns, loads, rate = robustness.run(
-      programs, restored.params, batches, config, on_batch
-    )
-  bad = robustness.violations(columns, config.attack)
-  if config.attack.name != 'paper' and any(bad.values()):
-    raise RuntimeError(f'the attack left its bounds: {bad}')
+    attacked = robustness.run(programs, restored.params, batches, on_batch)
   about = about | {
     'checkpoint': restored.workdir,
     'step': restored.step,
     'split': f'{config.data.name} {config.data.split}',
     'experts': config.attack.experts,
-    'attacked_images_per_second': rate,
-    'corrupt_images': batches.corrupt,
+    'attacked_images_per_second': attacked.images_per_second,
+    'corrupt_images': [source.describe(i) for i in attacked.corrupt],
   }
   if jax.process_index():
-    return outcome.summarise(columns, loads, config) | about
-  return outcome.write(workdir, columns, loads, config, about)
+    found = outcome.summarise(attacked.columns, attacked.loads, config)
+    return found | about
+  return outcome.write(workdir, attacked, config, about)
 
 
-def finished(workdir: str | os.PathLike, config: ConfigDict) -> bool:
-  """Whether this very attack is done; if so, says so and shows its table.
+def is_finished(
+  config: ConfigDict, workdir: str | os.PathLike, step: int
+) -> bool:
+  """Whether this very attack on this step is done; if so, shows its table.
 
   Raises:
-    UserError: the work directory has the results of something else.
+    UserError: the work directory has the results of another attack.
   """
   path = Path(workdir) / outcome.RESULTS
   if not path.exists():
     return False
   results = json.loads(path.read_text())
+  if config.mode == 'train' and results['step'] < step:
+    return False  # of an attack while training
   found = from_json(json.dumps(results['config']))
-  changed = differences(config, found)
+  changed = differences(config, found, MACHINE_FIELDS)
+  if results['step'] != step:
+    changed.append(f'step {step} (was {results["step"]})')
   if changed:
     raise UserError(
       f'--workdir={workdir} has the results of another attack: '
-      f'{"; ".join(changed[:3])}; choose another --workdir'
+      f'{"; ".join(changed[:3])}; attack with --config=configs/attack_pgd.py '
+      'and another --workdir'
     )
-  if jax.process_index() == 0:
-    print(f'{workdir} is finished:\n\n{outcome.closing(results, workdir)}')
+  say(f'{workdir} is finished:\n\n{outcome.closing(results, workdir)}')
   return True

@@ -26,15 +26,12 @@ class Restored:
 
 
 def load(
-  checkpoint: str | os.PathLike,
-  mesh: ConfigDict | None = None,
-  devices: list | None = None,
+  checkpoint: str | os.PathLike, devices: list | None = None
 ) -> Restored:
-  """Reads the weights of a run (the averaged ones, if it kept them).
+  """Reads a saved model, spread over the devices there are.
 
   Args:
     checkpoint: a work directory, or `WORKDIR/checkpoints/STEP`.
-    mesh: another `config.mesh` than the run's.
     devices: other devices than all.
 
   Raises:
@@ -42,21 +39,35 @@ def load(
   """
   workdir, step = locate(checkpoint)
   config = read_config(workdir)
-  config.mesh.update(
-    dict(data=-1, expert=-1, model=1) if mesh is None else mesh
-  )
+  config.mesh.update(dict(data=-1, expert=-1, model=1))
+  return restore(workdir, step, config, devices)
+
+
+def restore(
+  workdir: str, step: int, config: ConfigDict, devices: list | None = None
+) -> Restored:
+  """Reads the weights of a run (the averaged ones, if it kept them).
+
+  Args:
+    workdir: of the run.
+    step: one of its checkpoints.
+    config: of the run, with the mesh to spread it over.
+    devices: other devices than all.
+
+  Raises:
+    UserError: the checkpoint is of another model.
+  """
   devices = jax.devices() if devices is None else devices
-  grid = mesh_lib.create(mesh_shape(config, len(devices)), devices)
+  mesh = mesh_lib.create(mesh_shape(config, len(devices)), devices)
   size = config.data.image_size
-  shape = (size, size, config.model.channels)
-  model = build(config.model, shape, grid)
+  model = build(config.model, (size, size, config.model.channels), mesh)
   boxed = jax.eval_shape(model.init, jax.random.key(0))
   places = mesh_lib.tree_shardings(
-    boxed, grid, mesh_lib.rules(config.mesh.fsdp)
+    boxed, mesh, mesh_lib.rules(config.mesh.fsdp)
   )
   checkpoints = Checkpoints(workdir)
-  name = 'ema' if checkpoints.holds(step, 'ema') else 'params'
+  name = checkpoints.weights(step)
   wanted = {name: abstract(unbox(boxed), places)}
   trees, _ = checkpoints.restore(step, wanted)
   checkpoints.close()
-  return Restored(model, trees[name], config, grid, workdir, step)
+  return Restored(model, trees[name], config, mesh, workdir, step)

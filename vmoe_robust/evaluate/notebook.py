@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from vmoe_robust.config import UserError, validate_attack
+from vmoe_robust.config import UserError, default, validate_attack
 from vmoe_robust.data import eval_batches
 from vmoe_robust.evaluate import outcome, robustness
+from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.evaluate.load import load as load
 from vmoe_robust.mesh import batch_sharding, batch_shards
@@ -46,22 +47,24 @@ def robust_accuracy(
     )
   config = restored.config.copy_and_resolve_references()
   radii = tuple(float(e) for e in np.atleast_1d(eps))
+  config.attack = default().attack
   config.attack.update(dict(eps=radii, steps=steps, norm=norm))
   validate_attack(config.attack)
+  source = _InMemory(images, labels, config.model.num_classes)
+  check_fit(config, source)
   shards = batch_shards(restored.mesh)
   batches = eval_batches(
     config.data,
-    _InMemory(images, labels, config.model.num_classes),
+    source,
     batch_size=-(-min(len(images), _BATCH) // shards) * shards,
     sharding=batch_sharding(restored.mesh),
   )
-  programs = robustness.programs(restored.model, config)
+  programs = robustness.Programs(restored.model, config)
   with contextlib.closing(batches):
-    columns, loads, _ = robustness.run(
-      programs, restored.params, batches, config
-    )
-  (sweep,) = outcome.summarise(columns, loads, config)['attacks'].values()
-  return {found['eps']: found['robust_accuracy'] for found in sweep.values()}
+    found = robustness.run(programs, restored.params, batches)
+  results = outcome.summarise(found.columns, found.loads, config)
+  (sweep,) = results['attacks'].values()
+  return {one['eps']: one['robust_accuracy'] for one in sweep.values()}
 
 
 class _InMemory:

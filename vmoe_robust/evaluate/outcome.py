@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vmoe_robust.config import eps_name
+from vmoe_robust.evaluate.robustness import Attacked
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import write_json
 from vmoe_robust.report.table import table
@@ -19,8 +21,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 def write(
   workdir: str | os.PathLike,
-  columns: dict[str, np.ndarray],
-  loads: dict[float, dict],
+  attacked: Attacked,
   config: ConfigDict,
   about: dict,
 ) -> dict:
@@ -28,8 +29,7 @@ def write(
 
   Args:
     workdir: where `results.json` and `records.parquet` go.
-    columns: of `robustness.run`, with a row an example and eps.
-    loads: of `robustness.run`.
+    attacked: of `robustness.run`.
     config: the whole configuration.
     about: what else the results should say, such as the step.
 
@@ -37,10 +37,11 @@ def write(
     What is in `results.json`.
   """
   path = Path(workdir) / RECORDS
+  columns = attacked.columns
   order = np.lexsort((columns['index'], columns['eps']))
   columns = {name: column[order] for name, column in columns.items()}
   write_records(path, columns)
-  results = summarise(read_records(path), loads, config)
+  results = summarise(read_records(path), attacked.loads, config)
   results |= about | {
     'records': str(path),
     'config': config.to_dict(),
@@ -68,7 +69,7 @@ def summarise(
   sweep = {}
   for eps in attack.eps:
     rows = {k: v[columns['eps'] == eps] for k, v in columns.items()}
-    sweep[f'{eps:.6g}'] = _one(rows, loads.get(eps, {}), config, eps)
+    sweep[eps_name(eps)] = _one(rows, loads.get(eps, {}), config, eps)
   results['attacks'] = {f'{attack.name}_{attack.norm}': sweep}
   return results
 
@@ -88,11 +89,12 @@ def _one(rows, loads, config, eps: float) -> dict:
     ),
     'largest_linf': float(rows['linf'].max()),
     'largest_l2': float(rows['l2'].max()),
-    'outside_ball': int((rows[config.attack.norm] > eps + 1e-6).sum()),
-    'outside_range': int(
-      ((rows['lowest_pixel'] < 0) | (rows['highest_pixel'] > 1)).sum()
-    ),
+    'outside_ball': int((~rows['in_ball']).sum()),
+    'outside_range': int((~rows['in_range']).sum()),
   }
+  if config.attack.target:
+    reached = rows['prediction_after'] == rows['target']
+    out['target_reached'] = float(reached.mean())
   if config.train.loss == 'sigmoid':
     out['false_discovery_rate'] = out['error_after']
   blocks = [n.split('/')[1] for n in rows if n.startswith('routing_change/')]
@@ -129,7 +131,7 @@ def render(results: dict) -> str:
   ]
   for one in sweep.values():
     eps = one['eps']
-    shown = f'{eps:.4g}' if eps > 0.5 else f'{255 * eps:.3g}/255'
+    shown = f'{eps:.4g}' if name.endswith('l2') else f'{255 * eps:.3g}/255'
     row = [shown, percent(one['robust_accuracy']), f'{one["loss_after"]:.3f}']
     row.append(percent(one['prediction_changes']))
     row += [percent(one['routing'][block]['change']) for block in blocks]

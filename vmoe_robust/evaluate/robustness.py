@@ -5,8 +5,9 @@ is given x_adv as numbers and judges it, so that nothing the attack believes
 about its own iterates is reported.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -17,26 +18,61 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust import attacks
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import routing
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Aux, Model, losses
 
 Batch = dict[str, Array]
 Images = Float[Array, 'batch height width channels']
-_TOLERANCE = 1e-6
 
 
-def programs(model: Model, config: ConfigDict) -> tuple[Callable, Callable]:
-  """The two jitted programs, for any number of calls of `run`."""
-  place = batch_sharding(model.module.mesh)
-  attack = jax.jit(attack_program(model, config), out_shardings=place)
-  return attack, jax.jit(score_program(model, config))
+class Programs:
+  """The two programs of a model and a configuration, each compiled once."""
+
+  def __init__(self, model: Model, config: ConfigDict):
+    """Compiles nothing yet."""
+    self.config = config
+    place = batch_sharding(model.module.mesh)
+    self._attack = jax.jit(
+      attack_program(model, config), out_shardings=(place, place)
+    )
+    self._score = jax.jit(score_program(model, config))
+    self._compiled = None
+
+  def __call__(self, params: PyTree, batch: Batch):
+    """Compiles for batches like this one, the first time."""
+    if self._compiled is None:
+      eps = jnp.float32(0)
+      attack = self._attack.lower(params, batch, eps).compile()
+      found = self._attack.eval_shape(params, batch, eps)
+      x_adv, _ = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        found,
+        tuple(attack.output_shardings),
+      )
+      score = self._score.lower(params, batch, x_adv, eps).compile()
+      self._compiled = attack, score
+    return self._compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+  """What `run` found."""
+
+  columns: dict[str, np.ndarray]  # a row an example and eps
+  loads: dict[float, dict[str, np.ndarray]]  # of each eps the experts' tokens
+  corrupt: list[int]  # examples that were skipped
+  images_per_second: float
 
 
 def attack_program(
   model: Model, config: ConfigDict
-) -> Callable[[PyTree, Batch, Float[Array, '']], Images]:
-  """`(params, batch, eps) -> x_adv` for `config.attack`, to be jitted."""
+) -> Callable[[PyTree, Batch, Float[Array, '']], tuple[Images, Array]]:
+  """`(params, batch, eps) -> (x_adv, target)` for `config.attack`.
+
+  The target is a class, -1 if the attack has none.
+  """
   attack, settings = attacks.build(config.attack), config.attack
 
   def program(params, batch, eps):
@@ -47,10 +83,11 @@ def attack_program(
     apply = partial(
       model.apply, params, experts=settings.experts, mask=batch['mask']
     )
-    aim = wanted
+    aim, target = wanted, jnp.full(len(images), -1)
     if settings.target:
       logits, _ = apply(images)
-      aim = _target(logits, wanted, settings.target, keys)
+      target = _target(logits, wanted, settings.target, keys)
+      aim = jax.nn.one_hot(target, logits.shape[-1])
 
     def loss(x):
       logits, aux = apply(x)
@@ -64,23 +101,24 @@ def attack_program(
         per_image += settings.auxiliary_weight * auxiliary(aux, len(x))
       return per_image, broken
 
-    return attack(loss, images, keys, eps)
+    return attack(loss, images, keys, eps), target
 
   return program
 
 
 def score_program(
   model: Model, config: ConfigDict
-) -> Callable[[PyTree, Batch, Images], tuple[dict, dict]]:
-  """`(params, batch, x_adv) -> (per example, expert loads)`, to be jitted."""
+) -> Callable[[PyTree, Batch, Images, Float[Array, '']], tuple[dict, dict]]:
+  """`(params, batch, x_adv, eps) -> (per example, expert loads)`."""
 
-  def program(params, batch, x_adv):
+  def program(params, batch, x_adv, eps):
     images, wanted = _images(batch), _wanted(batch, config)
+    bounds = attacks.check(x_adv, images, eps, config.attack.norm)
     out = {
+      'in_ball': bounds[0],
+      'in_range': bounds[1],
       'linf': attacks.distance(x_adv, images, 'linf'),
       'l2': attacks.distance(x_adv, images, 'l2'),
-      'lowest_pixel': x_adv.min((1, 2, 3)),
-      'highest_pixel': x_adv.max((1, 2, 3)),
     }
     loads, choices = {}, {}
     for when, x in (('before', images), ('after', x_adv)):
@@ -109,73 +147,80 @@ def score_program(
 
 
 def run(
-  compiled: tuple[Callable, Callable],
+  programs: Programs,
   params: PyTree,
-  batches,
-  config: ConfigDict,
+  batches: Iterable[Batch],
   on_batch: Callable[[int, int], None] = lambda done, images: None,
-) -> tuple[dict[str, np.ndarray], dict[float, dict], float]:
-  """Attacks every example at every eps.
+) -> Attacked:
+  """Attacks every example at every eps of `config.attack`.
 
   Args:
-    compiled: of `programs`.
-    params: weights of the model.
+    programs: of the model.
+    params: its weights.
     batches: of `data.eval_batches`.
-    config: the whole configuration; `config.attack.eps` is the sweep.
     on_batch: told after each batch and eps how many are done and how many
       images it had.
 
-  Returns:
-    Columns with a row an example and eps; of each eps the experts' loads by
-    name; and the attacked images per second, compilation left out.
+  Raises:
+    RuntimeError: a sound attack left its ball or [0, 1], so that its numbers
+      mean nothing.
+    UserError: no example could be read.
   """
-  (attack, score), clock = compiled, _Clock()
-  rows, loads = [], {eps: {} for eps in config.attack.eps}
-  done = 0
+  settings = programs.config.attack
+  rows, loads, corrupt = [], {eps: {} for eps in settings.eps}, []
+  seconds, done = 0.0, 0
   for batch in batches:
+    attack, score = programs(params, batch)
     mask, labels, index = _fetch(
       (batch['mask'], batch['label'], batch['index'])
     )
-    for eps in config.attack.eps:
-      clock.start()
-      x_adv = attack(params, batch, jnp.float32(eps))
-      out, load = score(params, batch, x_adv)
-      if config.attack.save_images:
+    corrupt += index[~mask & (index >= 0)].tolist()
+    for eps in settings.eps:
+      start = time.perf_counter()
+      x_adv, target = attack(params, batch, jnp.float32(eps))
+      out, load = score(params, batch, x_adv, jnp.float32(eps))
+      out['target'] = target
+      if settings.save_images:
         out['x_adv'] = x_adv.reshape(len(mask), -1)
       out, load = _fetch((out, load))
-      images = int(mask.sum())
-      clock.stop(images)
-      out |= {'index': index, 'label': labels}
-      out['eps'] = np.full(len(mask), eps)
+      seconds += time.perf_counter() - start
+      out |= {'index': index, 'label': labels, 'eps': np.full(len(mask), eps)}
       rows.append({name: column[mask] for name, column in out.items()})
+      if settings.name != 'paper':  # which by design leaves [0, 1]
+        _require_bounds(rows[-1])
       for name, count in load.items():
         loads[eps][name] = loads[eps].get(name, 0) + count
       done += 1
-      on_batch(done, images)
+      on_batch(done, int(mask.sum()))
   columns = {
     name: np.concatenate([row[name] for row in rows]) for name in rows[0]
   }
-  return columns, loads, clock.rate()
+  if not len(columns['index']):
+    raise UserError(
+      f'all {len(corrupt)} images of config.data.split='
+      f'{programs.config.data.split!r} are corrupt; check config.data.dir'
+    )
+  return Attacked(columns, loads, corrupt, len(columns['index']) / seconds)
 
 
-def violations(
-  columns: dict[str, np.ndarray], attack: ConfigDict
-) -> dict[str, int]:
-  """How many x_adv are outside the ball (by over 1e-6), and outside [0, 1]."""
-  too_far = columns[attack.norm] > columns['eps'] + _TOLERANCE
-  outside = (columns['lowest_pixel'] < 0) | (columns['highest_pixel'] > 1)
-  return {
-    'outside_ball': int(too_far.sum()),
-    'outside_range': int(outside.sum()),
-  }
+def _require_bounds(row: dict[str, np.ndarray]):
+  for name in ('in_ball', 'in_range'):
+    if not row[name].all():
+      where = row['index'][~row[name]].tolist()
+      raise RuntimeError(
+        f'x_adv of examples {where[:5]} is not {name} at eps={row["eps"][0]}'
+      )
 
 
 def auxiliary(aux: Aux, batch: int) -> Float[Array, '{batch}']:
-  """The routers' losses of each image; a group's is shared by its images."""
+  """The routers' losses of each image: that of its group.
+
+  Their mean over the batch is `Aux.loss`, as in the paper's attack.
+  """
   total = jnp.zeros(batch)
   for record in aux.records.values():
     loss = record.routing.auxiliary_loss
-    total += jnp.repeat(loss, record.images)[:batch] / record.images
+    total += jnp.repeat(loss, record.images)[:batch]
   return total
 
 
@@ -188,14 +233,14 @@ def _wanted(batch: Batch, config: ConfigDict) -> Array:
 
 
 def _target(logits, wanted, kind: str, keys) -> Array:
-  """One-hot targets, never a wanted class."""
+  """A class for each image, never a wanted one."""
   if kind == 'random':
     draw = lambda key: jax.random.gumbel(key, logits.shape[1:])
     score = jax.vmap(draw)(keys)
   else:
     score = logits if kind == 'runner_up' else -logits
   score = jnp.where(wanted > 0, -jnp.inf, score)
-  return jax.nn.one_hot(score.argmax(-1), logits.shape[-1])
+  return score.argmax(-1)
 
 
 def _fetch(tree: PyTree) -> PyTree:
@@ -203,22 +248,3 @@ def _fetch(tree: PyTree) -> PyTree:
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
-
-
-class _Clock:
-  """Images a second, without the first batch, which waits for the compiler."""
-
-  def __init__(self):
-    self._laps: list[tuple[float, int]] = []
-    self._since = 0.0
-
-  def start(self):
-    self._since = time.perf_counter()
-
-  def stop(self, images: int):
-    self._laps.append((time.perf_counter() - self._since, images))
-
-  def rate(self) -> float:
-    laps = self._laps[1:] or self._laps
-    seconds, images = map(sum, zip(*laps, strict=True))
-    return images / seconds

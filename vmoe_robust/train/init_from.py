@@ -11,12 +11,15 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import UserError
 
+# Weights that belong to the task or the way of pooling, not to the encoder.
+_MAY_DIFFER = ('head/', 'pre_logits/', 'cls', 'map_')
+
 
 def start_from(path: str, params: PyTree) -> tuple[PyTree, list[str]]:
   """Replaces fresh weights by those of `config.init_from`.
 
   Position embeddings of another resolution are resized. A head of another
-  number of classes stays fresh, as does `pre_logits` that only one side has.
+  number of classes or another kind stays fresh.
 
   Args:
     path: a work directory, one of its checkpoints, or a released .npz file.
@@ -28,17 +31,25 @@ def start_from(path: str, params: PyTree) -> tuple[PyTree, list[str]]:
   Raises:
     UserError: the weights are missing or are those of another model.
   """
-  there = _flat(_read(path))
-  fresh = []
+  there, fresh = _flat(_read(path)), []
+  surplus = there.keys() - _flat(params).keys()
+  surplus = sorted(n for n in surplus if not n.startswith(_MAY_DIFFER))
+  if surplus:
+    raise UserError(
+      f'config.init_from={path!r} is of another model: it has {surplus[0]}'
+      f'{" and more" * (len(surplus) > 1)}, which this one lacks; use the '
+      'sizes of config.model it was trained with'
+    )
 
   def choose(keys, leaf):
     name = _name(keys)
     value = there.get(name)
     if name.endswith('pos_embedding') and value is not None:
-      if value.shape[2:] == leaf.shape[2:]:
+      same_width = value.shape[2:] == leaf.shape[2:]
+      if same_width and value.shape != leaf.shape:
         value = resize_positions(value, leaf.shape[1])
     if value is None or value.shape != leaf.shape:
-      if not name.startswith(('head/', 'pre_logits/')):
+      if not name.startswith(_MAY_DIFFER):
         shape = 'absent' if value is None else value.shape
         raise UserError(
           f'config.init_from={path!r} is of another model: {name} is {shape} '
@@ -57,8 +68,7 @@ def _read(path: str) -> PyTree:
     return read_npz(path)
   workdir, step = locate(path, 'config.init_from')
   checkpoints = Checkpoints(workdir)
-  name = 'ema' if checkpoints.holds(step, 'ema') else 'params'
-  tree = checkpoints.read(step, name)
+  tree = checkpoints.read(step, checkpoints.weights(step))
   checkpoints.close()
   return tree
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -22,14 +23,23 @@ class Log:
   def __init__(
     self,
     config: ConfigDict,
+    last_good: Callable[[], str | None],
     writer: MetricWriter | None,
     progress: Progress | None,
   ):
-    """Starts; `writer` and `progress` are None but on the first process."""
-    self._config, self._writer, self._progress = config, writer, progress
+    """Starts.
+
+    Args:
+      config: the whole configuration.
+      last_good: the path of the newest checkpoint, None without one.
+      writer: None but on the first process.
+      progress: None but on the first process.
+    """
+    self._config, self._last_good = config, last_good
+    self._writer, self._progress = writer, progress
     self._pending: list[tuple[int, dict]] = []
-    self._laps: list[tuple[float, int]] = []  # time and step at each reading
-    self._read_at = -math.inf
+    self._mark: tuple[float, int] | None = None  # time and step of a reading
+    self._seconds, self._steps = 0.0, 0  # between readings
 
   def add(self, step: int, metrics: dict):
     """Takes a step's metrics; now and then reads those of the steps before.
@@ -38,8 +48,11 @@ class Log:
       UserError: the loss or the gradient of one was not finite.
     """
     self._pending.append((step, metrics))
-    due = time.perf_counter() > self._read_at + _READ_EVERY
-    if due or len(self._pending) > self._config.train.log_every:
+    due = len(self._pending) > self._config.train.log_every
+    if jax.process_count() == 1:  # several must find a divergence together
+      since = self._mark[0] if self._mark else -math.inf
+      due |= time.perf_counter() > since + _READ_EVERY
+    if due:
       self._read(self._pending[:-1])
       self._pending = self._pending[-1:]
 
@@ -53,12 +66,15 @@ class Log:
     if self._writer:
       self._writer.write(step, metrics)
 
+  def pause(self):
+    """What happens until the next reading is not training's time."""
+    self._mark = None
+
   def rate(self) -> float | None:
     """Images a second since the first reading; None before a second one."""
-    if len(self._laps) < 2:
+    if not self._steps:
       return None
-    (t0, s0), (t1, s1) = self._laps[0], self._laps[-1]
-    return (s1 - s0) * self._config.train.batch_size / (t1 - t0)
+    return self._steps * self._config.train.batch_size / self._seconds
 
   def _read(self, pending):
     if not pending:
@@ -68,11 +84,14 @@ class Log:
       for metrics in jax.device_get([metrics for _, metrics in pending])
     ]
     for (step, _), metrics in zip(pending, found, strict=True):
-      for name in ('loss', 'gradient_norm'):
+      for name in ('loss', 'gradient_norm', 'update_norm'):
         if not math.isfinite(metrics[name]):
-          raise UserError(_diverged(step, name, metrics[name]))
-    self._read_at = time.perf_counter()
-    self._laps.append((self._read_at, pending[-1][0]))
+          raise UserError(self._diverged(step, name, metrics[name]))
+    now, step = time.perf_counter(), pending[-1][0]
+    if self._mark:
+      self._seconds += now - self._mark[0]
+      self._steps += step - self._mark[1]
+    self._mark = now, step
     every, total = self._config.train.log_every, self._config.train.steps
     for (step, _), metrics in zip(pending, found, strict=True):
       if step % every == 0 or step in (1, total):
@@ -96,13 +115,16 @@ class Log:
       out['mfu'] = rate * image / (peak * jax.device_count())
     return out
 
-
-def _diverged(step: int, name: str, value: float) -> str:
-  return (
-    f'{name} is {value} at step {step}, and nothing is saved of it. Start '
-    'again from the last good checkpoint, with a lower '
-    'config.train.optimizer.learning_rate, more '
-    'config.train.optimizer.warmup_steps, a lower '
-    'config.train.optimizer.clip_norm or '
-    "config.model.compute_dtype='float32'"
-  )
+  def _diverged(self, step: int, name: str, value: float) -> str:
+    good = self._last_good()
+    way = 'no checkpoint is saved yet; start again'
+    if good:
+      way = (
+        f'the last good checkpoint is {good}; start from it '
+        f'(--config.init_from={good}) in another --workdir'
+      )
+    return (
+      f'{name} is {value} at step {step}, which is not saved; {way} with a '
+      'lower config.train.optimizer.learning_rate, more .warmup_steps, a '
+      "lower .clip_norm or config.model.compute_dtype='float32'"
+    )

@@ -12,21 +12,22 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import Checkpoints, abstract, save_config
-from vmoe_robust.config import batch_size, mesh_shape, validate
+from vmoe_robust.config import UserError, batch_size, mesh_shape, validate
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.evaluate import accuracy, outcome, robustness
-from vmoe_robust.evaluate.attack import attack
+from vmoe_robust.evaluate.attack import attack, is_finished
 from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
+from vmoe_robust.report.terminal import say
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
-from vmoe_robust.train.start import check_same_run, is_finished, resolve
+from vmoe_robust.train.start import check_same_run, resolve
 from vmoe_robust.train.stopping import Stopping
 
 
@@ -40,19 +41,22 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   validate(config, jax.device_count())
   source = open_source(config.data, config.data.split)
   held_out = open_source(config.data, config.data.eval_split)
-  config = resolve(config, source)
+  config = resolve(config, source, held_out)
   require_writable(workdir)
   check_same_run(config, workdir)
-  if is_finished(config, workdir):
+  if is_finished(_attacked(config), workdir, config.train.steps):
     return
   mesh = mesh_lib.create(mesh_shape(config, jax.device_count()))
-  trainer = Trainer(config, workdir, mesh, source, held_out)
-  if not trainer.train():
-    say(f'stopped at step {trainer.step} and saved; the same command resumes')
-  elif config.attack.at_end:
-    say('\n' + outcome.closing(trainer.attack(), workdir))
-  else:
-    say(f'finished; checkpoints are in {workdir}/checkpoints')
+  with Stopping() as stopping:
+    trainer = Trainer(config, workdir, mesh, source, held_out)
+    trainer.train(stopping)
+    if trainer.step < config.train.steps:
+      say(f'stopped at step {trainer.step} and saved; the same command resumes')
+    elif config.attack.at_end:
+      stopping.at_once('stopped; all is trained, the same command attacks')
+      say('\n' + outcome.closing(trainer.attack(), workdir))
+    else:
+      say(f'finished; checkpoints are in {workdir}/checkpoints')
 
 
 class Trainer:
@@ -79,7 +83,13 @@ class Trainer:
     self.checkpoints = Checkpoints(workdir, config.save)
     self.step, data_state = 0, None
     saved = self.checkpoints.newest_whole()
+    if saved is None and self.checkpoints.steps():
+      raise UserError(
+        f'--workdir={workdir}: all its checkpoints are damaged; restore them '
+        'from a copy, or start again in another --workdir'
+      )
     if saved is not None:
+      self.checkpoints.set_aside_after(saved)
       data_state = self._restore(saved, places)
     elif config.init_from:
       self._start_from(config.init_from)
@@ -101,15 +111,14 @@ class Trainer:
       'flops_per_image': flops.forward(config.model, size, shape[-1]),
     }
 
-  def train(self) -> bool:
-    """Trains to the last step; False if it was asked to stop before."""
+  def train(self, stopping: Stopping):
+    """Trains to the last step, or until it is asked to stop; then saves."""
     config, total = self.config, self.config.train.steps
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
       stack.callback(self.batches.close)
       if self.step >= total:
-        return True
-      stopping = stack.enter_context(Stopping())
+        return
       log = self._open_log(stack)
       batch = next(self.batches)
       step = self._compile(batch)
@@ -117,19 +126,31 @@ class Trainer:
         self.state, metrics = step(self.state, batch)
         self.step += 1
         log.add(self.step, metrics)
-        last = self.step == total or stopping(self.step)
-        if last or _due(self.step, config.save.every_steps):
+        last, stop = self.step == total, stopping(self.step)
+        saves = last or stop or _due(self.step, config.save.every_steps)
+        # Before saving, so that a run cut short here does them when resumed.
+        self._measure(log, last, stop)
+        if saves:
           log.drain()  # what is not finite is not saved
+          log.pause()
           self._save()
-        if _due(self.step, config.eval.every_steps) or self.step == total:
-          log.write(self.step, self.evaluate())
-        if last:
+        if last or stop:
           break
-        if _due(self.step, config.attack.every_steps):
-          log.write(self.step, _robust_accuracies(self.attack()))
         batch = next(self.batches)
       self.about['trained_images_per_second'] = log.rate()
-    return self.step == total
+
+  def _measure(self, log: Log, last: bool, stop: bool):
+    """Evaluates and attacks if it is time to, unless time is running out."""
+    evaluates = last or _due(self.step, self.config.eval.every_steps)
+    attacks = not last and _due(self.step, self.config.attack.every_steps)
+    if stop or not (evaluates or attacks):
+      return
+    log.drain()
+    if evaluates:
+      log.write(self.step, self.evaluate())
+    if attacks:
+      log.write(self.step, _robust_accuracies(self.attack()))
+    log.pause()
 
   def evaluate(self) -> dict[str, float]:
     """Clean accuracy and loss on the evaluation split."""
@@ -146,18 +167,16 @@ class Trainer:
 
   def attack(self) -> dict:
     """Attacks the evaluation split and writes the results."""
-    config = self.config.copy_and_resolve_references()
-    config.data.split = config.data.eval_split
     restored = Restored(
       self.model,
       self.state.evaluated(),
-      config,
+      self.config,
       self.mesh,
-      self.workdir,
+      str(self.workdir),
       self.step,
     )
     return attack(
-      restored, self.held_out, config, self.workdir, self._programs, self.about
+      restored, self.held_out, self._programs, self.workdir, self.about
     )
 
   @functools.cached_property
@@ -166,7 +185,7 @@ class Trainer:
 
   @functools.cached_property
   def _programs(self):
-    return robustness.programs(self.model, self.config)
+    return robustness.Programs(self.model, _attacked(self.config))
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(
@@ -175,12 +194,16 @@ class Trainer:
       f'{len(self.source):,} images, mesh {dict(self.mesh.shape)}'
     )
     if jax.process_index():
-      return Log(self.config, None, None)
+      return Log(self.config, self._last_good, None, None)
     writer = MetricWriter(self.workdir, after_step=self.step)
     stack.callback(writer.close)
     progress = Progress(self.config.train.steps, 'train', done=self.step)
     stack.callback(progress.close)
-    return Log(self.config, writer, progress)
+    return Log(self.config, self._last_good, writer, progress)
+
+  def _last_good(self) -> str | None:
+    steps = self.checkpoints.steps()
+    return str(self.checkpoints.path(steps[-1])) if steps else None
 
   def _compile(self, batch):
     start = time.perf_counter()
@@ -218,10 +241,11 @@ class Trainer:
       self.checkpoints.save(self.step, _trees(self.state), extra)
 
 
-def say(text: str):
-  """Prints, on the first process alone."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
+def _attacked(config: ConfigDict) -> ConfigDict:
+  """The configuration of the attack that ends a run."""
+  config = config.copy_and_resolve_references()
+  config.data.split = config.data.eval_split
+  return config
 
 
 def _due(step: int, every: int) -> bool:

@@ -52,6 +52,7 @@ def make(
     if config.train.ema:
       ema = optax.incremental_update(params, ema, 1 - config.train.ema)
     metrics['gradient_norm'] = optax.tree.norm(gradient)
+    metrics['update_norm'] = optax.tree.norm(updates)
     metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, ema=ema

@@ -1,0 +1,35 @@
+"""Whether a model and a data set belong together."""
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError
+from vmoe_robust.data import Source
+
+
+def check_fit(config: ConfigDict, source: Source):
+  """Refuses data of other classes, channels or labels than the model's.
+
+  Raises:
+    UserError: names the field, its value and what would fit.
+  """
+  data = f'config.data.name={config.data.name!r}'
+  for name in ('num_classes', 'channels'):
+    there = getattr(source, name)
+    if config.model[name] != there:
+      raise UserError(
+        f'config.model.{name}={config.model[name]} does not fit {data}, which '
+        f'has {there}; use {there}, or other data'
+      )
+  for name in ('mean', 'std'):
+    if len(config.model[name]) not in (1, source.channels):
+      raise UserError(
+        f'config.model.{name}={config.model[name]} is not one number, nor one '
+        f'for each of the {source.channels} channels of {data}'
+      )
+  fit = 'sigmoid' if source.multi_label else 'softmax'
+  if config.train.loss != fit:
+    several = 'several labels' if source.multi_label else 'one label'
+    raise UserError(
+      f'config.train.loss={config.train.loss!r} does not fit {data}, which has '
+      f'{several} an image; use {fit!r}'
+    )

@@ -1,0 +1,9 @@
+"""Text for people."""
+
+import jax
+
+
+def say(text: str):
+  """Prints, on the first process alone."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
