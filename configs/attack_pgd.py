@@ -5,10 +5,10 @@ Command:
     --config.checkpoint=WORKDIR
 
 WORKDIR is that of a training run. The model and the data are the run's own;
-config.model has no effect here. --config.data.split='test[:1000]' attacks a
+setting config.model is refused. --config.data.split='test[:1000]' attacks a
 part, and --config.attack.name=paper runs the paper's own, weaker protocol.
 
-Hardware: any; 26 radii cost about 2,100 forward passes an image.
+Hardware: any; 26 radii cost about 2,200 forward passes an image.
 
 Expected: depends on the checkpoint; not yet measured.
 """

@@ -4,7 +4,6 @@ Experts in blocks 1, 3 and 5, one a token, so an image costs what it costs in
 its dense twin, configs/cifar10_vit.py, but for the router.
 
 Command:
-Command:
   python -m vmoe_robust.main --config=configs/cifar10_moe.py --workdir=WORKDIR \
     --config.data.dir=TFDS_DIR
 

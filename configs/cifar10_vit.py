@@ -3,7 +3,6 @@ r"""A small ViT on CIFAR-10.
 The dense twin of configs/cifar10_moe.py.
 
 Command:
-Command:
   python -m vmoe_robust.main --config=configs/cifar10_vit.py --workdir=WORKDIR \
     --config.data.dir=TFDS_DIR
 

@@ -84,8 +84,6 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
   workdir = f'--workdir={tmp_path}/file/run'
   assert 'not writable' in refused(capsys, monkeypatch, DIGITS, workdir)
-  found = refused(capsys, monkeypatch, ATTACK, workdir, '--config.checkpoint=x')
-  assert 'not writable' in found
 
 
 def test_bad_checkpoints_are_refused(capsys, monkeypatch, tmp_path):

@@ -1,13 +1,13 @@
 """`python -m vmoe_robust.main --config=configs/digits_moe.py`."""
 
-import os
+import re
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vmoe_robust import mesh
 from vmoe_robust.config import UserError, choose
 from vmoe_robust.evaluate import attack
 from vmoe_robust.train import loop
@@ -34,33 +34,11 @@ def main(argv: list[str]):
     reason = str(error).splitlines()[-1].strip()
     raise UserError(f'--config cannot be loaded: {reason}') from error
   logging.set_verbosity(logging.WARNING)
-  # Orbax warns of what is meant, such as reading without writing.
-  logging.get_absl_handler().addFilter(
-    lambda record: 'orbax' not in record.pathname
-  )
   if _DISTRIBUTED.value:
-    _join()
+    mesh.join()
   modes = {'train': loop.run, 'attack': attack.run}
   run_mode = modes[choose('config.mode', mode, modes)]
   run_mode(config, _WORKDIR.value or _default_workdir(config))
-
-
-def _join():
-  # JAX finds its place on a TPU pod, in SLURM and under MPI by itself. Where
-  # it cannot, JAX_COORDINATOR_ADDRESS, which it reads, and these two say.
-  place = {
-    'num_processes': os.environ.get('JAX_NUM_PROCESSES'),
-    'process_id': os.environ.get('JAX_PROCESS_ID'),
-  }
-  place = {name: int(value) for name, value in place.items() if value}
-  try:
-    jax.distributed.initialize(**place)
-  except (RuntimeError, ValueError) as error:
-    raise UserError(
-      f'--distributed cannot join the other hosts: {error}; outside of a TPU '
-      'pod, SLURM and MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and '
-      'JAX_PROCESS_ID'
-    ) from error
 
 
 def _default_workdir(config) -> str:
@@ -77,8 +55,10 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:  # of a field that is not there
-    hint = str(error).replace('\\n', ' ').replace("\\'", "'").strip('"\'')
-    raise UserError(f'a --config override names no field: {hint}') from error
+    words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
+    raise UserError(
+      f'no such field in --config: {words[0]!r}. {" ".join(words[1:])}'
+    ) from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
     raise UserError(str(error)) from error
 

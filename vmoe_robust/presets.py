@@ -143,11 +143,11 @@ CIFAR10 = dict(
     flip=True,
   ),
   train=dict(
-    steps=4000,
+    steps=3200,
     batch_size=128,
     optimizer=dict(learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
   ),
-  eval=dict(every_steps=1000),
+  eval=dict(every_steps=800),
   save=dict(every_steps=500),
   attack=dict(eps=(2 / 255, 8 / 255), steps=10),
 )

@@ -131,7 +131,7 @@ def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
   first = command(workdir, **{'train.steps': 12, 'data.threads': 1})
   wait_for(lambda: (workdir / 'checkpoints' / '4').exists())
   first.send_signal(signal.SIGKILL)
-  first.wait()
+  first.communicate()
   process = command(workdir)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output

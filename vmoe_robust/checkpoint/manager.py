@@ -1,5 +1,6 @@
 """Asynchronous, sharded checkpoints of a run, and reading them back."""
 
+import contextlib
 import os
 import threading
 import time
@@ -48,9 +49,10 @@ class Checkpoints:
     self._closing, self._sealer = threading.Event(), None
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()
-    self._manager = ocp.CheckpointManager(
-      self._directory, options=options, item_handlers=handlers
-    )
+    with _quiet():  # Orbax warns that read_only is read only
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_handlers=handlers
+      )
 
   def steps(self) -> list[int]:
     """Steps that have a whole checkpoint, ascending."""
@@ -169,6 +171,16 @@ class Checkpoints:
             f'{wanted.get(leaf, "absent")} in this one; use the configuration '
             'it was trained with, or another --workdir'
           )
+
+
+@contextlib.contextmanager
+def _quiet():
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

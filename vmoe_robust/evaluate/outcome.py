@@ -157,7 +157,10 @@ def closing(results: dict, workdir: str | os.PathLike) -> str:
   if results['corrupt_images']:
     count = len(results['corrupt_images'])
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
-  lines.append(f'written to {workdir}: {RESULTS}, {RECORDS}')
+  files = [RESULTS, RECORDS]
+  if results['config']['mode'] == 'train':
+    files += ['checkpoints/', 'metrics.jsonl', 'tensorboard/']
+  lines.append(f'written to {workdir}: {", ".join(files)}')
   return '\n'.join(lines)
 
 

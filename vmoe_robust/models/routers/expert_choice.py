@@ -9,7 +9,12 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses
-from vmoe_robust.models.routers.routing import Experts, Placement, Routing
+from vmoe_robust.models.routers.routing import (
+  Experts,
+  Placement,
+  Routing,
+  affinity,
+)
 
 
 class Router(nn.Module):
@@ -26,15 +31,7 @@ class Router(nn.Module):
     keys: Array | None,
   ) -> Routing:
     """Scores; `keys` are not used, this router draws no noise."""
-    logits = nn.Dense(
-      self.num_experts,
-      use_bias=False,
-      precision='highest',
-      kernel_init=nn.with_logical_partitioning(
-        nn.initializers.lecun_normal(), ('embed', None)
-      ),
-      name='dense',
-    )(x.astype(jnp.float32))
+    logits = affinity(self.num_experts)(x.astype(jnp.float32))
     gates = jnp.where(mask[..., None], jax.nn.softmax(logits), 0)
     found = {'z': losses.router_z(logits, mask)}  # load is even by design
     everyone = jnp.arange(self.num_experts, dtype=jnp.int32)

@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import flax.linen as nn
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,3 +42,16 @@ class Placement:
 
   slot: Int[Array, 'groups tokens choices']
   kept: Bool[Array, 'groups tokens choices']
+
+
+def affinity(num_experts: int) -> nn.Dense:
+  """The layer that scores experts, in float32 whatever the compute type."""
+  return nn.Dense(
+    num_experts,
+    use_bias=False,
+    precision='highest',
+    kernel_init=nn.with_logical_partitioning(
+      nn.initializers.lecun_normal(), ('embed', None)
+    ),
+    name='dense',
+  )

@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses, plan
-from vmoe_robust.models.routers.routing import Experts, Placement, Routing
+from vmoe_robust.models.routers.routing import (
+  Experts,
+  Placement,
+  Routing,
+  affinity,
+)
 
 
 class Router(nn.Module):
@@ -27,15 +32,7 @@ class Router(nn.Module):
     keys: Array | None,
   ) -> Routing:
     """Chooses; `keys`, one a group, switch on the noise of training."""
-    logits = nn.Dense(
-      self.num_experts,
-      use_bias=False,
-      precision='highest',
-      kernel_init=nn.with_logical_partitioning(
-        nn.initializers.lecun_normal(), ('embed', None)
-      ),
-      name='dense',
-    )(x.astype(jnp.float32))
+    logits = affinity(self.num_experts)(x.astype(jnp.float32))
     config, noisy = self.config, logits
     noise_std = config.noise_std / self.num_experts
     if keys is not None and noise_std:
