@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.config import checks
 from vmoe_robust.models import build, unbox, vit
 
 D, F, HEADS, CLASSES, PATCHES = 16, 24, 2, 5, 4
@@ -75,8 +76,8 @@ def documented(head, positions, pre_logits):
 
 
 @pytest.mark.parametrize('pre_logits', [0, 7])
-@pytest.mark.parametrize('positions', config_lib.POSITIONS)
-@pytest.mark.parametrize('head', config_lib.HEADS)
+@pytest.mark.parametrize('positions', checks.POSITIONS)
+@pytest.mark.parametrize('head', checks.HEADS)
 def test_weights_have_the_documented_names(vmoe, head, positions, pre_logits):
   fields = dict(head=head, positions=positions, pre_logits=pre_logits)
   model = vmoe(layers=2, moe_every=2, **fields)

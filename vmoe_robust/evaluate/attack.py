@@ -129,9 +129,6 @@ def attack(
     'attacked_images_per_second': attacked.images_per_second,
     'corrupt_images': [source.describe(i) for i in attacked.corrupt],
   }
-  if jax.process_index():
-    found = outcome.summarise(attacked.columns, attacked.loads, config)
-    return found | about
   return outcome.write(workdir, attacked, config, about)
 
 

@@ -27,6 +27,8 @@ def write(
 ) -> dict:
   """Writes the records, and the results computed from what was written.
 
+  The first process writes; all return the same.
+
   Args:
     workdir: where `results.json` and `records.parquet` go.
     attacked: of `robustness.run`.
@@ -36,19 +38,22 @@ def write(
   Returns:
     What is in `results.json`.
   """
-  path = Path(workdir) / RECORDS
+  path, first = Path(workdir) / RECORDS, jax.process_index() == 0
   columns = attacked.columns
   order = np.lexsort((columns['index'], columns['eps']))
   columns = {name: column[order] for name, column in columns.items()}
-  write_records(path, columns)
-  results = summarise(read_records(path), attacked.loads, config)
+  if first:
+    write_records(path, columns)
+    columns = read_records(path)
+  results = summarise(columns, attacked.loads, config)
   results |= about | {
     'records': str(path),
     'config': config.to_dict(),
     'versions': _versions(),
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
-  write_json(Path(workdir) / RESULTS, results)
+  if first:
+    write_json(Path(workdir) / RESULTS, results)
   return results
 
 
