@@ -257,15 +257,15 @@ def _validate_paper(attack: ConfigDict):
 
 
 def _validate_mesh(config: ConfigDict, devices: int):
-  data, expert, model = mesh_shape(config, devices)
-  experts = config.model.experts
-  if experts % expert:
+  expert, experts = config.mesh.expert, config.model.experts
+  if expert > 0 and experts % expert:
     low = experts // expert * expert
     ways = ' or '.join(str(n) for n in (low, low + expert) if n)
     raise UserError(
       f'config.model.experts={experts} is not divisible by '
       f'config.mesh.expert={expert}; use {ways}'
     )
+  data, expert, model = mesh_shape(config, devices)
   for name in ('heads', 'mlp'):
     if config.model[name] % model:
       raise UserError(
