@@ -14,14 +14,5 @@ def test_numbers_stand_right_and_text_left():
   ]
 
 
-def test_markdown():
-  assert table(HEADERS, ROWS[:2], markdown=True).splitlines() == [
-    '| attack |  eps | accuracy |',
-    '| ------ | ---: | -------: |',
-    '| none   |      |    97.2% |',
-    '| pgd    | 0.03 |     8.0% |',
-  ]
-
-
 def test_no_rows():
   assert table(['a', 'bc'], []) == 'a  bc\n-  --'

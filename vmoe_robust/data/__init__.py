@@ -1,10 +1,7 @@
 """One input pipeline for training, evaluation and attack."""
 
 from vmoe_robust.data.datasets import open_source as open_source
-from vmoe_robust.data.decode import CorruptImage as CorruptImage
 from vmoe_robust.data.mixup import mixup as mixup
-from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
-from vmoe_robust.data.pipeline import TrainBatches as TrainBatches
 from vmoe_robust.data.pipeline import eval_batches as eval_batches
 from vmoe_robust.data.pipeline import train_batches as train_batches
 from vmoe_robust.data.source import Source as Source

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 def table(
   headers: Sequence[str],
   rows: Sequence[Sequence[object]],
-  markdown: bool = False,
 ) -> str:
   """Lines of aligned columns, those of numbers to the right.
 
@@ -14,26 +13,17 @@ def table(
     headers: one a column.
     rows: cells, shown as `str` shows them; give floats as formatted text.
       '97.2%', '-' and '' count as numbers too.
-    markdown: with the bars and dashes of a Markdown table.
   """
   cells = [[str(cell) for cell in row] for row in rows]
   right = [all(map(_is_number, column)) for column in zip(*cells, strict=True)]
   right = right if cells else [False] * len(headers)
   lines = [list(headers), *cells]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  widths = [max(width, 3) for width in widths] if markdown else widths
 
   def pad(line):
     columns = zip(line, widths, right, strict=True)
     return [c.rjust(w) if r else c.ljust(w) for c, w, r in columns]
 
-  if markdown:
-    rule = [
-      '-' * (w - 1) + (':' if r else '-')
-      for w, r in zip(widths, right, strict=True)
-    ]
-    shown = [pad(headers), rule, *map(pad, cells)]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in shown)
   shown = [pad(headers), ['-' * width for width in widths], *map(pad, cells)]
   return '\n'.join('  '.join(line).rstrip() for line in shown)
 
