@@ -51,7 +51,7 @@ def mesh_of():
 def vmoe(config_of, mesh_of):
   """A small model of 8x8 images."""
 
-  def make(shape=(1, 1, 1), router=None, remat=False, **fields):
+  def make(shape=(1, 1, 1), router=None, remat='', **fields):
     config = config_of(router, **fields)
     return build(config, (8, 8, 3), mesh_of(shape), remat)
 
@@ -75,7 +75,9 @@ def weights_of():
 def layer_of(config_of, mesh_of):
   """A sparse layer as a function (params, x, mask, index, key)."""
 
-  def make(router, images, shape=(1, 1, 1), dropless=False, noisy=False):
+  def make(
+    router, images, shape=(1, 1, 1), dropless=False, noisy=False, plain=False
+  ):
     config = config_of(router, hidden=DIM, mlp=HIDDEN)
     moe = Moe(config, jnp.dtype('float32'), mesh_of(shape))
 
@@ -87,6 +89,7 @@ def layer_of(config_of, mesh_of):
         images=images,
         dropless=dropless,
         train=noisy,
+        plain=plain,
       )
       rngs = {'noise': key} if noisy else {}
       return moe.apply({'params': params}, x, grouping, rngs=rngs)

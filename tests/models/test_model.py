@@ -178,16 +178,26 @@ def test_several_experts_a_device(vmoe, weights_of, images, close):
   close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize('experts', ['dropless', 'capacity'])
-def test_remat_changes_nothing(vmoe, weights_of, images, close, experts):
+@pytest.mark.parametrize(
+  'how, experts',
+  [('blocks', 'dropless'), ('blocks', 'capacity'), ('dots', 'capacity')],
+)
+def test_remat_changes_nothing(vmoe, weights_of, images, close, how, experts):
   # With everything random, once.
   key = jax.random.key(1) if experts == 'capacity' else None
-  model, remat = vmoe(dropout=0.2), vmoe(dropout=0.2, remat=True)
+  model, remat = vmoe(dropout=0.2), vmoe(dropout=0.2, remat=how)
   params = weights_of(model)
   expected = pulled(model, experts)(params, images, key)
   close(pulled(remat, experts)(params, images, key), expected)
-  trace = jax.make_jaxpr(functools.partial(remat.apply, experts=experts))
-  assert 'remat' in str(trace(params, images))
+
+  def count(model, operation):
+    loss = lambda params: model.apply(params, images, experts=experts)[0].sum()
+    return str(jax.make_jaxpr(jax.grad(loss))(params)).count(operation)
+
+  for decision in (' argmax[', ' scatter['):
+    # Routers do not decide again.
+    assert count(remat, decision) == count(model, decision) > 0
+  assert count(remat, ' exp ') > count(model, ' exp ')  # softmax does
 
 
 @pytest.mark.parametrize(

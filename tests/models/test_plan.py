@@ -94,27 +94,25 @@ def test_moves_and_their_gradients_are_those_of_gathers():
   x = jnp.asarray(rng.normal(size=(tokens, dim)), jnp.float32)
   y = jnp.asarray(rng.normal(size=(experts * size, dim)), jnp.float32)
 
-  def plain_dispatch(x):
-    rows = jnp.concatenate([jnp.repeat(x, selected, 0), jnp.zeros((1, dim))])
-    return rows[source]
+  gates = jnp.asarray(rng.normal(size=slot.shape), jnp.float32)
+  moves = (
+    lambda x, plain: plan.dispatch(x, source, slot, plain),
+    lambda y, plain: plan.combine(y, gates, source, slot, plain),
+    lambda gates, plain: plan.combine(y, gates, source, slot, plain),
+  )
 
-  def plain_collect(y):
-    return jnp.concatenate([y, jnp.zeros((1, dim))])[slot]
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def pull(function, value, dy):
-    found, back = jax.vjp(function, value)
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def pull(move, plain, value, dy):
+    found, back = jax.vjp(lambda value: move(value, plain), value)
     return found, back(dy)[0]
 
-  for value, move, plain in (
-    (x, lambda x: plan.dispatch(x, source, slot), plain_dispatch),
-    (y, lambda y: plan.collect(y, source, slot), plain_collect),
-  ):
-    dy = jnp.asarray(rng.normal(size=plain(value).shape), jnp.float32)
-    found, pulled = pull(move, value, dy)
-    expected, plainly_pulled = pull(plain, value, dy)
+  for value, move in zip((x, y, gates), moves, strict=True):
+    dy = jnp.asarray(rng.normal(size=move(value, True).shape), jnp.float32)
+    found, pulled = pull(move, False, value, dy)
+    expected, plainly_pulled = pull(move, True, value, dy)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(pulled, plainly_pulled, atol=1e-6)
+    assert pulled.any()
 
 
 @pytest.mark.parametrize('tokens', [1, 17, 68])

@@ -46,6 +46,7 @@ class Model:
     mask: Bool[Array, 'batch'] | None = None,
     index: Int[Array, 'batch'] | None = None,
     key: Array | None = None,
+    plain: bool = False,
   ) -> tuple[Float[Array, 'batch classes'], Aux]:
     """Logits of images in [0, 1].
 
@@ -59,6 +60,8 @@ class Model:
       index: each image's place in the whole batch, which random draws follow;
         in order by default.
       key: draws noise and dropout; None is deterministic.
+      plain: differentiable in forward mode (`jax.jvp`) too, at some cost in
+        speed and memory.
     """
     config, batch = self.module.config, images.shape[0]
     train = key is not None
@@ -68,7 +71,7 @@ class Model:
     if experts == 'dropless' and not train:
       together = 1
     grouping = _grouping(
-      images, mask, index, together, experts == 'dropless', train
+      images, mask, index, together, experts == 'dropless', train, plain
     )
     more = padded_batch(batch, together, self.module.mesh) - batch
     if more:
@@ -87,7 +90,7 @@ class Model:
     return logits[:batch], Aux(loss, records)
 
 
-def _grouping(images, mask, index, together, dropless, train):
+def _grouping(images, mask, index, together, dropless, train, plain=False):
   batch = images.shape[0]
   return Grouping(
     mask=jnp.ones(batch, bool) if mask is None else mask,
@@ -95,6 +98,7 @@ def _grouping(images, mask, index, together, dropless, train):
     images=together,
     dropless=dropless,
     train=train,
+    plain=plain,
   )
 
 
@@ -110,7 +114,7 @@ def build(
   config: ConfigDict,
   image_shape: tuple[int, int, int],
   mesh: Mesh,
-  remat: bool = False,
+  remat: str = '',
 ) -> Model:
   """The model of `config.model`, whose number of classes is set."""
   module = VisionTransformer(FrozenConfigDict(config), remat, mesh)

@@ -59,18 +59,18 @@ def importance(
 
 def load(
   logits: Float[Array, 'groups tokens experts'],
-  noisy: Float[Array, 'groups tokens experts'],
+  threshold: Float[Array, 'groups tokens'],
   mask: Bool[Array, 'groups tokens'],
-  selected: int,
   noise_std: float,
 ) -> Float[Array, 'groups']:
   """Squared variation of the chance to be selected, were noise redrawn.
 
-  arXiv:2106.05974, appendix A, equation 9. `noise_std` is that of the
-  logits. 1 - cdf is written as the survival function, which does not cancel.
+  arXiv:2106.05974, appendix A, equation 9. `threshold` is the lowest of the
+  noisy logits that were selected, `noise_std` the noise of the logits. 1 - cdf
+  is written as the survival function, which does not cancel.
   """
-  threshold = jax.lax.top_k(noisy, selected)[0][..., -1:]
-  chance = jnp.exp(log_ndtr((logits - threshold) / noise_std))
+  above = (logits - threshold[..., None]) / noise_std
+  chance = jnp.exp(log_ndtr(above))
   chance = jnp.where(mask[..., None], chance, 0).sum(1)
   return _variation(chance)
 

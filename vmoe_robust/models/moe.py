@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.mesh import BATCH_AXES, DATA, EXPERT, MODEL, batch_shards
+from vmoe_robust.models import grouped
 from vmoe_robust.models.routers import ROUTERS
 from vmoe_robust.models.routers.routing import Placement, Routing
 
@@ -28,6 +29,8 @@ class Grouping:
   images: int = flax.struct.field(pytree_node=False)  # routed together
   dropless: bool = flax.struct.field(pytree_node=False)
   train: bool = flax.struct.field(pytree_node=False)
+  # Differentiable forward too (`jax.jvp`), at some cost in speed.
+  plain: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @flax.struct.dataclass
@@ -43,27 +46,84 @@ class Record:
 class ExpertParallel:
   """The experts' MLPs under `jax.shard_map`, tokens coming by all_to_all."""
 
-  shards: int  # of the expert axis
+  mesh: Mesh
   dtype: jnp.dtype
+  plain: bool  # see `routing.Experts`
+
+  @property
+  def grouped(self) -> bool:
+    """Whether `run` serves here. Measured: docs/results/performance.md."""
+    here = self.mesh.shape[EXPERT] * self.mesh.shape[MODEL] == 1
+    return here and not self.plain and self._platform in ('cpu', 'tpu')
+
+  @property
+  def kernel(self) -> bool:
+    """Whether a kernel of the backend's runs the experts."""
+    return self.grouped and self._platform == 'tpu'
+
+  @property
+  def _platform(self):
+    return self.mesh.devices.flat[0].platform
 
   def __call__(
     self, weights: tuple, rows: Float[Array, 'experts rows dim']
   ) -> Float[Array, 'experts rows dim']:
-    """Sends rows to their expert's device, runs it, brings them back."""
-    w1, b1, w2, b2 = (w.astype(self.dtype) for w in weights)
-    if self.shards > 1:
-      rows = lax.all_to_all(rows, EXPERT, 0, 1, tiled=True)
+    """Runs each expert on its rows, bringing them to its device and back."""
+    if not self.grouped or self.kernel:
+      return self.bring(self.mlp(weights, self.send(rows)))
+    shape, rows = rows.shape, rows.reshape(-1, rows.shape[2])
+    block = grouped.block_size(len(rows), shape[0], even=True)
+    count = jnp.full(shape[0], shape[1], jnp.int32)
+    return grouped.blocks(self._one, block, weights, rows, count).reshape(shape)
+
+  def run(
+    self,
+    weights: tuple,
+    rows: Float[Array, 'rows dim'],
+    count: Int[Array, 'experts'],
+  ) -> Float[Array, 'rows dim']:
+    """Runs each expert on its run of `count` rows, on this device."""
+    if self.kernel:
+      return grouped.kernel(self._cast(weights), rows, count)
+    block = grouped.block_size(len(rows), count.size, even=False)
+    return grouped.blocks(self._one, block, weights, rows, count)
+
+  def send(
+    self, rows: Float[Array, 'experts rows dim']
+  ) -> Float[Array, 'local_experts all_rows dim']:
+    """Sends rows to their expert's device."""
+    if self.mesh.shape[EXPERT] == 1:
+      return rows
+    return lax.all_to_all(rows, EXPERT, 0, 1, tiled=True)
+
+  def bring(
+    self, rows: Float[Array, 'local_experts all_rows dim']
+  ) -> Float[Array, 'experts rows dim']:
+    """Brings back what was sent."""
+    if self.mesh.shape[EXPERT] == 1:
+      return rows
+    return lax.all_to_all(rows, EXPERT, 1, 0, tiled=True)
+
+  def mlp(
+    self, weights: tuple, rows: Float[Array, 'experts rows dim']
+  ) -> Float[Array, 'experts rows dim']:
+    """Runs this device's experts, each on its rows."""
+    w1, b1, w2, b2 = self._cast(weights)
     hidden = nn.gelu(jnp.einsum('end,edf->enf', rows, w1) + b1[:, None])
     # Each device of the model axis holds some of the hidden units.
     out = lax.psum(jnp.einsum('enf,efd->end', hidden, w2), MODEL)
-    out = out + b2[:, None]
-    if self.shards > 1:
-      out = lax.all_to_all(out, EXPERT, 1, 0, tiled=True)
-    return out
+    return out + b2[:, None]
+
+  def _one(self, weights, rows):
+    w1, b1, w2, b2 = self._cast(weights)
+    return lax.psum(nn.gelu(rows @ w1 + b1) @ w2, MODEL) + b2
 
   def longest(self, length: Int[Array, '']) -> Int[Array, '']:
-    """Devices that exchange rows do so equally often."""
-    return lax.pmax(length, BATCH_AXES)
+    """The maximum over the devices that exchange rows."""
+    return lax.pmax(length, EXPERT)
+
+  def _cast(self, weights):
+    return tuple(w.astype(self.dtype) for w in weights)
 
 
 class _Dense(nn.Module):
@@ -138,10 +198,11 @@ class Moe(nn.Module):
       grouped, mask, keys
     )
     weights = _Mlp(config.experts, config.mlp, name='Mlp')(dim)
+    experts = ExpertParallel(self.mesh, self.dtype, grouping.plain)
     run = partial(
       _run_local,
       run=router.run,
-      experts=ExpertParallel(self.mesh.shape[EXPERT], self.dtype),
+      experts=experts,
       config=config.router,
       dropless=grouping.dropless,
     )
@@ -159,6 +220,8 @@ class Moe(nn.Module):
         P(BATCH_AXES),
       ),
       out_specs=P(BATCH_AXES),
+      # A kernel does not say over which axes its result varies.
+      check_vma=not experts.kernel,
     )
     # Outside of jit, shard_map does not know custom_vjp's symbolic zeros.
     y, placement = jax.jit(run, inline=True)(weights, grouped, routing)

@@ -1,5 +1,6 @@
 """Integer tables that say which token takes which slot of which expert."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ class Queue(NamedTuple):
   `jax.custom_vjp` rebuilds it of what is no array, which a dataclass refuses.
   """
 
-  order: Int[Array, 'choices']  # choices, sorted by expert, then by rank
+  order: Int[Array, 'choices']  # those in a queue, by expert, then by rank
   start: Int[Array, 'experts']  # where an expert's queue begins in `order`
   count: Int[Array, 'experts']  # how long it is
   rank: Int[Array, 'tokens selected']  # a choice's place in its queue
@@ -45,16 +46,17 @@ def queue(
   if priority is not None:
     turn = jnp.argsort(-priority, stable=True).astype(jnp.int32)
   flat = experts[turn].T.ravel()  # by k, then by turn
-  by_expert = jnp.argsort(flat, stable=True)
-  k, place = jnp.divmod(by_expert.astype(jnp.int32), tokens)
-  order = turn[place] * selected + k
-  count = jnp.bincount(flat, length=num_experts).astype(jnp.int32)
+  choice = (turn * selected + jnp.arange(selected)[:, None]).ravel()
+  # Counted, not sorted: TPUs compile sorts slowly.
+  mine = flat[:, None] == jnp.arange(num_experts, dtype=jnp.int32)
+  so_far = jnp.cumsum(mine, axis=0, dtype=jnp.int32)
+  count = so_far[-1]
   start = jnp.cumsum(count) - count
-  # Choices of no expert are last in `order`, behind every queue.
-  behind = jnp.concatenate([start, count.sum(keepdims=True)])
-  position = jnp.arange(order.size, dtype=jnp.int32)
-  rank = position - behind[flat[by_expert]]
-  rank = jnp.zeros_like(rank).at[order].set(rank, unique_indices=True)
+  rank = jnp.where(mine, so_far - 1, 0).sum(1)
+  # Choices of no expert are in no queue: their place is out of range.
+  place = start.at[flat].get(mode='fill', fill_value=flat.size) + rank
+  order = jnp.zeros_like(choice).at[place].set(choice, unique_indices=True)
+  rank = jnp.zeros_like(rank).at[choice].set(rank, unique_indices=True)
   return Queue(order, start, count, rank.reshape(tokens, selected))
 
 
@@ -83,51 +85,85 @@ def tables(
   return source, slot, kept
 
 
-@jax.custom_vjp
 def dispatch(
   x: Float[Array, 'tokens dim'],
   source: Int[Array, 'slots'],
   slot: Int[Array, 'tokens selected'],
+  plain: bool,
 ) -> Float[Array, 'slots dim']:
   """Copies tokens to slots; an empty slot (source out of range) is zero.
 
   `source` and `slot` are each other's inverse, so that the gradient is a
-  gather too, never a scatter.
+  gather too, never a scatter; `plain` leaves differentiation to JAX, which
+  knows the forward mode too.
   """
-  return _take(x, source // slot.shape[1])
+  return (_dispatch if plain else _dispatch_by_gather)(x, source, slot)
+
+
+def combine(
+  y: Float[Array, 'slots dim'],
+  gates: Float[Array, 'tokens selected'],
+  source: Int[Array, 'slots'],
+  slot: Int[Array, 'tokens selected'],
+  plain: bool,
+) -> Float[Array, 'tokens dim']:
+  """Sums each token's slots, weighted by its gates, in float32.
+
+  A choice without a slot (out of range) adds nothing. The result is of the
+  type of `y`; `source` and `plain` are as for `dispatch`.
+  """
+  return (_combine if plain else _combine_by_gather)(y, gates, source, slot)
+
+
+def take(
+  rows: Float[Array, 'rows *shape'], index: Int[Array, 'taken']
+) -> Float[Array, 'taken *shape']:
+  """Rows by their number; zero for a number that is out of range."""
+  return rows.at[index].get(mode='fill', fill_value=0)
+
+
+def _dispatch(x, source, slot):
+  return take(x, source // slot.shape[1])
 
 
 def _dispatch_forward(x, source, slot):
-  return dispatch(x, source, slot), slot
+  return _dispatch(x, source, slot), slot
 
 
 def _dispatch_backward(slot, dy):
-  return _take(dy, slot).sum(1), None, None
+  return _sum(take(dy, place) for place in slot.T), None, None
 
 
-dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+_dispatch_by_gather = jax.custom_vjp(_dispatch)
+_dispatch_by_gather.defvjp(_dispatch_forward, _dispatch_backward)
 
 
-@jax.custom_vjp
-def collect(
-  y: Float[Array, 'slots dim'],
-  source: Int[Array, 'slots'],
-  slot: Int[Array, 'tokens selected'],
-) -> Float[Array, 'tokens selected dim']:
-  """Brings each choice its slot's row; zero where it has none."""
-  return _take(y, slot)
+def _combine(y, gates, source, slot):
+  terms = zip(gates.T, slot.T, strict=True)
+  total = _sum(gate[:, None] * _float32(take(y, at)) for gate, at in terms)
+  return total.astype(y.dtype)
 
 
-def _collect_forward(y, source, slot):
-  return collect(y, source, slot), source
+def _combine_forward(y, gates, source, slot):
+  return _combine(y, gates, source, slot), (y, gates, source, slot)
 
 
-def _collect_backward(source, dy):
-  return _take(dy.reshape(-1, dy.shape[-1]), source), None, None
+def _combine_backward(saved, d_total):
+  y, gates, source, slot = saved
+  gate = take(gates.ravel(), source)[:, None]
+  dy = gate * _float32(take(d_total, source // slot.shape[1]))
+  d_total = _float32(d_total)
+  d_gates = [(d_total * _float32(take(y, at))).sum(1) for at in slot.T]
+  return dy.astype(y.dtype), jnp.stack(d_gates, 1), None, None
 
 
-collect.defvjp(_collect_forward, _collect_backward)
+_combine_by_gather = jax.custom_vjp(_combine)
+_combine_by_gather.defvjp(_combine_forward, _combine_backward)
 
 
-def _take(rows, index):
-  return rows.at[index].get(mode='fill', fill_value=0)
+def _sum(arrays):
+  return functools.reduce(jnp.add, arrays)
+
+
+def _float32(array):
+  return array.astype(jnp.float32)

@@ -11,10 +11,21 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import moe_blocks
 from vmoe_robust.mesh import constrain_batch
 from vmoe_robust.models.moe import Grouping, Moe, Record
+from vmoe_robust.models.routers.routing import DECIDED
 
 _named = nn.with_logical_partitioning
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.normal(1e-6)
+# What the backward pass need not compute again, by `config.train.remat`. What
+# routers decided is always kept: ties might be broken otherwise, and it is
+# small and slow to find.
+_decided = jax.checkpoint_policies.save_only_these_names(DECIDED)
+_SAVED = {
+  'blocks': _decided,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _decided
+  ),
+}
 
 
 class Dropout(nn.Module):
@@ -159,7 +170,7 @@ class Encoder(nn.Module):
   """Positions, blocks and the final LayerNorm."""
 
   config: ConfigDict  # config.model
-  remat: bool
+  remat: str  # config.train.remat
   dtype: jnp.dtype
   mesh: Mesh
 
@@ -175,7 +186,9 @@ class Encoder(nn.Module):
     embed = _PositionEmbedding(config.positions, name='posembed_input')
     x = Dropout(config.dropout)(embed(x, grid), grouping)
     x = constrain_batch(x, self.mesh)
-    block = nn.remat(Block) if self.remat else Block
+    block = Block
+    if self.remat:
+      block = nn.remat(Block, policy=_SAVED[self.remat])
     sparse = moe_blocks(config)
     for i in range(config.layers):
       name = f'encoderblock_{i}'
@@ -192,7 +205,7 @@ class VisionTransformer(nn.Module):
   """Images in [0, 1] to logits in float32."""
 
   config: ConfigDict  # config.model
-  remat: bool
+  remat: str
   mesh: Mesh
 
   @nn.compact

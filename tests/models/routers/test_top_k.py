@@ -1,5 +1,7 @@
 """Top-k routing against experts applied to every token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,9 @@ def crowd(params, x):
 
 
 @pytest.mark.parametrize(
-  'selected, shape', [(1, (1, 1, 1)), (2, (1, 1, 1)), (2, (2, 2, 2))], ids=str
+  'selected, shape',
+  [(1, (1, 1, 1)), (2, (1, 1, 1)), (2, (4, 1, 1)), (2, (2, 2, 2))],
+  ids=str,
 )
 def test_dropless_serves_every_token(
   layer_of, layer_inputs, every_expert, close, selected, shape
@@ -173,3 +177,24 @@ def test_an_attack_skips_the_gradient_of_the_weights(layer_of, layer_inputs):
 
   # Of the router, and of each of the two layers of the experts.
   assert products(1) == products((0, 1)) - 3
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('dropless', [False, True])
+def test_plain_is_differentiable_forward(
+  layer_of, layer_inputs, close, dropless, shape
+):
+  make = functools.partial(layer_of, {}, 2, shape, dropless=dropless)
+  layer, plain = make(), make(plain=True)
+  params, x, dy = layer_inputs(IMAGES, TOKENS, ROUTER)
+  params, x = crowd(params, x)  # several rounds
+
+  @jax.jit
+  def slopes(direction):
+    y, along = jax.jvp(lambda x: plain(params, x)[0], (x,), (direction,))
+    back = jax.vjp(lambda x: layer(params, x)[0], x)[1](dy)[0]
+    return y, (along * dy).sum(), (back * direction).sum()
+
+  y, along, back = slopes(jnp.sin(jnp.arange(x.size)).reshape(x.shape))
+  close(y, jax.jit(layer)(params, x)[0])
+  np.testing.assert_allclose(along, back, rtol=1e-4)

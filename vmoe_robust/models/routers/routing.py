@@ -1,28 +1,61 @@
 """What a router decides, in the form every router shares."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
-import flax.struct
 from jaxtyping import Array, Bool, Float, Int
+
+# The name of decisions (`jax.ad_checkpoint.checkpoint_name`) that a backward
+# pass keeps.
+DECIDED = 'decided'
 
 
 @runtime_checkable
 class Experts(Protocol):
-  """All experts at once, wherever they are on the mesh."""
+  """All experts' MLPs, wherever they are on the mesh."""
+
+  plain: bool  # differentiation is left to JAX, which may go forward
+
+  @property
+  def grouped(self) -> bool:
+    """Whether all experts are here and `run` is the way to run them."""
 
   def __call__(
     self, weights: tuple, rows: Float[Array, 'experts rows dim']
   ) -> Float[Array, 'experts rows dim']:
-    """Runs each expert on its rows, bringing them to its device and back."""
+    """`bring(mlp(send(rows)))`, or the same without communication."""
+
+  def run(
+    self,
+    weights: tuple,
+    rows: Float[Array, 'rows dim'],
+    count: Int[Array, 'experts'],
+  ) -> Float[Array, 'rows dim']:
+    """Runs each expert on its run of `count` rows, on this device."""
+
+  def send(
+    self, rows: Float[Array, 'experts rows dim']
+  ) -> Float[Array, 'local_experts all_rows dim']:
+    """Sends rows to their expert's device."""
+
+  def mlp(
+    self, weights: tuple, rows: Float[Array, 'local_experts all_rows dim']
+  ) -> Float[Array, 'local_experts all_rows dim']:
+    """Runs this device's experts, each on its rows."""
+
+  def bring(
+    self, rows: Float[Array, 'local_experts all_rows dim']
+  ) -> Float[Array, 'experts rows dim']:
+    """Brings back what was sent."""
 
   def longest(self, length: Int[Array, '']) -> Int[Array, '']:
     """The maximum over the devices that exchange rows."""
 
 
-@flax.struct.dataclass
-class Routing:
+class Routing(NamedTuple):
   """A router's decision about groups of tokens.
+
+  A tuple, since JAX rebuilds it of what is no array, which a dataclass refuses.
 
   `choices` is K for a router that picks for each token and E for one where
   experts pick; `gates` weigh the outputs of the chosen experts. Soft MoE
@@ -36,8 +69,7 @@ class Routing:
   auxiliary_loss: Float[Array, 'groups']  # their weighted sum
 
 
-@flax.struct.dataclass
-class Placement:
+class Placement(NamedTuple):
   """Where each choice ended: its slot, and whether the expert had room."""
 
   slot: Int[Array, 'groups tokens choices']

@@ -5,17 +5,21 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses, plan
+from vmoe_robust.models.dropless import serve
 from vmoe_robust.models.routers.routing import (
+  DECIDED,
   Experts,
   Placement,
   Routing,
   affinity,
 )
+
+decided = partial(checkpoint_name, name=DECIDED)
 
 
 class Router(nn.Module):
@@ -45,15 +49,39 @@ class Router(nn.Module):
       'gshard': losses.gshard(gates, mask),
       'z': losses.router_z(logits, mask),
     }
+    experts = decided(highest(noisy, config.selected))
+    at = lambda x: [pick(x, expert) for expert in jnp.moveaxis(experts, -1, 0)]
     if noisy is not logits:
-      found['load'] = losses.load(
-        logits, noisy, mask, config.selected, noise_std
-      )
+      found['load'] = losses.load(logits, at(noisy)[-1], mask, noise_std)
     total = sum(config[f'{name}_weight'] * v for name, v in found.items())
-    top, experts = lax.top_k(gates, config.selected)
+    top = jnp.where(mask[..., None], jnp.stack(at(gates), -1), 0)
     experts = jnp.where(mask[..., None], experts, self.num_experts)
-    top = jnp.where(mask[..., None], top, 0)
     return Routing(logits, experts, top, found, total)
+
+
+def highest(
+  scores: Float[Array, 'groups tokens experts'], number: int
+) -> Int[Array, 'groups tokens {number}']:
+  """The experts of the highest scores, the highest first.
+
+  Ties go to the first. `jax.lax.top_k` gives the same, but is a sort on TPUs,
+  and gathers the scores of all devices on CPUs.
+  """
+  found = []
+  for _ in range(number):
+    found.append(scores.argmax(-1).astype(jnp.int32))
+    taken = jax.nn.one_hot(found[-1], scores.shape[-1], dtype=bool)
+    scores = jnp.where(taken, -jnp.inf, scores)
+  return jnp.stack(found, -1)
+
+
+def pick(
+  x: Float[Array, 'groups tokens experts'], expert: Int[Array, 'groups tokens']
+) -> Float[Array, 'groups tokens']:
+  """Each token's value for one expert, without a scatter as its gradient."""
+  return jnp.where(jax.nn.one_hot(expert, x.shape[-1], dtype=bool), x, 0).sum(
+    -1
+  )
 
 
 def run(
@@ -77,29 +105,18 @@ def run(
       (x, routing.experts, routing.gates),
     )
     rows, chosen, gates = merged
-    line = plan.queue(chosen, num_experts)
-    size = plan.capacity(rows.shape[0], chosen.shape[1], 1.25, num_experts)
-    size = min(size, rows.shape[0])
-    y = serve_all(experts, size, weights, rows, line, chosen)
-    shape = routing.experts.shape
-    kept = routing.experts < num_experts
-    placed = Placement(line.rank.reshape(shape), kept)
+    line = decided(plan.queue(chosen, num_experts))
+    y = serve(experts, weights, rows, line, chosen, gates)
+    rank = line.rank.reshape(routing.experts.shape)
+    placed = Placement(rank, routing.experts < num_experts)
   else:
-    source, slot, placed = capacity_plan(routing, config)
-    rows = plan.dispatch(x.reshape(-1, dim), source.ravel(), slot)
+    source, slot, placed = decided(capacity_plan(routing, config))
+    source, plain = source.ravel(), experts.plain
+    rows = plan.dispatch(x.reshape(-1, dim), source, slot, plain)
     rows = experts(weights, rows.reshape(num_experts, -1, dim))
-    y = plan.collect(rows.reshape(-1, dim), source.ravel(), slot)
     gates = routing.gates.reshape(-1, routing.gates.shape[-1])
-  y = combine(y, gates).astype(x.dtype)
+    y = plan.combine(rows.reshape(-1, dim), gates, source, slot, plain)
   return y.reshape(groups, tokens, dim), placed
-
-
-def combine(
-  y: Float[Array, 'tokens selected dim'],
-  gates: Float[Array, 'tokens selected'],
-) -> Float[Array, 'tokens dim']:
-  """Sums the selected experts' outputs, weighted by their gates, in float32."""
-  return (y.astype(jnp.float32) * gates[..., None]).sum(1)
 
 
 def capacity_plan(
@@ -136,75 +153,3 @@ def capacity_plan(
   flat = jnp.where(kept, flat, num_experts * groups * size)
   placed = Placement(slot, kept)
   return source.swapaxes(0, 1), flat.reshape(-1, selected), placed
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def serve_all(
-  experts: Experts,
-  size: int,
-  weights: tuple,
-  x: Float[Array, 'tokens dim'],
-  line: plan.Queue,
-  chosen: Int[Array, 'tokens selected'],
-) -> Float[Array, 'tokens selected dim']:
-  """Every choice's expert output, in as many rounds as the longest queue needs.
-
-  A round serves `size` choices an expert. Each choice is served in exactly
-  one, so that the order of summation never depends on the other tokens.
-  """
-  rounds = _rounds(experts, line, size)
-
-  def body(state):
-    i, y = state
-    source, slot = _round(line, chosen, size, i)
-    rows = plan.dispatch(x, source, slot).reshape(-1, size, x.shape[1])
-    rows = experts(weights, rows).reshape(-1, x.shape[1])
-    return i + 1, y + plan.collect(rows, source, slot)
-
-  y = jnp.repeat(jnp.zeros_like(x)[:, None], chosen.shape[1], axis=1)
-  return lax.while_loop(lambda state: state[0] < rounds, body, (0, y))[1]
-
-
-def _rounds(experts, line, size):
-  return experts.longest(-(-line.count.max() // size))
-
-
-def _round(line, chosen, size, i):
-  source, slot, kept = plan.tables(line, chosen, size, i * size)
-  slot = jnp.where(kept, chosen * size + slot, line.count.size * size)
-  return source.ravel(), slot
-
-
-def _serve_forward(experts, size, weights, x, line, chosen):
-  # An attack asks for the image's gradient alone: skip that of the weights.
-  wanted = any(leaf.perturbed for leaf in jax.tree.leaves(weights))
-  value = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree)
-  arguments = value((weights, x, line, chosen))
-  return serve_all(experts, size, *arguments), (arguments, wanted)
-
-
-def _serve_backward(experts, size, saved, dy):
-  (weights, x, line, chosen), wanted = saved
-  rounds, dim = _rounds(experts, line, size), x.shape[1]
-
-  def body(state):
-    i, dx, dw = state
-    source, slot = _round(line, chosen, size, i)
-    rows = plan.dispatch(x, source, slot).reshape(-1, size, dim)
-    dy_rows = dy.reshape(-1, dim).at[source].get(mode='fill', fill_value=0)
-    dy_rows = dy_rows.reshape(-1, size, dim)
-    if wanted:
-      pulled, d_rows = jax.vjp(experts, weights, rows)[1](dy_rows)
-      dw = jax.tree.map(jnp.add, dw, pulled)
-    else:
-      (d_rows,) = jax.vjp(partial(experts, weights), rows)[1](dy_rows)
-    back = plan.collect(d_rows.reshape(-1, dim), source, slot)
-    return i + 1, dx + back.sum(1), dw
-
-  zeros = jax.tree.map(jnp.zeros_like, weights)
-  first = (0, jnp.zeros_like(x), zeros if wanted else ())
-  _, dx, dw = lax.while_loop(lambda state: state[0] < rounds, body, first)
-  return dw if wanted else zeros, dx, None, None
-
-
-serve_all.defvjp(_serve_forward, _serve_backward, symbolic_zeros=True)

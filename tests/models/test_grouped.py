@@ -1,0 +1,79 @@
+"""Runs of rows, each by its own expert."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust.models import grouped
+
+DIM, HIDDEN, EXPERTS = 8, 12, 4
+# Runs that are even, empty, all of one expert, and rows that belong to none.
+COUNTS = [(5, 5, 5, 5), (0, 13, 0, 7), (0, 0, 20, 0), (3, 0, 1, 2)]
+
+
+def mlp(weights, rows):
+  w1, b1, w2, b2 = weights
+  return nn.gelu(rows @ w1 + b1) @ w2 + b2
+
+
+def draw(rng, rows):
+  shapes = (DIM, HIDDEN), (HIDDEN,), (HIDDEN, DIM), (DIM,)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  weights = tuple(normal(EXPERTS, *shape) for shape in shapes)
+  return weights, normal(rows, DIM), normal(rows, DIM)
+
+
+def one_by_one(weights, rows, count):
+  parts = jnp.split(rows, np.cumsum(count))
+  runs = zip(zip(*weights, strict=True), parts[:-1], strict=True)
+  return jnp.concatenate([*(mlp(*run) for run in runs), parts[-1]])
+
+
+@pytest.mark.parametrize('count', COUNTS, ids=str)
+@pytest.mark.parametrize('block', [1, 3, 4, 32])
+def test_blocks(close, count, block):
+  real = jnp.arange(20)[:, None] < sum(count)
+  weights, rows, dy = draw(np.random.default_rng(0), 20)
+  count = jnp.asarray(count, jnp.int32)
+
+  def pulled(run):
+    def value(weights, rows):
+      return jnp.where(real, run(weights, rows), 0)
+
+    y, pull = jax.vjp(value, weights, rows)
+    return y, pull(dy)
+
+  run = jax.jit(functools.partial(grouped.blocks, mlp, block))
+  expected = pulled(functools.partial(one_by_one, count=count))
+  close(pulled(lambda w, r: run(w, r, count)), expected)
+  only = jax.grad(lambda r: (run(weights, r, count) * real * dy).sum())(rows)
+  close(only * real, expected[1][1] * real)
+
+
+def test_kernel(close):
+  weights, rows, dy = draw(np.random.default_rng(0), 20)
+  count = jnp.asarray((4, 0, 9, 3), jnp.int32)
+  real = jnp.arange(20)[:, None] < 16
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def pulled(run, weights, rows):
+    value = lambda *a: jnp.where(real, run(*a, count), 0)
+    y, pull = jax.vjp(value, weights, rows)
+    d_weights, d_rows = pull(dy)
+    return y, d_weights, jnp.where(real, d_rows, 0)
+
+  kernel = functools.partial(grouped.kernel, interpret=True)
+  blocks = functools.partial(grouped.blocks, mlp, 4)
+  close(pulled(kernel, weights, rows), pulled(blocks, weights, rows))
+
+
+@pytest.mark.parametrize('rows, experts', [(1, 4), (130, 8), (8704, 8)])
+def test_block_size(rows, experts):
+  even = grouped.block_size(rows, experts, even=True)
+  mean = -(-rows // experts)
+  assert -(-mean // even) * even - mean < mean / 4
+  assert even <= 256 and grouped.block_size(rows, experts, even=False) <= 256
