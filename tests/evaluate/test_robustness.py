@@ -19,8 +19,8 @@ def attacked(config, source, model, params):
     batch_size=config.train.batch_size,
     sharding=batch_sharding(model.module.mesh),
   )
-  programs = robustness.Programs(model, config)
-  found = robustness.run(programs, params, batches)
+  program = robustness.Program(model, config)
+  found = robustness.run(program, params, batches)
   batches.close()
   return found
 
@@ -38,18 +38,17 @@ def test_every_example_once(config, in_memory, model_of):
 
 def test_one_program_serves_a_whole_sweep(config, in_memory, model_of):
   model, params = model_of(config)
-  programs = robustness.Programs(model, config)
+  program = robustness.Program(model, config)
   place = batch_sharding(model.module.mesh)
   batches = list(
     eval_batches(config.data, in_memory(16), batch_size=8, sharding=place)
   )
-  attack, score = programs(params, batches[0])
-  assert programs(params, batches[1]) == (attack, score)
+  compiled = program(params, batches[0])
+  assert program(params, batches[1]) is compiled
   batch = batches[0]
   distance = []
   for eps in (0.01, 0.3):
-    x_adv, _ = attack(params, batch, jnp.float32(eps))
-    out, _ = score(params, batch, x_adv, jnp.float32(eps))
+    out = compiled(params, batch, jnp.float32(eps))[2]
     distance.append(float(out['linf'].max()))
   np.testing.assert_allclose(distance, [0.01, 0.3], atol=1e-6)
 

@@ -52,8 +52,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   source = open_source(config.data, config.data.split)
   check_fit(config, source)
   restored = restore(saved_in, step, config)
-  programs = robustness.Programs(restored.model, config)
-  results = attack(restored, source, programs, workdir, {})
+  program = robustness.Program(restored.model, config)
+  results = attack(restored, source, program, workdir, {})
   say(outcome.closing(results, workdir))
 
 
@@ -86,7 +86,7 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
 def attack(
   restored: Restored,
   source: Source,
-  programs: robustness.Programs,
+  program: robustness.Program,
   workdir: str | os.PathLike,
   about: dict,
 ) -> dict:
@@ -95,11 +95,11 @@ def attack(
   Args:
     restored: what to attack.
     source: the examples.
-    programs: of the model; `programs.config` says how.
+    program: of the model; `program.config` says how.
     workdir: where the results go.
     about: what else the results should say.
   """
-  config, radii = programs.config, len(programs.config.attack.eps)
+  config, radii = program.config, len(program.config.attack.eps)
   pixels = radii * len(source) * config.data.image_size**2 * source.channels
   if config.attack.save_images and pixels > _MOST_PIXELS:
     raise UserError(
@@ -120,7 +120,7 @@ def attack(
       progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
       on_batch = progress.update
-    attacked = robustness.run(programs, restored.params, batches, on_batch)
+    attacked = robustness.run(program, restored.params, batches, on_batch)
   about = about | {
     'checkpoint': restored.workdir,
     'step': restored.step,

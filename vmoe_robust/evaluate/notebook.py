@@ -59,9 +59,9 @@ def robust_accuracy(
     batch_size=-(-min(len(images), _BATCH) // shards) * shards,
     sharding=batch_sharding(restored.mesh),
   )
-  programs = robustness.Programs(restored.model, config)
+  program = robustness.Program(restored.model, config)
   with contextlib.closing(batches):
-    found = robustness.run(programs, restored.params, batches)
+    found = robustness.run(program, restored.params, batches)
   results = outcome.summarise(found.columns, found.loads, config)
   (sweep,) = results['attacks'].values()
   return {one['eps']: one['robust_accuracy'] for one in sweep.values()}

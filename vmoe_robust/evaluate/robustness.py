@@ -1,8 +1,8 @@
 """Runs an attack over a split and measures what it did.
 
-Two programs, each compiled once for a whole sweep: one finds x_adv, the other
-is given x_adv as numbers and judges it, so that nothing the attack believes
-about its own iterates is reported.
+One program, compiled once for a whole sweep: it finds x_adv, then judges it as
+mere numbers, so that nothing the attack believes about its own iterates is
+reported.
 """
 
 import dataclasses
@@ -27,32 +27,30 @@ Batch = dict[str, Array]
 Images = Float[Array, 'batch height width channels']
 
 
-class Programs:
-  """The two programs of a model and a configuration, each compiled once."""
+class Program:
+  """Attacks and judges a batch, compiled for the first one."""
 
   def __init__(self, model: Model, config: ConfigDict):
     """Compiles nothing yet."""
     self.config = config
+    attack, score = attack_program(model, config), score_program(model, config)
     place = batch_sharding(model.module.mesh)
-    self._attack = jax.jit(
-      attack_program(model, config), out_shardings=(place, place)
-    )
-    self._score = jax.jit(score_program(model, config))
+
+    def program(params, batch, eps):
+      x_adv, target = attack(params, batch, eps)
+      # Whatever the attack knows of x_adv, the judge is not to use.
+      x_adv = jax.lax.optimization_barrier(x_adv)
+      return x_adv, target, *score(params, batch, x_adv, eps)
+
+    places = (place, place, None, None)
+    self._program = jax.jit(program, out_shardings=places)
     self._compiled = None
 
-  def __call__(self, params: PyTree, batch: Batch):
+  def __call__(self, params: PyTree, batch: Batch) -> jax.stages.Compiled:
     """Compiles for batches like this one, the first time."""
     if self._compiled is None:
-      eps = jnp.float32(0)
-      attack = self._attack.lower(params, batch, eps).compile()
-      found = self._attack.eval_shape(params, batch, eps)
-      x_adv, _ = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        found,
-        tuple(attack.output_shardings),
-      )
-      score = self._score.lower(params, batch, x_adv, eps).compile()
-      self._compiled = attack, score
+      lowered = self._program.lower(params, batch, jnp.float32(0))
+      self._compiled = lowered.compile()
     return self._compiled
 
 
@@ -147,7 +145,7 @@ def score_program(
 
 
 def run(
-  programs: Programs,
+  program: Program,
   params: PyTree,
   batches: Iterable[Batch],
   on_batch: Callable[[int, int], None] = lambda done, images: None,
@@ -155,7 +153,7 @@ def run(
   """Attacks every example at every eps of `config.attack`.
 
   Args:
-    programs: of the model.
+    program: of the model.
     params: its weights.
     batches: of `data.eval_batches`.
     on_batch: told after each batch and eps how many are done and how many
@@ -166,19 +164,18 @@ def run(
       mean nothing.
     UserError: no example could be read.
   """
-  settings = programs.config.attack
+  settings = program.config.attack
   rows, loads, corrupt = [], {eps: {} for eps in settings.eps}, []
   seconds, done = 0.0, 0
   for batch in batches:
-    attack, score = programs(params, batch)
+    attack = program(params, batch)
     mask, labels, index = _fetch(
       (batch['mask'], batch['label'], batch['index'])
     )
     corrupt += index[~mask & (index >= 0)].tolist()
     for eps in settings.eps:
       start = time.perf_counter()
-      x_adv, target = attack(params, batch, jnp.float32(eps))
-      out, load = score(params, batch, x_adv, jnp.float32(eps))
+      x_adv, target, out, load = attack(params, batch, jnp.float32(eps))
       out['target'] = target
       if settings.save_images:
         out['x_adv'] = x_adv.reshape(len(mask), -1)
@@ -198,7 +195,7 @@ def run(
   if not len(columns['index']):
     raise UserError(
       f'all {len(corrupt)} images of config.data.split='
-      f'{programs.config.data.split!r} are corrupt; check config.data.dir'
+      f'{program.config.data.split!r} are corrupt; check config.data.dir'
     )
   return Attacked(columns, loads, corrupt, len(columns['index']) / seconds)
 
