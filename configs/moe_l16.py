@@ -24,5 +24,5 @@ def get_config():
   config.model.update(presets.model_size('L/16'), compute_dtype='bfloat16')
   config.model.update(presets.SPARSE)
   config.train.optimizer.learning_rate = presets.PEAK_LEARNING_RATES['L/16']
-  config.train.remat = True
+  config.train.remat = 'blocks'
   return config

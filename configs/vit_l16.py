@@ -22,5 +22,5 @@ def get_config():
   config.update(presets.PRETRAIN)
   config.model.update(presets.model_size('L/16'), compute_dtype='bfloat16')
   config.train.optimizer.learning_rate = presets.PEAK_LEARNING_RATES['L/16']
-  config.train.remat = True
+  config.train.remat = 'blocks'
   return config

@@ -44,6 +44,7 @@ class Run:
       config.train.ema > 0,
       self.mesh,
       config.mesh.fsdp,
+      config.mesh.zero1,
     )
     rate = optimizer_lib.schedule(opt, config.train.steps)
     step = step_lib.make(self.model, optimizer, rate, config, self.mesh)

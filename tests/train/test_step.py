@@ -43,14 +43,6 @@ def test_accumulation_matches_the_whole_batch(config, run_of, shape):
       )
 
 
-def test_remat_changes_nothing(config, run_of):
-  plain = run_of(config, (1, 1, 1)).losses(3)
-  config.train.remat = True
-  np.testing.assert_allclose(
-    run_of(config, (1, 1, 1)).losses(3), plain, atol=1e-6
-  )
-
-
 def test_masked_images_do_not_count(config, run_of):
   run = run_of(config, (1, 1, 1))
   batch = run.batch(0)
@@ -90,16 +82,19 @@ def test_sigmoid_loss_of_several_labels(config, run_of):
   assert last < first
 
 
-def test_fsdp_splits_weights_and_moments(config, run_of):
-  config.mesh.fsdp = True
+@pytest.mark.parametrize('split', ['fsdp', 'zero1'])
+def test_what_is_split_over_the_data_axis(config, run_of, split):
+  alone = run_of(config, (1, 1, 1)).losses(3)
+  config.mesh[split] = True
   run = run_of(config, (2, 2, 2))
-  kernel = run.state.params['Encoder']['encoderblock_1']['Moe']['Mlp'][
-    'Dense_0'
-  ]['kernel']
-  assert kernel.addressable_shards[0].data.shape == (2, 8, 8)
-  sizes = [
-    leaf.addressable_shards[0].data.size / leaf.size
-    for leaf in jax.tree.leaves(run.state.opt_state)
-    if leaf.shape == kernel.shape
-  ]
-  assert sizes and set(sizes) == {1 / 8}
+  moe = run.state.params['Encoder']['encoderblock_1']['Moe']
+  kernel = moe['Mlp']['Dense_0']['kernel']
+  part = lambda x: x.addressable_shards[0].data.size / x.size
+  moments = [x for x in jax.tree.leaves(run.state.opt_state) if x.ndim == 3]
+  moments = [part(x) for x in moments if x.shape == kernel.shape]
+  assert part(kernel) == (1 / 8 if split == 'fsdp' else 1 / 4)
+  assert moments and set(moments) == {1 / 8}
+  np.testing.assert_allclose(run.losses(3), alone, atol=1e-5)
+  # They stay where they are.
+  after = [x for x in jax.tree.leaves(run.state.opt_state) if x.ndim == 3]
+  assert [part(x) for x in after if x.shape == kernel.shape] == moments

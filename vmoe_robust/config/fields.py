@@ -116,6 +116,7 @@ def _mesh() -> dict:
     expert=-1,  # -1: as many as divide model.experts
     model=1,  # tensor parallelism: heads and hidden units
     fsdp=False,  # weights and optimizer state split over the data axis
+    zero1=False,  # the optimizer state alone split over it
   )
 
 
@@ -127,7 +128,8 @@ def _train() -> dict:
     label_smoothing=0.0,
     experts='capacity',
     accumulate=1,  # microbatches a step
-    remat=False,  # recompute blocks in the backward pass
+    remat='',  # computed again in the backward pass: '' nothing, 'dots' all but
+    # the matrix products, 'blocks' all but what routers decided
     ema=0.0,  # decay of the averaged weights; 0: none
     log_every=50,
     optimizer=dict(

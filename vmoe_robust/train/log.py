@@ -15,6 +15,9 @@ from vmoe_robust.report.progress import Progress
 
 # Seconds between readings, if `config.train.log_every` steps take longer.
 _READ_EVERY = 1.0
+# Steps in flight: enough to keep the device busy, few enough that a run which
+# is asked to stop does so soon.
+_AHEAD = 2
 
 
 class Log:
@@ -48,6 +51,7 @@ class Log:
       UserError: the loss or the gradient of one was not finite.
     """
     self._pending.append((step, metrics))
+    jax.block_until_ready(self._pending[:-_AHEAD])
     due = len(self._pending) > self._config.train.log_every
     if jax.process_count() == 1:  # several must find a divergence together
       since = self._mark[0] if self._mark else -math.inf

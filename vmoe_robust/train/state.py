@@ -36,10 +36,13 @@ def create(
   ema: bool,
   mesh: Mesh,
   fsdp: bool,
+  zero1: bool,
 ) -> tuple[TrainState, TrainState]:
   """A fresh state on the mesh, and the shardings of its parts.
 
-  The weights are the same on every mesh: they are drawn by position.
+  The weights are the same on every mesh: they are drawn by position. `fsdp`
+  splits all of it over the data axis, `zero1` the optimizer's part alone
+  (stages 3 and 1 of ZeRO, arXiv:1910.02054).
   """
 
   def init(key):
@@ -55,8 +58,11 @@ def create(
     )
 
   key = jax.random.key(seed)
-  shardings = mesh_lib.tree_shardings(
-    jax.eval_shape(init, key), mesh, mesh_lib.rules(fsdp)
-  )
+  shapes = jax.eval_shape(init, key)
+  place = mesh_lib.tree_shardings
+  shardings = place(shapes, mesh, mesh_lib.rules(fsdp))
+  if zero1:
+    moments = place(shapes.opt_state, mesh, mesh_lib.rules(fsdp=True))
+    shardings = shardings.replace(opt_state=moments)
   fresh = jax.jit(lambda key: unbox(init(key)), out_shardings=shardings)
   return fresh(key), shardings
