@@ -5,18 +5,20 @@
 Each way decodes the same 500x375 JPEGs, takes the same Inception crops and
 mirrors half of them. The ways take turns, and a number is the median over the
 rounds of images per CPU-second; ratios are to Pillow's within the same round.
-The files come in two sizes, because most of the time goes into the entropy
+The files come in several sizes, because most of the time goes into the entropy
 coding and grows with the bytes. A table for people, then one line of JSON.
 """
 
 import io
 import json
 import statistics
-import time
+from functools import partial
 
 import cv2
 import numpy as np
+import timing
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from vmoe_robust import config as config_lib
 from vmoe_robust.data import augment
@@ -24,27 +26,19 @@ from vmoe_robust.data.decode import decode_image
 
 HEIGHT, WIDTH = 375, 500
 IMAGES, ROUNDS = 64, 9
-# JPEG quality and the strength of the finest detail, in grey levels.
-FILES = {'detailed': (90, 22), 'smooth': (75, 0)}
+QUALITIES = (75, 90, 95)  # of JPEG; 75 is libjpeg's default
 
 
-def photographs(quality: int, grain: int) -> list[bytes]:
-  """JPEGs of the size and the entropy of photographs: smooth plus grain."""
-  rng = np.random.default_rng(0)
+def photographs(quality: int) -> list[bytes]:
+  """The two that scikit-learn ships, at the size of an ImageNet picture."""
   encoded = []
-  for _ in range(IMAGES):
-    image = np.zeros((HEIGHT, WIDTH, 3))
-    for scale, weight in ((48, 150), (12, 60), (3, 40), (1, grain)):
-      shape = (HEIGHT // scale + 2, WIDTH // scale + 2, 3)
-      noise = rng.uniform(-1, 1, shape)
-      image += weight * cv2.resize(
-        noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
-      )
-    pixels = np.clip(image + 128, 0, 255).astype(np.uint8)
+  for image in load_sample_images().images:
+    image = Image.fromarray(image)
+    image = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
+    image.save(buffer, 'JPEG', quality=quality)
     encoded.append(buffer.getvalue())
-  return encoded
+  return encoded * (IMAGES // len(encoded))
 
 
 def ours(image: bytes, data, rng) -> np.ndarray:
@@ -76,39 +70,38 @@ WAYS = {'ours': ours, 'OpenCV': opencv, 'Pillow': pillow}
 
 
 def measure(images: list[bytes]) -> dict[str, list[float]]:
-  """Images per CPU-second of each way, round by round."""
+  """CPU-seconds of each way for all images, round by round."""
   data = config_lib.default().data
   data.image_size, data.crop, data.flip = 224, 'inception', True
-  speeds = {name: [] for name in WAYS}
-  for round_ in range(ROUNDS + 1):
-    for name, way in WAYS.items():
-      rng = np.random.default_rng(round_)
-      begin = time.process_time()
-      for image in images:
-        way(image, data, rng)
-      if round_:  # the first warms up
-        speeds[name].append(len(images) / (time.process_time() - begin))
-  return speeds
+
+  def run(way):
+    rng = np.random.default_rng(0)  # the same crops for all
+    for image in images:
+      way(image, data, rng)
+
+  return timing.interleave(
+    {n: partial(run, w) for n, w in WAYS.items()}, ROUNDS
+  )
 
 
 def main():
   """Measures, prints the table and the line of JSON."""
   print(f'{WIDTH}x{HEIGHT} JPEG to 224x224 crops')
   print(
-    f'{"files":<18} {"way":<8} {"images/CPU-s":>13} {"ratio to Pillow":>16}'
+    f'{"files":<20} {"way":<8} {"images/CPU-s":>13} {"ratio to Pillow":>16}'
   )
   result = {}
-  for files, (quality, grain) in FILES.items():
-    images = photographs(quality, grain)
+  for quality in QUALITIES:
+    images = photographs(quality)
     kilobytes = round(statistics.mean(map(len, images)) / 1000)
+    files = f'quality {quality}'
     result[files] = dict(kilobytes=kilobytes)
-    speeds = measure(images)
-    for name, found in speeds.items():
-      pairs = zip(found, speeds['Pillow'], strict=True)
-      ratio = statistics.median(a / b for a, b in pairs)
-      speed = statistics.median(found)
+    spent = measure(images)
+    for name, seconds in spent.items():
+      ratio = 1 / timing.ratio(spent, name, 'Pillow')
+      speed = len(images) / statistics.median(seconds)
       label = f'{files}, {kilobytes} KB'
-      print(f'{label:<18} {name:<8} {speed:>13.0f} {ratio:>16.2f}')
+      print(f'{label:<20} {name:<8} {speed:>13.0f} {ratio:>16.2f}')
       result[files][name.lower()] = dict(
         images_per_cpu_second=round(speed, 1), ratio=round(ratio, 3)
       )
