@@ -15,9 +15,19 @@ DIM, HIDDEN, EXPERTS = 8, 12, 4
 COUNTS = [(5, 5, 5, 5), (0, 13, 0, 7), (0, 0, 20, 0), (3, 0, 1, 2)]
 
 
+def first(weights, rows):
+  return rows @ weights[0] + weights[1]
+
+
+def second(weights, hidden):
+  return nn.gelu(hidden) @ weights[2] + weights[3]
+
+
 def mlp(weights, rows):
-  w1, b1, w2, b2 = weights
-  return nn.gelu(rows @ w1 + b1) @ w2 + b2
+  return second(weights, first(weights, rows))
+
+
+LAYERS = (first, second)
 
 
 def draw(rng, rows):
@@ -47,7 +57,7 @@ def test_blocks(close, count, block):
     y, pull = jax.vjp(value, weights, rows)
     return y, pull(dy)
 
-  run = jax.jit(functools.partial(grouped.blocks, mlp, block))
+  run = jax.jit(functools.partial(grouped.blocks, LAYERS, block))
   expected = pulled(functools.partial(one_by_one, count=count))
   close(pulled(lambda w, r: run(w, r, count)), expected)
   only = jax.grad(lambda r: (run(weights, r, count) * real * dy).sum())(rows)
@@ -67,7 +77,7 @@ def test_kernel(close):
     return y, d_weights, jnp.where(real, d_rows, 0)
 
   kernel = functools.partial(grouped.kernel, interpret=True)
-  blocks = functools.partial(grouped.blocks, mlp, 4)
+  blocks = functools.partial(grouped.blocks, LAYERS, 4)
   close(pulled(kernel, weights, rows), pulled(blocks, weights, rows))
 
 

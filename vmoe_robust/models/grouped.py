@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 Rows = Float[Array, 'rows dim']
 Counts = Int[Array, 'experts']
-Mlp = Callable[[tuple, Rows], Rows]
+Layer = Callable[[tuple, Rows], Rows]
 
 # Rows that meet one expert's matrices at a time: few enough to stay in the
 # cache, enough to be fast.
@@ -38,7 +38,11 @@ def block_size(rows: int, experts: int, even: bool) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def blocks(
-  mlp: Mlp, block: int, weights: tuple, rows: Rows, count: Counts
+  layers: tuple[Layer, Layer],
+  block: int,
+  weights: tuple,
+  rows: Rows,
+  count: Counts,
 ) -> Rows:
   """Runs each expert on its run of `count` rows, one run behind another.
 
@@ -46,38 +50,55 @@ def blocks(
   in its turn. Rows behind the last run mean nothing.
 
   Args:
-    mlp: runs one expert, whose weights it is given.
-    block: rows that it is given at a time.
+    layers: both layers of one expert, whose weights they are given; what the
+      first returns is kept for the gradient.
+    block: rows that they are given at a time.
     weights: of all experts, along the leading axis.
     rows: sorted by expert.
     count: rows of each expert.
   """
+  return _blocks(layers, block, weights, rows, count, 1)[0]
+
+
+def _blocks(layers, block, weights, rows, count, last):
+  """What the last of the layers return, for all rows."""
   padded = _pad(rows, block)
 
-  def expert(out, run):
+  def run_block(mine, at):
+    outs = [lax.dynamic_slice_in_dim(padded, at, block)]
+    for layer in layers:
+      outs.append(layer(mine, outs[-1]))
+    return outs[-last:]
+
+  def run_expert(outs, run):
     begin, length, mine = run
 
-    def body(i, out):
+    def body(i, outs):
       at = begin + i * block
-      y = mlp(mine, lax.dynamic_slice_in_dim(padded, at, block))
-      return lax.dynamic_update_slice_in_dim(out, y, at, 0)
+      return _put(outs, run_block(mine, at), at)
 
-    return lax.fori_loop(0, -(-length // block), body, out), None
+    return lax.fori_loop(0, -(-length // block), body, outs), None
 
   runs = jnp.cumsum(count) - count, count, weights
-  return lax.scan(expert, jnp.zeros_like(padded), runs)[0][: len(rows)]
+  # Zeros that vary over the same axes of the mesh as what replaces them.
+  like = run_block(jax.tree.map(lambda w: w[0], weights), 0)
+  zero = lambda x: jnp.broadcast_to(zeros(x[:1]), (len(padded), x.shape[1]))
+  outs = jax.tree.map(zero, like)
+  outs = lax.scan(run_expert, outs, runs)[0]
+  return [out[: len(rows)] for out in outs]
 
 
-def _blocks_forward(mlp, block, weights, rows, count):
+def _blocks_forward(layers, block, weights, rows, count):
   want = wanted(weights)
   weights, rows, count = values((weights, rows, count))
-  y = blocks(mlp, block, weights, rows, count)
-  return y, (weights, rows, count, want)
+  hidden, y = _blocks(layers, block, weights, rows, count, 2)
+  return y, (weights, rows, hidden, count, want)
 
 
-def _blocks_backward(mlp, block, saved, dy):
-  weights, rows, count, want = saved
-  size, dy, rows = len(rows), _pad(dy, block), _pad(rows, block)
+def _blocks_backward(layers, block, saved, dy):
+  weights, rows, hidden, count, want = saved
+  size = len(rows)
+  dy, inputs = _pad(dy, block), [_pad(x, block) for x in (rows, hidden)]
 
   def expert(d_rows, run):
     begin, length, mine = run
@@ -86,16 +107,17 @@ def _blocks_backward(mlp, block, saved, dy):
       d_rows, d_mine = state
       at = begin + i * block
       real = jnp.arange(block)[:, None] < length - i * block
-      here = lax.dynamic_slice_in_dim(rows, at, block)
       d_here = jnp.where(real, lax.dynamic_slice_in_dim(dy, at, block), 0)
-      d_here, d_mine = pull(mlp, mine, here, d_here, d_mine, want)
-      return lax.dynamic_update_slice_in_dim(d_rows, d_here, at, 0), d_mine
+      for layer, x in zip(layers[::-1], inputs[::-1], strict=True):
+        here = lax.dynamic_slice_in_dim(x, at, block)
+        d_here, d_mine = pull(layer, mine, here, d_here, d_mine, want)
+      return _put(d_rows, d_here, at), d_mine
 
     first = d_rows, zeros(mine) if want else ()
     return lax.fori_loop(0, -(-length // block), body, first)
 
   runs = jnp.cumsum(count) - count, count, weights
-  d_rows, d_weights = lax.scan(expert, jnp.zeros_like(rows), runs)
+  d_rows, d_weights = lax.scan(expert, jnp.zeros_like(inputs[0]), runs)
   return d_weights if want else zeros(weights), d_rows[:size], None
 
 
@@ -174,3 +196,8 @@ def zeros(tree: PyTree) -> PyTree:
 def _pad(rows, block):
   """A block may begin at the last row."""
   return jnp.pad(rows, ((0, block), (0, 0)))
+
+
+def _put(outs, blocks, at):
+  put = lambda out, block: lax.dynamic_update_slice_in_dim(out, block, at, 0)
+  return jax.tree.map(put, outs, blocks)

@@ -72,9 +72,8 @@ class ExpertParallel:
     if not self.grouped or self.kernel:
       return self.bring(self.mlp(weights, self.send(rows)))
     shape, rows = rows.shape, rows.reshape(-1, rows.shape[2])
-    block = grouped.block_size(len(rows), shape[0], even=True)
     count = jnp.full(shape[0], shape[1], jnp.int32)
-    return grouped.blocks(self._one, block, weights, rows, count).reshape(shape)
+    return self._blocks(weights, rows, count, even=True).reshape(shape)
 
   def run(
     self,
@@ -85,8 +84,12 @@ class ExpertParallel:
     """Runs each expert on its run of `count` rows, on this device."""
     if self.kernel:
       return grouped.kernel(self._cast(weights), rows, count)
-    block = grouped.block_size(len(rows), count.size, even=False)
-    return grouped.blocks(self._one, block, weights, rows, count)
+    return self._blocks(weights, rows, count, even=False)
+
+  def _blocks(self, weights, rows, count, even):
+    block = grouped.block_size(len(rows), count.size, even)
+    layers = self._first, self._second
+    return grouped.blocks(layers, block, weights, rows, count)
 
   def send(
     self, rows: Float[Array, 'experts rows dim']
@@ -114,9 +117,13 @@ class ExpertParallel:
     out = lax.psum(jnp.einsum('enf,efd->end', hidden, w2), MODEL)
     return out + b2[:, None]
 
-  def _one(self, weights, rows):
-    w1, b1, w2, b2 = self._cast(weights)
-    return lax.psum(nn.gelu(rows @ w1 + b1) @ w2, MODEL) + b2
+  def _first(self, weights, rows):
+    w1, b1, _, _ = self._cast(weights)
+    return rows @ w1 + b1
+
+  def _second(self, weights, hidden):
+    _, _, w2, b2 = self._cast(weights)
+    return lax.psum(nn.gelu(hidden) @ w2, MODEL) + b2
 
   def longest(self, length: Int[Array, '']) -> Int[Array, '']:
     """The maximum over the devices that exchange rows."""
