@@ -12,6 +12,7 @@ from PIL import Image
 
 from vmoe_robust import checkpoint, main
 from vmoe_robust import config as config_lib
+from vmoe_robust.config import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/digits_moe.py'
@@ -26,7 +27,7 @@ def refused(capsys, monkeypatch, *arguments):
     if name.startswith('config.'):  # of an earlier command line
       delattr(flags.FLAGS, name)
   with pytest.raises(SystemExit) as stop:
-    main.run()
+    command_line.run(main.main)
   message = str(stop.value)
   assert message.startswith('error: '), message
   assert '\n' not in message

@@ -1,7 +1,6 @@
 """The device mesh, the logical-axis rules, and placing arrays by them."""
 
 import math
-import os
 
 import flax.linen as nn
 import jax
@@ -10,37 +9,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from vmoe_robust.config import UserError
-
 DATA, EXPERT, MODEL = AXES = ('data', 'expert', 'model')
 # The batch is split over both of these; experts over the second.
 BATCH_AXES = (DATA, EXPERT)
-
-
-def join():
-  """Joins the other hosts of a pod or cluster, before JAX is used.
-
-  JAX finds its place on a TPU pod, in SLURM and under MPI by itself. Where it
-  cannot, the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID say.
-
-  Raises:
-    UserError: there is nothing to join.
-  """
-  place = {
-    'num_processes': os.environ.get('JAX_NUM_PROCESSES'),
-    'process_id': os.environ.get('JAX_PROCESS_ID'),
-  }
-  try:
-    jax.distributed.initialize(
-      **{name: int(value) for name, value in place.items() if value}
-    )
-  except (RuntimeError, ValueError) as error:
-    raise UserError(
-      f'--distributed cannot join the other hosts: {error}; outside of a TPU '
-      'pod, SLURM and MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and '
-      'JAX_PROCESS_ID'
-    ) from error
 
 
 def rules(fsdp: bool = False) -> dict[str, tuple[str, ...]]:
@@ -67,10 +38,13 @@ def create(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
   if slices > 1 and shape[0] % slices == 0:
     inside = (shape[0] // slices, *shape[1:])
     array = mesh_utils.create_hybrid_device_mesh(
-      inside, (slices, 1, 1), devices=devices
+      inside, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
     )
   elif devices[0].platform == 'tpu':
-    array = mesh_utils.create_device_mesh(shape, devices=devices)
+    # 32 experts on a pod of 16 x 16 chips lie along parts of its axes.
+    array = mesh_utils.create_device_mesh(
+      shape, devices=devices, allow_split_physical_axes=True
+    )
   else:
     # In the order of the processes, so that each reads one run of rows.
     array = np.asarray(devices).reshape(shape)

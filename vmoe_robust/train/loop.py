@@ -17,6 +17,7 @@ from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.evaluate import accuracy, outcome, robustness
 from vmoe_robust.evaluate.attack import attack, is_finished
 from vmoe_robust.evaluate.load import Restored
+from vmoe_robust.mesh import pod
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
@@ -78,7 +79,13 @@ class Trainer:
     self.model = build(config.model, shape, mesh, train.remat)
     optimizer = optimizer_lib.make(train.optimizer, train.steps)
     self.state, places = state_lib.create(
-      self.model, optimizer, config.seed, train.ema > 0, mesh, config.mesh.fsdp
+      self.model,
+      optimizer,
+      config.seed,
+      train.ema > 0,
+      mesh,
+      config.mesh.fsdp,
+      config.mesh.zero1,
     )
     self.checkpoints = Checkpoints(workdir, config.save)
     self.step, data_state = 0, None
@@ -117,6 +124,7 @@ class Trainer:
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
       stack.callback(self.batches.close)
+      stack.enter_context(pod.closing_in_time())
       if self.step >= total:
         return
       log = self._open_log(stack)
@@ -176,7 +184,7 @@ class Trainer:
       self.step,
     )
     return attack(
-      restored, self.held_out, self._programs, self.workdir, self.about
+      restored, self.held_out, self._program, self.workdir, self.about
     )
 
   @functools.cached_property
@@ -184,8 +192,8 @@ class Trainer:
     return accuracy.make(self.model, self.config)
 
   @functools.cached_property
-  def _programs(self):
-    return robustness.Programs(self.model, _attacked(self.config))
+  def _program(self):
+    return robustness.Program(self.model, _attacked(self.config))
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(

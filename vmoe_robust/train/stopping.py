@@ -1,10 +1,15 @@
 """Leaving a run in order when the machine is taken away."""
 
+import os
 import signal
 import sys
 
 import jax
 from jax.experimental import multihost_utils
+
+from vmoe_robust.report.terminal import say
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopping:
@@ -14,10 +19,10 @@ class Stopping:
   """
 
   def __enter__(self):
-    self._asked, self._before = False, {}
-    if jax.process_count() == 1:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._ask)
+    self._asked = False
+    # On several hosts JAX catches SIGTERM, and tells the other hosts.
+    ours = _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
+    self._before = {n: signal.signal(n, self._ask) for n in ours}
     return self
 
   def __exit__(self, *_):
@@ -27,7 +32,6 @@ class Stopping:
   def __call__(self, step: int) -> bool:
     """Whether to stop after this step, the same answer on every host."""
     if jax.process_count() > 1:
-      # The coordination service has caught the signal of whichever host.
       return multihost_utils.reached_preemption_sync_point(step)
     return self._asked
 
@@ -38,14 +42,16 @@ class Stopping:
     """
 
     def leave(*_):
-      print(message, flush=True)
+      say(message)
       sys.exit(0)
 
-    if self._asked:
+    if self._asked and jax.process_count() == 1:
       leave()
-    for number in self._before:
+    for number in _SIGNALS:
       signal.signal(number, leave)
 
   def _ask(self, number, _):
     self._asked = True
     signal.signal(number, self._before[number])
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)

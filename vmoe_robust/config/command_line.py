@@ -1,0 +1,54 @@
+"""What the programs share: one `--config` and short errors."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vmoe_robust.config.fields import ConfigDict, UserError
+
+
+def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
+  """The configuration that a flag names, with what the command line changes.
+
+  Raises:
+    UserError: there is none, or an argument is no flag.
+  """
+  if len(argv) > 1:
+    raise UserError(f'{argv[1]!r} is no flag; write --config.FIELD=VALUE')
+  logging.set_verbosity(logging.WARNING)
+  if flag.value is None:
+    raise UserError('--config names no file; try configs/digits_moe.py')
+  try:
+    return flag.value.copy_and_resolve_references()
+  except OSError as error:  # it is read only now
+    reason = str(error).splitlines()[-1].strip()
+    raise UserError(f'--config cannot be loaded: {reason}') from error
+
+
+def name() -> str:
+  """The name of the file that `--config` names."""
+  return Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+
+
+def run(main: Callable[[list[str]], None]):
+  """A program; what the user can mend is one line and exit code 1."""
+  try:
+    app.run(main, flags_parser=_parse)
+  except UserError as error:
+    sys.exit(f'error: {error}')
+
+
+def _parse(argv):
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:  # of a field that is not there
+    words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
+    raise UserError(
+      f'no such field in --config: {words[0]!r}. {" ".join(words[1:])}'
+    ) from error
+  except (flags.Error, OSError, TypeError, ValueError) as error:
+    raise UserError(str(error)) from error
