@@ -42,7 +42,7 @@ def fields(config, prefix='config'):
 def test_the_experiments_are_there():
   assert set(NAMES) == {
     *('digits_moe', 'digits_vit', 'cifar10_moe', 'cifar10_vit'),
-    *('moe_b16', 'moe_b32', 'moe_s32', 'moe_l16'),
+    *('moe_b16', 'moe_b32', 'moe_s32', 'moe_l16', 'moe_h14'),
     *('vit_b16', 'vit_b32', 'vit_s32', 'vit_l16'),
     *('vit_bp32', 'vit_bpp32', 'vit_bppp32'),
     *('finetune_384', 'attack_pgd'),

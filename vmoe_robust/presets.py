@@ -13,6 +13,8 @@ MODEL_SIZES = {
   'B+++': dict(hidden=960, layers=21, mlp=3840, heads=15),
   'L': dict(hidden=1024, layers=24, mlp=4096, heads=16),
   'H': dict(hidden=1280, layers=32, mlp=5120, heads=16),
+  # Of the 15-billion-parameter V-MoE; see configs/moe_h14.py.
+  'H+': dict(hidden=1408, layers=48, mlp=6400, heads=16),
 }
 
 

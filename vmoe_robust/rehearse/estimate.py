@@ -1,0 +1,66 @@
+"""How long a program takes at least, by what the chips can do at most."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import batch_size
+from vmoe_robust.mesh.hardware import Chip
+from vmoe_robust.mesh.program import Costs
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+  """Seconds of one call of a program, if each part ran at its peak."""
+
+  compute: float  # matrix products in bfloat16
+  memory: float  # to and from HBM
+  links: float  # between chips of a slice
+  network: float  # between slices
+
+  @property
+  def seconds(self) -> float:
+    """All at once, the longest hiding the others: no call takes less."""
+    return max(dataclasses.astuple(self))
+
+  @property
+  def bound(self) -> str:
+    """The part that takes the longest."""
+    parts = dataclasses.asdict(self)
+    return max(parts, key=parts.get)
+
+
+def roofline(costs: Costs, chip: Chip) -> Roofline:
+  """The least time of one call on chips whose limits are all known."""
+  links = sum(c.count * c.links for c in costs.collectives)
+  network = sum(c.count * c.network for c in costs.collectives)
+  return Roofline(
+    compute=costs.flops / chip.peak,
+    memory=costs.bytes / chip.bandwidth,
+    links=links / chip.links,
+    network=network / chip.network,
+  )
+
+
+def forward_passes(config: ConfigDict, use: str) -> int:
+  """What one call computes, in forward passes of its batch.
+
+  A gradient costs two more passes if it is by the weights, and one if it is by
+  the image.
+  """
+  attack = config.attack
+  if use == 'train':
+    return 3
+  # A run ends with a look at its last x; `paper` takes it as it comes.
+  looks = 0 if attack.name == 'paper' else attack.restarts
+  # The clean image and what was found are judged once each.
+  return 2 * attack.steps * attack.restarts + looks + 2
+
+
+def calls(config: ConfigDict, use: str, examples: int) -> int:
+  """How often the configuration's schedule runs the program."""
+  if use == 'train':
+    return config.train.steps
+  batches = math.ceil(examples / batch_size(config, 'attack'))
+  return batches * len(config.attack.eps)
