@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# One process of a run on several machines.
+#
+#   launch/worker.sh NAME WORKDIR --config=CONFIG [--config.FIELD=VALUE ...]
+#
+# What it prints goes to WORKDIR/logs/NAME.out, its errors to NAME.err, and both
+# are shown as well. SIGTERM is handed on, so that the run saves and stops. The
+# exit code is the run's, but 80 for one that stopped and is to be resumed.
+set -euo pipefail
+name=$1 workdir=$2
+shift 2
+out=$workdir/logs/$name.out err=$workdir/logs/$name.err
+
+mkdir -p "$workdir/logs"
+touch "$out" "$err"
+out_size=$(wc -c <"$out") err_size=$(wc -c <"$err")
+"${PYTHON:-python}" -m vmoe_robust.main --distributed --workdir="$workdir" \
+  "$@" >>"$out" 2>>"$err" &
+run=$!
+tail -s 0.5 -c "+$((out_size + 1))" -F --pid="$run" "$out" 2>/dev/null &
+show_out=$!
+tail -s 0.5 -c "+$((err_size + 1))" -F --pid="$run" "$err" >&2 2>/dev/null &
+show_err=$!
+
+# A signal that is trapped ends `wait` early: wait again for the real end.
+signalled=
+trap 'signalled=1; kill -TERM "$run" 2>/dev/null || true' TERM
+status=0
+wait "$run" || status=$?
+while [[ $signalled ]]; do
+  signalled=
+  status=0
+  wait "$run" || status=$?
+done
+wait "$show_out" "$show_err" || true
+
+# Only the first process prints; it says that it stopped in its last line.
+if ((status == 0)) && [[ $(tail -n 1 "$out") == stopped* ]]; then
+  exit 80
+fi
+exit "$status"
