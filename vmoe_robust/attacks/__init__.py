@@ -1,26 +1,57 @@
 """Attacks: pure functions of a loss, images and keys. None sees a model."""
 
 import functools
+from collections.abc import Callable
 
-from vmoe_robust.attacks.interface import Attack, Images, Keys, Loss
+from jaxtyping import Array, Float
+
+from vmoe_robust.attacks.ensembles import Budget, Ensemble, Stage, ensemble
+from vmoe_robust.attacks.interface import (
+  Attack,
+  Images,
+  Keys,
+  Loss,
+  State,
+  complete,
+)
+from vmoe_robust.attacks.losses import LOSSES
 from vmoe_robust.attacks.norms import check, distance
 from vmoe_robust.attacks.paper import paper
-from vmoe_robust.attacks.pgd import pgd
+from vmoe_robust.attacks.pgd import Pgd
 from vmoe_robust.config import ConfigDict
 
-__all__ = ['Attack', 'Images', 'Keys', 'Loss', 'build', 'check', 'distance']
+__all__ = [
+  'LOSSES',
+  'Attack',
+  'Budget',
+  'Ensemble',
+  'Images',
+  'Keys',
+  'Loss',
+  'Stage',
+  'State',
+  'build',
+  'check',
+  'distance',
+  'ensemble',
+]
 
 
-def build(attack: ConfigDict) -> Attack:
-  """The attack that `config.attack`, which is valid, describes."""
+def build(
+  attack: ConfigDict,
+) -> Callable[[Loss, Images, Keys, Float[Array, '']], Images]:
+  """The attack on whole batches that `config.attack`, which is valid, says.
+
+  It maps (loss, images, keys, eps) to x_adv. The radius eps is traced, so that
+  a sweep compiles once.
+  """
   if attack.name == 'paper':
     return functools.partial(paper, steps=attack.steps)
-  return functools.partial(
-    pgd,
+  pgd = Pgd(
     norm=attack.norm,
-    steps=attack.steps,
+    iterations=attack.steps,
     step_size=attack.step_size,
     random_start=attack.random_start,
-    restarts=attack.restarts,
     momentum=attack.momentum,
   )
+  return functools.partial(complete, pgd, restarts=attack.restarts)

@@ -1,6 +1,7 @@
 """Balls in image space, one an image: distances, projections, random points.
 
-`norm` is 'linf' or 'l2' throughout; lengths are in units of pixels in [0, 1].
+`norm` is 'linf', 'l2' or 'l1' throughout; lengths are in units of pixels in
+[0, 1].
 """
 
 import math
@@ -11,13 +12,24 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe_robust.attacks.interface import Images, Keys
 
+# The share of pixels that a step in l1 moves (as SLIDE, arXiv:1904.13000).
+_L1_SHARE = 0.01
+# Halvings that leave one piece of a piecewise linear function.
+_HALVINGS = 40
+
+
+def length(delta: Images, norm: str) -> Float[Array, 'batch']:
+  """The norm of each image."""
+  if norm == 'linf':
+    return jnp.abs(delta).max((1, 2, 3))
+  if norm == 'l2':
+    return jnp.sqrt(jnp.square(delta).sum((1, 2, 3)))
+  return jnp.abs(delta).sum((1, 2, 3))
+
 
 def distance(x_adv: Images, x: Images, norm: str) -> Float[Array, 'batch']:
   """The distance between each image and its perturbed self."""
-  delta = x_adv - x
-  if norm == 'linf':
-    return jnp.abs(delta).max((1, 2, 3))
-  return jnp.sqrt(jnp.square(delta).sum((1, 2, 3)))
+  return length(x_adv - x, norm)
 
 
 def check(
@@ -27,47 +39,119 @@ def check(
   norm: str,
   tolerance: float = 1e-6,
 ) -> tuple[Bool[Array, 'batch'], Bool[Array, 'batch']]:
-  """Whether each image is inside the ball, and inside [0, 1]."""
+  """Whether each image is inside the ball, and inside [0, 1].
+
+  Sums of many pixels round; of l1 the tolerance is relative to a radius that is
+  larger than 1.
+  """
+  if norm == 'l1':
+    tolerance *= jnp.maximum(eps, 1)
   in_ball = distance(x_adv, x, norm) <= eps + tolerance
   in_range = ((x_adv >= 0) & (x_adv <= 1)).all((1, 2, 3))
   return in_ball, in_range
 
 
 def project(
-  x_adv: Images, x: Images, eps: Float[Array, ''], norm: str
+  x_adv: Images,
+  x: Images,
+  eps: Float[Array, ''] | Float[Array, 'batch'],
+  norm: str,
 ) -> Images:
-  """Pulls images into the ball around `x`, then into [0, 1]."""
+  """Pulls images into the ball around `x` and into [0, 1].
+
+  In linf and l1 to the nearest point (in l2 distance) of both; in l2 to that of
+  the ball, then to that of the box. In l1 radii may differ between images.
+  """
   delta = x_adv - x
+  # Rounding x + delta moves a pixel below 1 by at most 2^-25, which over many
+  # equal pixels adds up: leave room for it.
+  rounding = float(jnp.finfo(x.dtype).eps) / 4
   if norm == 'linf':
     delta = jnp.clip(delta, -eps, eps)
+  elif norm == 'l2':
+    radius = jnp.maximum(eps - math.sqrt(x[0].size) * rounding, 0)
+    size = per_image(length(delta, norm))
+    delta *= jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
   else:
-    # Rounding x + delta moves a pixel below 1 by at most 2^-25, which over
-    # many equal pixels adds up: leave room for it.
-    radius = jnp.maximum(eps - math.sqrt(x[0].size) * 2**-25, 0)
-    length = _per_image(distance(x_adv, x, norm))
-    delta *= jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
+    delta = _project_l1(delta, x, eps * (1 - 8 * rounding))
   return jnp.clip(x + delta, 0, 1)
 
 
+def _project_l1(delta, x, eps):
+  """Soft-thresholding by the least amount that brings it into ball and box."""
+  size = jnp.abs(delta)
+  room = jnp.where(delta > 0, 1 - x, x)
+  cut = lambda by: jnp.clip(size - per_image(by), 0, room)
+  low, high = jnp.zeros(len(x), x.dtype), size.max((1, 2, 3))
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    above = cut(middle).sum((1, 2, 3)) > eps
+    return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+  low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
+  # Between two neighbours the sum is linear: solve for it exactly.
+  rest = size - per_image(high)
+  inner = (rest > 0) & (rest < room)
+  full = jnp.where(rest >= room, room, 0).sum((1, 2, 3))
+  count = inner.sum((1, 2, 3))
+  exact = jnp.where(inner, size, 0).sum((1, 2, 3)) + full - eps
+  exact = jnp.clip(exact / jnp.maximum(count, 1), low, high)
+  by = jnp.where(count > 0, exact, high)
+  by = jnp.where(cut(jnp.zeros_like(by)).sum((1, 2, 3)) > eps, by, 0)
+  return jnp.sign(delta) * cut(by)
+
+
 def direction(gradient: Images, norm: str) -> Images:
-  """The step of length 1 along which the loss rises most; 0 where it cannot."""
+  """The step of length 1 along which the loss rises; 0 where it cannot.
+
+  In l1 the one steepest pixel would do; a small share of all moves alike.
+  """
   if norm == 'linf':
     return jnp.sign(gradient)
-  return _divide(gradient, jnp.sqrt(jnp.square(gradient).sum((1, 2, 3))))
+  if norm == 'l2':
+    return _divide(gradient, length(gradient, norm))
+  pixels = gradient[0].size
+  least = jnp.full(len(gradient), max(round(_L1_SHARE * pixels), 1))
+  return top_signs(gradient, least)
+
+
+def top_signs(gradient: Images, count: Float[Array, 'batch'] | Array) -> Images:
+  """Signs of the `count` steepest pixels of each image, as a step of l1 1."""
+  size = jnp.abs(gradient)
+  flat = jnp.sort(size.reshape(len(gradient), -1), axis=1)
+  place = jnp.clip(flat.shape[1] - count, 0, flat.shape[1] - 1)
+  place = place.astype(jnp.int32)[:, None]
+  least = jnp.take_along_axis(flat, place, axis=1)[:, 0]
+  signs = jnp.where(size >= per_image(least), jnp.sign(gradient), 0)
+  return _divide(signs, length(signs, 'l1'))
 
 
 def unit_l1(gradient: Images) -> Images:
   """Gradients whose absolute values sum to 1, or are all 0."""
-  return _divide(gradient, jnp.abs(gradient).sum((1, 2, 3)))
+  return _divide(gradient, length(gradient, 'l1'))
 
 
 def random_point(
   x: Images, keys: Keys, eps: Float[Array, ''], norm: str
 ) -> Images:
   """A point drawn uniformly from the ball around each image, not clipped."""
-  draw = _linf_point if norm == 'linf' else _l2_point
+  draw = {'linf': _linf_point, 'l2': _l2_point, 'l1': _l1_point}[norm]
   unit = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
   return x + eps * unit
+
+
+def noise(x: Images, keys: Keys, norm: str) -> Images:
+  """Noise of the form of `x`: uniform in linf, otherwise normal."""
+  draw = _linf_point if norm == 'linf' else jax.random.normal
+  return jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
+
+
+def random_direction(x: Images, keys: Keys, norm: str) -> Images:
+  """Noise that is scaled to the unit sphere."""
+  made = noise(x, keys, norm)
+  return _divide(made, length(made, norm))
 
 
 def _linf_point(key, shape, dtype):
@@ -82,9 +166,17 @@ def _l2_point(key, shape, dtype):
   return radius * normal / jnp.sqrt(jnp.square(normal).sum())
 
 
-def _divide(gradient, length):
-  return gradient / _per_image(jnp.where(length > 0, length, 1))
+def _l1_point(key, shape, dtype):
+  for_direction, for_radius = jax.random.split(key)
+  point = jax.random.laplace(for_direction, shape, dtype)
+  radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
+  return radius * point / jnp.abs(point).sum()
 
 
-def _per_image(values):
+def _divide(gradient, size):
+  return gradient / per_image(jnp.where(size > 0, size, 1))
+
+
+def per_image(values: Float[Array, 'batch']) -> Float[Array, 'batch 1 1 1']:
+  """Numbers of images in a form that meets their pixels."""
   return values[:, None, None, None]

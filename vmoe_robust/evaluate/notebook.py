@@ -1,86 +1,234 @@
-"""The two names a notebook needs: a saved model, and its robust accuracy."""
+"""The two names a notebook needs: a saved model, and a robust accuracy."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from vmoe_robust.config import UserError, default, validate_attack
-from vmoe_robust.data import eval_batches
-from vmoe_robust.evaluate import outcome, robustness
-from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.attacks import Budget, ensemble
+from vmoe_robust.config import UserError, choose
+from vmoe_robust.evaluate import sweep
+from vmoe_robust.evaluate.ensemble import Runner, simple_score
 from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.evaluate.load import load as load
-from vmoe_robust.mesh import batch_sharding, batch_shards
+from vmoe_robust.evaluate.victim import of_function, of_model
+from vmoe_robust.mesh import batch_shards
+from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.records import write_records
+from vmoe_robust.report.results import write_json
 
-_BATCH = 256
+_NORMS = {'Linf': 'linf', 'L2': 'l2', 'L1': 'l1'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What an attack found; the numbers are those of `x_adv`, judged again."""
+
+  accuracy: float  # under attack, the worst case of all attacks
+  clean_accuracy: float
+  robust: Bool[np.ndarray, 'examples']  # still right
+  x_adv: Float[np.ndarray, 'examples height width channels']
+  prediction: Int[np.ndarray, 'examples']  # of x_adv
+  per_attack: dict[str, float]  # accuracy after each attack
+  seconds: dict[str, float]  # that each attack took
+  warnings: list[str]
+  settings: dict[str, object]
+
+  def save(self, path: str | os.PathLike):
+    """Writes a folder: `results.json`, `records.parquet`, `x_adv.npy`."""
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = ('robust', 'x_adv', 'prediction')
+    numbers = {
+      k: v for k, v in dataclasses.asdict(self).items() if k not in hidden
+    }
+    write_json(folder / 'results.json', numbers)
+    index = np.arange(len(self.robust))
+    write_records(
+      folder / 'records.parquet',
+      {'index': index, 'robust': self.robust, 'prediction': self.prediction},
+    )
+    np.save(folder / 'x_adv.npy', self.x_adv)
 
 
 def robust_accuracy(
-  restored: Restored,
+  model: Callable | Restored,
   images: np.ndarray,
-  labels: Int[np.ndarray, 'batch'] | Float[np.ndarray, 'batch classes'],
-  eps: float | Sequence[float],
-  steps: int = 40,
-  norm: str = 'linf',
-) -> dict[float, float]:
-  """Accuracy under PGD at each eps, every image routed alone.
+  labels: Sequence[int] | np.ndarray,
+  *,
+  attack: str | Sequence[str] = 'autoattack',
+  norm: str = 'Linf',
+  eps: float = 8 / 255,
+  seed: int = 0,
+  iterations: int = 100,
+  queries: int = 5000,
+  batch_size: int = 256,
+  attack_through: Callable | None = None,
+  folder: str | os.PathLike | None = None,
+  progress: bool = True,
+) -> Result:
+  """Accuracy under attack of any classifier in JAX.
 
   Args:
-    restored: what `load` returned.
-    images: uint8 (batch, height, width, channels), of the size that the model
-      was trained on.
-    labels: classes; for a multi-label model zeros and ones.
-    eps: radius or radii, in units of pixels in [0, 1]; 0 is the clean accuracy.
-    steps: of PGD.
-    norm: 'linf' or 'l2'.
+    model: a function from images in [0, 1], float32 [batch, height, width,
+      channels], to logits [batch, classes], or what `load` returned. A random
+      model takes an argument `key` besides, and is judged by its mean.
+    images: uint8, or floats in [0, 1].
+    labels: classes, one an image.
+    attack: 'autoattack', another name of `attacks.ensembles.names()`, or a
+      list of attacks.
+    norm: 'Linf', 'L2' or 'L1'.
+    eps: radius, in units of pixels in [0, 1].
+    seed: of all that is drawn.
+    iterations: of APGD, FAB and PGD.
+    queries: of Square.
+    batch_size: images attacked at once, on all devices.
+    attack_through: a cheaper twin of a function, in bfloat16 say, that is
+      attacked in its place; `model` judges.
+    folder: what is left there when the attack is cut short; the same call goes
+      on from it.
+    progress: show how far it is.
 
   Raises:
-    UserError: images or radii that make no sense for this model.
+    UserError: arguments that make no sense, or a model whose images change
+      each other's predictions.
   """
-  shape = restored.model.image_shape
-  if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+  images, labels = _checked(images, labels, eps)
+  norm = _NORMS[choose('norm', norm.capitalize(), _NORMS)]
+  if norm == 'linf' and eps > 1:
     raise UserError(
-      f'images are {images.dtype}{list(images.shape)}; the model takes uint8 '
-      f'of [any, {", ".join(map(str, shape))}]'
+      f'eps={eps} is above 1; pixels are in [0, 1], so write 8 / 255'
     )
-  config = restored.config.copy_and_resolve_references()
-  radii = tuple(float(e) for e in np.atleast_1d(eps))
-  config.attack = default().attack
-  config.attack.update(dict(eps=radii, steps=steps, norm=norm))
-  validate_attack(config.attack)
-  source = _InMemory(images, labels, config.model.num_classes)
-  check_fit(config, source)
-  shards = batch_shards(restored.mesh)
-  batches = eval_batches(
-    config.data,
-    source,
-    batch_size=-(-min(len(images), _BATCH) // shards) * shards,
-    sharding=batch_sharding(restored.mesh),
+  victim = _victim(model, attack_through)
+  rows = _InMemory(images, labels)
+  classes = _classes(victim, images)
+  if labels.max() >= classes:
+    raise UserError(
+      f'labels go up to {labels.max()}; the model has {classes} classes'
+    )
+  names = attack if isinstance(attack, str) else tuple(attack)
+  chosen = ensemble(names, norm, classes, Budget(iterations, queries))
+  shards = batch_shards(victim.mesh)
+  batch = -(-min(batch_size, len(images)) // shards) * shards
+  runner = Runner(victim, chosen, simple_score(victim, norm, seed), seed, batch)
+  settings = dict(attack=names, norm=norm, eps=float(eps), seed=seed)
+  settings |= dict(iterations=iterations, queries=queries)
+  settings |= dict(examples=len(images), jax=jax.__version__)
+  with contextlib.ExitStack() as stack:
+    tell = _teller(stack, chosen) if progress else lambda *_: None
+    found = sweep.run(
+      runner,
+      rows,
+      (float(eps),),
+      norm,
+      shape=images.shape[1:],
+      identity=settings,
+      folder=folder,
+      keep_images=True,
+      on_progress=tell,
+    )
+  (fall,) = found.falls.values()
+  columns = found.columns
+  right = columns['prediction_after'] == columns['label']
+  return Result(
+    accuracy=float(right.mean()),
+    clean_accuracy=float(
+      (columns['prediction_before'] == columns['label']).mean()
+    ),
+    robust=right,
+    x_adv=columns['x_adv'].reshape(images.shape),
+    prediction=columns['prediction_after'],
+    per_attack=fall.robust_after,
+    seconds=fall.seconds,
+    warnings=found.warnings,
+    settings=settings,
   )
-  program = robustness.Program(restored.model, config)
-  with contextlib.closing(batches):
-    found = robustness.run(program, restored.params, batches)
-  results = outcome.summarise(found.columns, found.loads, config)
-  (sweep,) = results['attacks'].values()
-  return {one['eps']: one['robust_accuracy'] for one in sweep.values()}
+
+
+def _victim(model, attack_through):
+  if isinstance(model, Restored):
+    if attack_through is not None:
+      raise UserError('attack_through is for functions; leave it out')
+    return of_model(model.model, model.params, 'dropless')
+  return of_function(model, attack_through)
+
+
+def _checked(images, labels, eps):
+  images, labels = np.asarray(images), np.asarray(labels)
+  if images.ndim != 4 or not len(images):
+    raise UserError(
+      f'images are of shape {images.shape}; give [batch, height, width, '
+      'channels], one image at least'
+    )
+  if images.dtype != np.uint8:
+    images = images.astype(np.float32)
+    if not ((images >= 0) & (images <= 1)).all():
+      raise UserError(
+        f'images are between {images.min()} and {images.max()}; give pixels in '
+        '[0, 1], and let the model normalise'
+      )
+  if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
+    raise UserError(
+      f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '
+      f'of the {len(images)} images'
+    )
+  if not 0 <= eps < np.inf:
+    raise UserError(f'eps={eps} is no radius; use 0 or more, such as 8 / 255')
+  return images, labels.astype(np.int32)
+
+
+def _classes(victim, images) -> int:
+  shards = batch_shards(victim.mesh)
+  x = jax.ShapeDtypeStruct((shards, *images.shape[1:]), np.float32)
+  mask = jax.ShapeDtypeStruct((shards,), bool)
+  key = jax.eval_shape(jax.random.key, 0)
+  logits = jax.eval_shape(victim.forward, victim.params, x, mask, key)
+  if getattr(logits, 'ndim', 0) != 2:
+    raise UserError(
+      f'the model returns {logits}; it must return logits [batch, classes]'
+    )
+  return logits.shape[1]
+
+
+def _teller(stack, chosen):
+  """Shows each attack's progress in a line of its own."""
+  lines, total = {}, {}
+
+  def tell(name, left, done, standing):
+    if name not in lines:
+      for line in lines.values():
+        line.close()
+      total[name] = left + done
+      lines[name] = Progress(left + done, name, 'run', stream=sys.stderr)
+      stack.callback(lines[name].close)
+    text = f'{standing} stand'
+    lines[name].update(max(total[name] - left, 0), done, text)
+
+  return tell
 
 
 class _InMemory:
-  """Arrays as a data set."""
+  """Arrays as rows."""
 
-  def __init__(self, images, labels, classes):
-    self._images, self._labels = images, np.asarray(labels)
-    self.num_classes, self.channels = classes, images.shape[-1]
-    self.class_names = tuple(map(str, range(classes)))
-    self.multi_label = self._labels.ndim == 2
+  def __init__(self, images, labels):
+    self._images, self._labels = images, labels
 
   def __len__(self):
     return len(self._images)
 
-  def __getitem__(self, index):
-    return {'image': self._images[index], 'label': self._labels[index]}
+  def __call__(self, indices):
+    place = np.maximum(indices, 0)
+    return {
+      'image': self._images[place],
+      'label': self._labels[place],
+      'mask': np.asarray(indices) >= 0,
+    }
 
-  def describe(self, index):
-    return f'image {index}'
+  def ahead(self, indices):
+    """Nothing to load."""

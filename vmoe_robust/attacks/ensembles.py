@@ -1,0 +1,173 @@
+"""Attacks one after another, each on the images that still stand.
+
+AutoAttack (Croce & Hein 2020, arXiv:2003.01690) in its versions, single
+attacks, and lists of one's own.
+"""
+
+import dataclasses
+
+from vmoe_robust.attacks.apgd import Apgd
+from vmoe_robust.attacks.fab import Fab
+from vmoe_robust.attacks.interface import Attack
+from vmoe_robust.attacks.pgd import Pgd
+from vmoe_robust.attacks.square import Square
+from vmoe_robust.config import UserError, choose
+
+# Draws of a random model for each gradient in `rand`.
+RAND_DRAWS = 20
+_VERSIONS = {
+  'standard': ('apgd_ce', 'apgd_t', 'fab_t', 'square'),
+  'plus': ('apgd_ce', 'apgd_dlr', 'fab', 'square', 'apgd_t', 'fab_t'),
+  'rand': ('apgd_ce', 'apgd_dlr'),
+}
+_RESTARTED = ('apgd_ce', 'apgd_dlr', 'fab')  # five times in `plus`
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One attack of an ensemble: which loss, and how often on an image."""
+
+  name: str
+  attack: Attack
+  loss: str  # of `losses.LOSSES`
+  targets: int = 0  # runner-up classes tried in turn; 0: untargeted
+  restarts: int = 1  # for each target
+
+  @property
+  def attempts(self) -> int:
+    """Runs on an image that stands to the end."""
+    return max(self.targets, 1) * self.restarts
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+  """Stages in order, and what had to be changed for this model."""
+
+  name: str
+  norm: str
+  stages: tuple[Stage, ...]
+  notes: tuple[str, ...] = ()
+  draws: int = 1  # of a random model, over which the loss is a mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How long the attacks are; the authors' numbers by default."""
+
+  iterations: int = 100  # of APGD, FAB and PGD
+  queries: int = 5000  # of Square
+  restarts: int = 0  # of what has no target; 0: the ensemble's own
+  targets: int = 0  # 0: the ensemble's own, nine at most
+
+
+def names() -> tuple[str, ...]:
+  """The attacks and ensembles that `ensemble` knows."""
+  versions = ('autoattack', *(f'autoattack_{v}' for v in _VERSIONS))
+  return (*_ATTACKS, *versions)
+
+
+def ensemble(
+  name: str | tuple[str, ...],
+  norm: str,
+  classes: int,
+  budget: Budget = Budget(),
+) -> Ensemble:
+  """The attack of a name, or a list of attacks, for a number of classes.
+
+  `autoattack` is `autoattack_standard`. With few classes the losses that need
+  more become simpler ones, and targets fewer, which `notes` says.
+
+  Args:
+    name: an attack, an ensemble, or several attacks in their order.
+    norm: 'linf', 'l2' or 'l1'.
+    classes: of the model.
+    budget: lengths of the attacks.
+
+  Raises:
+    UserError: there is no such attack, or not in this norm.
+  """
+  version, attacks = '', (name,) if isinstance(name, str) else tuple(name)
+  if isinstance(name, str) and name.startswith('autoattack'):
+    version = name.removeprefix('autoattack').removeprefix('_') or 'standard'
+    choose('attack', name, names())
+    attacks = _VERSIONS[version]
+  if classes < 2:
+    raise UserError(f'the model has {classes} class; an attack needs two')
+  stages, notes = [], []
+  for one in attacks:
+    choose('attack', one, _ATTACKS)
+    if one == 'square' and norm == 'l1':
+      if not version:
+        raise UserError("attack='square' has no norm='l1'; use linf or l2")
+      notes.append('square has no l1 and is left out')
+      continue
+    restarts = 5 if version == 'plus' and one in _RESTARTED else 1
+    if version == 'standard' and norm == 'l1' and one == 'apgd_ce':
+      restarts = 5
+    targets = 5 if version == 'standard' and norm == 'l1' else 9
+    if one == 'fab_t':
+      targets = 9
+    budget_here = dataclasses.replace(
+      budget,
+      restarts=budget.restarts or restarts,
+      targets=min(budget.targets or targets, classes - 1),
+    )
+    stages.append(_simpler(_stage(one, norm, budget_here), classes, notes))
+  draws = RAND_DRAWS if version == 'rand' else 1
+  shown = name if isinstance(name, str) else '+'.join(name)
+  return Ensemble(shown, norm, tuple(stages), tuple(notes), draws)
+
+
+def _stage(name: str, norm: str, budget: Budget) -> Stage:
+  make, loss, targeted = _ATTACKS[name]
+  repeated = (
+    dict(targets=budget.targets) if targeted else dict(restarts=budget.restarts)
+  )
+  return Stage(name, make(norm, budget), loss, **repeated)
+
+
+def _simpler(stage: Stage, classes: int, notes: list[str]) -> Stage:
+  """Replaces a loss that needs more classes than there are."""
+  needed = {'dlr': 3, 'targeted_dlr': 4}.get(stage.loss, 2)
+  if classes < needed:
+    simple = stage.loss.replace('dlr', 'margin')
+    notes.append(
+      f'{stage.name}: the {stage.loss} loss needs {needed} classes, there are '
+      f'{classes}; the {simple} loss is used'
+    )
+    stage = dataclasses.replace(stage, loss=simple)
+  return stage
+
+
+_apgd = lambda norm, budget: Apgd(norm, budget.iterations)
+_fab = lambda norm, budget: Fab(norm, budget.iterations)
+# How an attack is made, what it raises, and whether it has targets.
+_ATTACKS = {
+  'fgsm': (
+    lambda norm, budget: Pgd(norm, 1, random_start=False),
+    'cross_entropy',
+    False,
+  ),
+  'mim': (
+    lambda norm, budget: Pgd(
+      norm, budget.iterations, random_start=False, momentum=1.0
+    ),
+    'cross_entropy',
+    False,
+  ),
+  'pgd': (
+    lambda norm, budget: Pgd(norm, budget.iterations),
+    'cross_entropy',
+    False,
+  ),
+  'apgd_ce': (_apgd, 'cross_entropy', False),
+  'apgd_dlr': (_apgd, 'dlr', False),
+  'apgd_t': (_apgd, 'targeted_dlr', True),
+  'fab': (_fab, 'rivals', False),
+  'fab_t': (_fab, 'target_rival', True),
+  'square': (
+    lambda norm, budget: Square(norm, budget.queries),
+    'margin',
+    False,
+  ),
+}

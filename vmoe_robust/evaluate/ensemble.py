@@ -1,0 +1,470 @@
+"""Runs an ensemble of attacks over examples and judges what came out.
+
+The story of one radius: every example is judged clean; each attack in turn is
+given those that still stand, in slots that are never empty while there are any;
+at the end every x_adv is judged again as mere numbers, and only that is
+reported.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from vmoe_robust.attacks import Ensemble, check, distance
+from vmoe_robust.config import UserError
+from vmoe_robust.data.pipeline import process_rows
+from vmoe_robust.evaluate import slots as slots_lib
+from vmoe_robust.evaluate import warn
+from vmoe_robust.evaluate.queue import Queue
+from vmoe_robust.evaluate.snapshot import Snapshots
+from vmoe_robust.evaluate.victim import Victim, is_broken, predict
+from vmoe_robust.mesh import batch_sharding, batch_shards
+
+# Draws over which a random model is judged.
+JUDGE_DRAWS = 20
+# Steps that slots take between two looks of the host, at most.
+_MOST_STEPS = 50
+# Of `fallen`: no number of a stage.
+STANDS, WRONG, CORRUPT = -1, -2, -3
+
+
+class Rows(Protocol):
+  """Examples by number: 'image', 'label' and 'mask'; see `data.rows.Rows`."""
+
+  def __len__(self) -> int:
+    """How many there are."""
+    ...
+
+  def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Their fields, stacked; -1 is padding."""
+    ...
+
+  def ahead(self, indices: Iterable[int]):
+    """Says which will be asked for."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Clean:
+  """What the model says of the examples as they are."""
+
+  label: np.ndarray  # int32
+  mask: np.ndarray  # False: corrupt
+  right: np.ndarray
+  ranked: np.ndarray  # classes from the likeliest on, as many as are needed
+
+
+@dataclasses.dataclass
+class Fall:
+  """What the attacks did at one radius."""
+
+  eps: float
+  fallen: np.ndarray  # the stage in which an example fell, or why none
+  robust_after: dict[str, float]  # accuracy after each attack
+  seconds: dict[str, float]  # of each attack, in this process
+  steps: int = 0  # that slots took, times slots
+
+
+# (params, batch, x_adv, eps) to columns of each example, and sums.
+Score = Callable[[PyTree, dict, Array, Array], tuple[dict, dict]]
+
+
+class Runner:
+  """Programs for one model, one ensemble and one shape, compiled once."""
+
+  def __init__(
+    self,
+    victim: Victim,
+    ensemble: Ensemble,
+    score: Score,
+    seed: int,
+    batch_size: int,
+    save_every: float = 60.0,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      victim: what is attacked.
+      ensemble: the attacks.
+      score: judges x_adv; `simple_score` for a plain function.
+      seed: of all that is drawn.
+      batch_size: slots, of all devices together.
+      save_every: seconds between two snapshots at least.
+    """
+    self.ensemble, self.victim = ensemble, victim
+    self._seed, self.batch, self._save_every = seed, batch_size, save_every
+    shards = batch_shards(victim.mesh)
+    if batch_size % shards:
+      raise UserError(
+        f'batch_size={batch_size} is not divisible by the {shards} devices '
+        f'that share it; use {batch_size // shards * shards or shards}'
+      )
+    self._place = batch_sharding(victim.mesh)
+    self._whole = NamedSharding(victim.mesh, PartitionSpec())
+    devices = self._place.addressable_devices_indices_map((batch_size,))
+    self._mine = process_rows(devices, batch_size)
+    self._programs = {}
+    self._score = jax.jit(score, out_shardings=(self._whole, self._whole))
+    self._look = jax.jit(self._look_at, out_shardings=self._whole)
+
+  def clean(self, rows: Rows) -> Clean:
+    """Judges every example as it is."""
+    found = []
+    for indices in self._batches(len(rows)):
+      batch = self._put(rows(indices[self._mine]), indices)
+      found.append(jax.device_get(self._look(self.victim.params, batch)))
+      found[-1] = {k: v[indices >= 0] for k, v in found[-1].items()}
+    return Clean(
+      **{k: np.concatenate([one[k] for one in found]) for k in found[0]}
+    )
+
+  def attack(
+    self,
+    rows: Rows,
+    clean: Clean,
+    eps: float,
+    snapshots: Snapshots,
+    x_adv: np.ndarray,
+    on_progress: Callable[[str, int, int, int], None] = lambda *_: None,
+  ) -> Fall:
+    """Attacks what stands, stage after stage.
+
+    Args:
+      rows: the examples.
+      clean: what `clean` found.
+      eps: radius, in units of pixels in [0, 1].
+      snapshots: from which it goes on, and where it saves.
+      x_adv: filled in: of what fell what broke it, of what stands where the
+        first attack came to its end.
+      on_progress: told the attack, the attempts done and left, and the number
+        of examples that stand.
+    """
+    state = self._restore(snapshots, clean, eps)
+    saved_at = time.monotonic()
+    for number, stage in enumerate(self.ensemble.stages):
+      if number < state.stage:
+        continue
+      if number > state.stage:
+        state.enter(number)
+      begun = time.perf_counter()
+      program = self._program(number)
+      standing = state.fall.fallen == STANDS
+      queue = Queue(standing, stage.attempts, state.attempt, state.position)
+      slots = None
+      while True:
+        enter = self._fill(state, queue)
+        active = state.index >= 0
+        if not active.any():
+          break
+        items = self._items(rows, clean, state, stage, enter)
+        if slots is None:
+          slots = self._empty(number, items, snapshots, state)
+        slots, report = program(
+          self.victim.params,
+          slots,
+          items,
+          self._spread(enter),
+          self._spread(active),
+          np.float32(eps),
+          np.int32(state.tick),
+        )
+        rows.ahead(queue.coming(self.batch))
+        report = jax.device_get(report)
+        state.tick += 1
+        state.fall.steps += self.batch * self._steps(stage)
+        done = active & (report.broken | (report.turn >= stage.attack.steps))
+        self._collect(state, slots, report, done, x_adv, number)
+        standing[:] = state.fall.fallen == STANDS
+        on_progress(
+          stage.name,
+          queue.left() + int((state.index >= 0).sum()),
+          int(done.sum()),
+          int(standing.sum()),
+        )
+        if time.monotonic() - saved_at >= self._save_every:
+          _flush(x_adv)
+          state.attempt, state.position = queue.attempt, queue.position
+          snapshots.save(state.arrays(), slots)
+          saved_at = time.monotonic()
+      fall, name = state.fall, _unique(stage.name, state.fall.robust_after)
+      fall.robust_after[name] = float(standing.sum() / clean.mask.sum())
+      fall.seconds[name] = time.perf_counter() - begun
+    _flush(x_adv)
+    return state.fall
+
+  def judge(
+    self, rows: Rows, x_adv: np.ndarray, eps: float
+  ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Judges every x_adv as mere numbers; columns by example, and sums."""
+    columns, sums = [], {}
+    for indices in self._batches(len(rows)):
+      mine = indices[self._mine]
+      batch = self._put(rows(mine), indices)
+      images = self._array(x_adv[np.maximum(mine, 0)])
+      out, load = jax.device_get(
+        self._score(self.victim.params, batch, images, np.float32(eps))
+      )
+      out |= {
+        'index': indices,
+        'label': jax.device_get(self._all(batch['label'])),
+      }
+      keep = (indices >= 0) & jax.device_get(self._all(batch['mask']))
+      columns.append({k: v[keep] for k, v in out.items()})
+      for name, count in load.items():
+        sums[name] = sums.get(name, 0) + count
+    return {
+      k: np.concatenate([one[k] for one in columns]) for k in columns[0]
+    }, sums
+
+  def warnings(self, rows: Rows) -> list[str]:
+    """What makes the numbers hard to believe, before anything is attacked.
+
+    Raises:
+      UserError: images change each other's predictions.
+    """
+    indices = next(self._batches(len(rows)))
+    batch = self._put(rows(indices[self._mine]), indices)
+    images = slots_lib.as_floats(batch['image'])
+    return warn.before(self.victim, images, batch['label'], batch['mask'])
+
+  # The rest is in the order of its use.
+
+  def _batches(self, count: int):
+    for begin in range(0, count, self.batch):
+      indices = np.arange(begin, begin + self.batch, dtype=np.int32)
+      yield np.where(indices < count, indices, -1)
+
+  def _put(self, mine: dict, indices: np.ndarray) -> dict[str, jax.Array]:
+    out = {
+      k: self._array(np.asarray(v)) for k, v in mine.items() if k != 'index'
+    }
+    return out | {'index': self._spread(indices)}
+
+  def _array(self, mine: np.ndarray) -> jax.Array:
+    """An array over the devices, of the rows that this process has."""
+    shape = (self.batch, *mine.shape[1:])
+
+    def part(index):
+      first, stop, _ = index[0].indices(self.batch)
+      low, high = np.searchsorted(self._mine, (first, stop))
+      return mine[low:high]
+
+    return jax.make_array_from_callback(shape, self._place, part)
+
+  def _spread(self, whole: np.ndarray) -> jax.Array:
+    return self._array(whole[self._mine])
+
+  def _all(self, array: jax.Array) -> jax.Array:
+    return jax.jit(lambda x: x, out_shardings=self._whole)(array)
+
+  def _look_at(self, params, batch):
+    victim = dataclasses.replace(self.victim, params=params)
+    logits = predict(
+      victim,
+      victim.forward,
+      slots_lib.as_floats(batch['image']),
+      batch['mask'],
+      jax.random.key(self._seed),
+      JUDGE_DRAWS,
+    )
+    label = batch['label'].astype(jnp.int32)
+    count = 1 + max(stage.targets for stage in self.ensemble.stages)
+    return {
+      'label': label,
+      'mask': batch['mask'],
+      'right': ~is_broken(logits, label) & batch['mask'],
+      'ranked': jax.lax.top_k(logits, count)[1],
+    }
+
+  def _restore(self, snapshots, clean, eps):
+    found = snapshots.load()
+    if found is not None:
+      state = _State.read(found)
+      if not snapshots.same_layout():
+        # What was in the slots is lost: the attack begins again.
+        state.index = np.full(self.batch, -1, np.int32)
+        state.tried, state.resumed = state.index.copy(), False
+        state.enter(state.stage)
+      return state
+    fallen = np.where(clean.right, STANDS, WRONG).astype(np.int16)
+    fallen[~clean.mask] = CORRUPT
+    return _State(Fall(eps, fallen, {}, {}), np.full(self.batch, -1, np.int32))
+
+  def _program(self, number: int):
+    if number not in self._programs:
+      stage = self.ensemble.stages[number]
+      program = slots_lib.advance(
+        self.victim,
+        stage,
+        self._seed,
+        number,
+        self._steps(stage),
+        self.ensemble.draws,
+      )
+      self._programs[number] = jax.jit(
+        program, donate_argnums=1, out_shardings=(self._place, self._whole)
+      )
+    return self._programs[number]
+
+  def _steps(self, stage) -> int:
+    return min(max(stage.attack.steps // 10, 1), _MOST_STEPS)
+
+  def _fill(self, state, queue) -> np.ndarray:
+    """Gives free slots to what is next; says which."""
+    free = np.flatnonzero(state.index < 0)
+    enter = np.zeros(self.batch, bool)
+    for slot, (index, attempt) in zip(
+      free, queue.take(len(free)), strict=False
+    ):
+      state.index[slot], state.tried[slot] = index, attempt
+      enter[slot] = True
+    return enter
+
+  def _items(self, rows, clean, state, stage, enter) -> slots_lib.Items:
+    wanted = np.where(enter, state.index, -1)
+    mine = rows(wanted[self._mine])
+    where = np.maximum(state.index, 0)
+    rank = 1 + np.maximum(state.tried, 0) // stage.restarts
+    rank = np.minimum(rank, clean.ranked.shape[1] - 1)
+    spread = lambda x: self._spread(x.astype(np.int32))
+    return slots_lib.Items(
+      image=self._array(mine['image']),
+      label=spread(clean.label[where]),
+      target=spread(clean.ranked[where, rank]),
+      index=spread(state.index),
+      attempt=spread(np.maximum(state.tried, 0)),
+    )
+
+  def _empty(self, number, items, snapshots, state) -> slots_lib.Slots:
+    """The slots of the snapshot, or slots whose content means nothing."""
+    start = slots_lib.begin(self.ensemble.stages[number], self._seed, number)
+    made = jax.jit(start, out_shardings=self._place)(items, np.float32(0))
+    if not state.resumed:
+      return made
+    state.resumed = False
+    return snapshots.device(made)
+
+  def _collect(self, state, slots, report, done, x_adv, number):
+    """Takes what is done out of its slots."""
+    fallen = state.fall.fallen
+    fell = done & report.broken
+    first = (number == 0) & (state.tried == 0)
+    self._fetch(slots.state.x_adv, state.index, fell | (done & first), x_adv)
+    fallen[state.index[fell]] = number
+    # Other attempts on what fell are not needed.
+    gone = (state.index >= 0) & (fallen[state.index] != STANDS)
+    state.index[done | gone] = -1
+
+  def _fetch(self, images, index, wanted, x_adv):
+    """Writes images of some slots to their place; each process its own."""
+    for shard in images.addressable_shards:
+      here = np.zeros(self.batch, bool)
+      here[shard.index[0]] = True
+      here &= wanted
+      if here.any() and shard.replica_id == 0:
+        first = shard.index[0].indices(self.batch)[0]
+        rows = np.flatnonzero(here)
+        x_adv[index[rows]] = np.asarray(shard.data)[rows - first]
+
+
+@dataclasses.dataclass
+class _State:
+  """What the hosts know, the same on each."""
+
+  fall: Fall
+  index: np.ndarray  # the example in each slot, or -1
+  tried: np.ndarray = None  # the attempt in each slot
+  stage: int = 0
+  attempt: int = 0  # of the queue
+  position: int = 0
+  tick: int = 0
+  resumed: bool = False  # slots are those of a snapshot
+
+  def __post_init__(self):
+    if self.tried is None:
+      self.tried = np.full(len(self.index), -1, np.int32)
+
+  def enter(self, number: int):
+    """Begins a stage."""
+    self.stage, self.attempt, self.position = number, 0, 0
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """As arrays, which `read` reads."""
+    fall, numbers = self.fall, ('stage', 'attempt', 'position', 'tick')
+    after, seconds = (
+      np.array([list(d), list(d.values())], object).astype(str)
+      for d in (fall.robust_after, fall.seconds)
+    )
+    return {
+      **{name: np.asarray(getattr(self, name)) for name in numbers},
+      **dict(index=self.index, tried=self.tried, fallen=fall.fallen),
+      **dict(eps=np.asarray(fall.eps), steps=np.asarray(fall.steps)),
+      **dict(after=after, seconds=seconds),
+    }
+
+  @classmethod
+  def read(cls, found: dict[str, np.ndarray]) -> '_State':
+    """From what `arrays` returned."""
+    pairs = lambda name: {k: float(v) for k, v in found[name].T.tolist()}
+    fall = Fall(
+      float(found['eps']),
+      found['fallen'],
+      pairs('after'),
+      pairs('seconds'),
+      int(found['steps']),
+    )
+    numbers = ('stage', 'attempt', 'position', 'tick')
+    return cls(
+      fall,
+      found['index'],
+      found['tried'],
+      **{name: int(found[name]) for name in numbers},
+      resumed=True,
+    )
+
+
+def simple_score(victim: Victim, norm: str, seed: int) -> Score:
+  """Predictions, losses and bounds, of any model."""
+
+  def score(params, batch, x_adv, eps):
+    subject = dataclasses.replace(victim, params=params)
+    images = slots_lib.as_floats(batch['image'])
+    in_ball, in_range = check(x_adv, images, eps, norm)
+    out = {'in_ball': in_ball, 'in_range': in_range}
+    for name in ('linf', 'l2', 'l1'):
+      out[name] = distance(x_adv, images, name)
+    label = batch['label'].astype(jnp.int32)
+    for when, x in (('before', images), ('after', x_adv)):
+      logits = predict(
+        subject,
+        subject.forward,
+        x,
+        batch['mask'],
+        jax.random.key(seed),
+        JUDGE_DRAWS,
+      )
+      own = jax.nn.one_hot(label, logits.shape[-1])
+      out[f'prediction_{when}'] = logits.argmax(-1).astype(jnp.int32)
+      out[f'loss_{when}'] = -(jax.nn.log_softmax(logits) * own).sum(-1)
+      out[f'nan_{when}'] = jnp.isnan(logits).any(-1)
+    return out, {}
+
+  return score
+
+
+def _flush(x_adv: np.ndarray):
+  if isinstance(x_adv, np.memmap):
+    x_adv.flush()
+
+
+def _unique(name: str, names: dict) -> str:
+  """A list may have an attack twice."""
+  again = sum(other.split('#')[0] == name for other in names)
+  return f'{name}#{again + 1}' if again else name

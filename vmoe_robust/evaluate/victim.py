@@ -1,0 +1,114 @@
+"""What is attacked: weights and a function from images to logits."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.attacks import Images
+from vmoe_robust.models import Model
+
+Logits = Float[Array, 'batch classes']
+# (params, images, mask, key) to logits. The mask is False for padding; the key
+# is what a random model draws from.
+Forward = Callable[
+  [PyTree, Images, Bool[Array, 'batch'], Key[Array, '']], Logits
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Victim:
+  """A classifier, judged by one function and attacked through another.
+
+  Both are the same but for the type they compute in, say.
+  """
+
+  forward: Forward  # judges
+  attacked: Forward
+  params: PyTree
+  mesh: Mesh  # over which the batch is split
+  random: bool = False  # whether it draws from its key
+
+
+def of_function(
+  fn: Callable, attacked: Callable | None = None, mesh: Mesh | None = None
+) -> Victim:
+  """A plain function from images in [0, 1] to logits, on all local devices.
+
+  It is random if it takes an argument `key` besides.
+  """
+  judge, random = _forward(fn)
+  through, attacked_random = _forward(attacked) if attacked else (judge, random)
+  if mesh is None:
+    devices = jax.local_devices()
+    mesh = mesh_lib.create((len(devices), 1, 1), devices)
+  return Victim(judge, through, (), mesh, random or attacked_random)
+
+
+def of_model(
+  model: Model, params: PyTree, experts: str, attacked: Model | None = None
+) -> Victim:
+  """One of our models; `experts` is 'dropless' or 'capacity'."""
+
+  def forward(model, params, images, mask, key):
+    del key
+    return model.apply(params, images, experts=experts, mask=mask)[0]
+
+  return Victim(
+    forward=partial(forward, model),
+    attacked=partial(forward, attacked or model),
+    params=params,
+    mesh=model.module.mesh,
+  )
+
+
+def predict(
+  victim: Victim,
+  forward: Forward,
+  images: Images,
+  mask: Bool[Array, 'batch'],
+  key: Key[Array, ''],
+  draws: int,
+) -> Logits:
+  """Logits; of a random model the logarithm of its mean probabilities.
+
+  A random model is judged by what it does on average, never by one draw.
+  """
+  if not victim.random or draws == 1:
+    return _as_float(forward(victim.params, images, mask, key))
+
+  def one(total, key):
+    logits = _as_float(forward(victim.params, images, mask, key))
+    return total + jax.nn.softmax(logits), None
+
+  keys = jax.random.split(key, draws)
+  shape = jax.eval_shape(forward, victim.params, images, mask, key).shape
+  total, _ = jax.lax.scan(one, jnp.zeros(shape, images.dtype), keys)
+  return jnp.log(total / draws)
+
+
+def is_broken(
+  logits: Logits, label: Int[Array, 'batch']
+) -> Bool[Array, 'batch']:
+  """Misclassified; logits that are no numbers predict nothing."""
+  return (logits.argmax(-1) != label) | jnp.isnan(logits).any(-1)
+
+
+def _forward(fn) -> tuple[Forward, bool]:
+  takes_key = 'key' in inspect.signature(fn).parameters
+
+  def forward(params, images, mask, key):
+    del params, mask
+    return fn(images, key=key) if takes_key else fn(images)
+
+  return forward, takes_key
+
+
+def _as_float(logits):
+  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
