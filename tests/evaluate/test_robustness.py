@@ -189,7 +189,7 @@ def test_several_labels(config, in_memory, model_of, tmp_path):
   model, params = model_of(config)
   source = in_memory(9, multi_label=True)
   attack = attacked(config, source, model, params)
-  results = outcome.summarise(attack.columns, attack.loads, config)
+  results = outcome.summarise(attack, config)
   logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
   top = np.asarray(logits.argmax(-1))
   hot = np.stack([source[i]['label'] for i in range(9)])

@@ -133,7 +133,7 @@ class Apgd:
     own = state.own
     due = (own.since == own.window) & (own.local > 0)
     if self.norm == 'l1':
-      nonzero = (own.best != state.clean).sum((1, 2, 3)).astype(slope.dtype)
+      nonzero = _nonzero(own.best, state.clean)
       back = due & (nonzero / own.nonzero < _SPARSER)
       radius = self._radius(own.phase) * eps
       slower = jnp.maximum(own.eta / _SHRINK, _LEAST * radius)
@@ -202,7 +202,7 @@ class Apgd:
     batch, dtype = len(images), images.dtype
     numbers = jnp.zeros(batch, dtype)
     counts = jnp.zeros(batch, jnp.int32)
-    nonzero = (x != images).sum((1, 2, 3)).astype(dtype)
+    nonzero = _nonzero(x, images)
     if self.norm == 'l1':
       lengths = [_part(0.04, n) for n in self._lengths()]
       window = jnp.asarray(lengths, jnp.int32)[phase]
@@ -248,3 +248,8 @@ class Apgd:
 
 def _part(share: float, whole: int) -> int:
   return max(int(share * whole), 1)
+
+
+def _nonzero(x: Images, clean: Images) -> Values:
+  """Pixels that are perturbed, by more than rounding."""
+  return (jnp.abs(x - clean) > 1e-6).sum((1, 2, 3)).astype(x.dtype)

@@ -4,6 +4,7 @@ from vmoe_robust.checkpoint.foreign import read_npz, resize_positions
 from vmoe_robust.checkpoint.manager import (
   Checkpoints,
   abstract,
+  fingerprint,
   locate,
   read_config,
   save_config,
@@ -12,6 +13,7 @@ from vmoe_robust.checkpoint.manager import (
 __all__ = [
   'Checkpoints',
   'abstract',
+  'fingerprint',
   'locate',
   'read_config',
   'read_npz',

@@ -19,6 +19,12 @@ def seal(directory: epath.Path):
   draft.replace(directory / _SEAL)
 
 
+def fingerprint(directory: epath.Path) -> str | None:
+  """A checksum of all checksums; None while there are none."""
+  path = directory / _SEAL
+  return f'{zlib.crc32(path.read_bytes()):08x}' if path.exists() else None
+
+
 def damage(directory: epath.Path) -> list[str]:
   """Names of the files that are not as they were sealed; none if unsealed."""
   path = directory / _SEAL

@@ -212,6 +212,13 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
   return from_json(path.read_text()) if path.exists() else None
 
 
+def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
+  """By which a checkpoint is known again; None until it is sealed."""
+  return integrity.fingerprint(
+    epath.Path(workdir).absolute() / 'checkpoints' / str(step)
+  )
+
+
 def locate(
   checkpoint: str | os.PathLike, field: str = 'config.checkpoint'
 ) -> tuple[str, int]:

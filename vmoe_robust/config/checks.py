@@ -23,8 +23,15 @@ LOSSES = ('softmax', 'sigmoid')
 OPTIMIZERS = ('adamw', 'sgd', 'adafactor')
 SCHEDULES = ('cosine', 'linear', 'rsqrt', 'constant')
 DTYPES = ('float32', 'bfloat16')
-ATTACKS = ('pgd', 'paper')
-NORMS = ('linf', 'l2')
+# Attacks on every image to the end, with all the settings of `config.attack`;
+# the others are parts of ensembles, which images leave as they fall.
+WHOLE_ATTACKS = ('pgd', 'paper')
+ATTACKS = WHOLE_ATTACKS + (
+  *('autoattack', 'autoattack_standard', 'autoattack_plus', 'autoattack_rand'),
+  *('fgsm', 'mim', 'apgd_ce', 'apgd_dlr', 'apgd_t', 'fab', 'fab_t', 'square'),
+)
+_VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
+NORMS = ('linf', 'l2', 'l1')
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
 CROPS = ('none', 'pad', 'inception')
 
@@ -210,7 +217,14 @@ def validate_attack(attack: ConfigDict):
   Raises:
     UserError: names the field, its value and the way out.
   """
-  choose('config.attack.name', attack.name, ATTACKS)
+  parts = attack.name.split('+')
+  for part in parts:
+    choose('config.attack.name', part, ATTACKS)
+  if len(parts) > 1 and {'paper', *_VERSIONS} & {*parts}:
+    raise UserError(
+      f'config.attack.name={attack.name!r} has a part that stands alone; join '
+      "single attacks, as in 'apgd_ce+square'"
+    )
   choose('config.attack.norm', attack.norm, NORMS)
   choose('config.attack.target', attack.target, TARGETS)
   choose('config.attack.experts', attack.experts, EXPERT_MODES)
@@ -243,18 +257,32 @@ def validate_attack(attack: ConfigDict):
       f'config.attack.restarts={attack.restarts} would all be the same with '
       'config.attack.random_start=False; use restarts=1 or random_start=True'
     )
+  if attack.compute_dtype:
+    choose('config.attack.compute_dtype', attack.compute_dtype, DTYPES)
+  _positive('config.attack.queries', attack.queries)
   if attack.name == 'paper':
-    _validate_paper(attack)
+    _fixed(attack, dict(norm='linf', step_size=0.0, restarts=1, momentum=0.0))
+  if attack.name not in WHOLE_ATTACKS:
+    # Images come and go: a batch they share slots in is no group.
+    _fixed(attack, dict(experts='dropless', step_size=0.0, momentum=0.0))
+    _fixed(attack, dict(random_start=True, target='', class_weight=1.0))
+    _fixed(attack, dict(auxiliary_weight=0.0))
+    if 'square' in parts and attack.norm == 'l1':
+      raise UserError(
+        f"config.attack.norm='l1' does not fit config.attack.name="
+        f'{attack.name!r}, for square has no l1; leave it out'
+      )
+  elif attack.compute_dtype:
+    _fixed(attack, dict(compute_dtype=''))
 
 
-def _validate_paper(attack: ConfigDict):
-  fixed = dict(norm='linf', step_size=0.0, restarts=1, momentum=0.0)
-  for name, value in fixed.items():
+def _fixed(attack: ConfigDict, fields: dict):
+  for name, value in fields.items():
     if attack[name] != value:
       raise UserError(
         f'config.attack.{name}={attack[name]!r} does not fit '
-        f"config.attack.name='paper', which has {value!r}; use that, or "
-        "config.attack.name='pgd'"
+        f'config.attack.name={attack.name!r}, which has {value!r}; use that, '
+        "or config.attack.name='pgd'"
       )
 
 

@@ -150,18 +150,21 @@ def _train() -> dict:
 
 def _attack() -> dict:
   return dict(
-    name='pgd',  # 'pgd', or 'paper': the protocol of arXiv:2210.10253
-    norm='linf',  # 'linf' or 'l2' (pgd)
+    name='pgd',  # 'pgd', 'paper' (arXiv:2210.10253), 'autoattack', another of
+    # ATTACKS, or several of these in their order, 'apgd_ce+square'
+    norm='linf',  # 'linf', 'l2' or 'l1'
     eps=(2 / 255, 4 / 255, 8 / 255),  # a sweep, in units of pixels in [0, 1]
-    steps=40,
+    steps=40,  # gradients; of AutoAttack's attacks too
+    queries=5000,  # of Square
     step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps
     random_start=True,
-    restarts=1,
+    restarts=1,  # of AutoAttack's attacks, 1 means as many as they have
     momentum=0.0,  # decay of MI-FGSM (arXiv:1710.06081); 0: plain PGD
     target='',  # '': untargeted; 'runner_up', 'least_likely', 'random'
     class_weight=1.0,  # the attacked loss is class_weight * cross-entropy
     auxiliary_weight=0.0,  # + auxiliary_weight * the routers' losses
     experts='dropless',
+    compute_dtype='',  # of the model that is attacked; '': as it is judged
     batch_size=0,  # 0: the evaluation's
     every_steps=0,  # attack while training; 0: only at the end
     at_end=True,  # attack when training ends
@@ -222,11 +225,18 @@ def eps_name(eps: float) -> str:
   return f'{eps:.6g}'
 
 
+def flatten(config: ConfigDict, prefix: str = 'config') -> dict[str, object]:
+  """Every field by its full name, such as 'config.train.steps'."""
+  found = {}
+  for name in sorted(config):
+    path, value = f'{prefix}.{name}', config[name]
+    nested = isinstance(value, ConfigDict)
+    found |= flatten(value, path) if nested else {path: value}
+  return found
+
+
 def differences(
-  a: ConfigDict,
-  b: ConfigDict,
-  ignore: tuple[str, ...] = (),
-  prefix: str = 'config',
+  a: ConfigDict, b: ConfigDict, ignore: tuple[str, ...] = ()
 ) -> list[str]:
   """The fields in which two configurations differ, as text.
 
@@ -234,14 +244,10 @@ def differences(
     a: one configuration.
     b: the other one, which the text calls the earlier.
     ignore: beginnings of names that may differ.
-    prefix: of the names.
   """
-  found = []
-  for name in sorted(set(a) | set(b)):
-    here, there = a.get(name), b.get(name)
-    path = f'{prefix}.{name}'
-    if isinstance(here, ConfigDict) and isinstance(there, ConfigDict):
-      found += differences(here, there, ignore, path)
-    elif here != there and not path.startswith(ignore):
-      found.append(f'{path}={here!r} (was {there!r})')
-  return found
+  here, there = flatten(a), flatten(b)
+  return [
+    f'{name}={here.get(name)!r} (was {there.get(name)!r})'
+    for name in sorted(here | there)
+    if here.get(name) != there.get(name) and not name.startswith(ignore)
+  ]

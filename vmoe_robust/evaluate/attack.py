@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vmoe_robust.checkpoint import locate, read_config
+from vmoe_robust.checkpoint import fingerprint, locate, read_config
 from vmoe_robust.config import (
   MACHINE_FIELDS,
+  WHOLE_ATTACKS,
   UserError,
   batch_size,
   default,
@@ -20,9 +21,13 @@ from vmoe_robust.config import (
 )
 from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.evaluate import outcome, robustness
+from vmoe_robust.evaluate.ensembled import Ensembled
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.models import Model
+from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
 from vmoe_robust.report.terminal import say
@@ -33,6 +38,8 @@ _OWN = (
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   *MACHINE_FIELDS,
 )
+# In the work directory, what an attack that is cut short leaves.
+PROGRESS = 'unfinished_attack'
 # Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
 _MOST_PIXELS = 2e9
 
@@ -47,14 +54,21 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   config = combine(config, read_config(saved_in))
   validate(config, jax.device_count())
   require_writable(workdir)
-  if is_finished(config, workdir, step):
-    return
-  source = open_source(config.data, config.data.split)
-  check_fit(config, source)
-  restored = restore(saved_in, step, config)
-  program = robustness.Program(restored.model, config)
-  results = attack(restored, source, program, workdir, {})
-  say(outcome.closing(results, workdir))
+  with locked(workdir):
+    if is_finished(config, workdir, step):
+      return
+    source = open_source(config.data, config.data.split)
+    check_fit(config, source)
+    restored = restore(saved_in, step, config)
+    program = make(restored.model, config)
+    results = attack(restored, source, program, workdir, {}, PROGRESS)
+    say(outcome.closing(results, workdir))
+
+
+def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
+  """What carries out the attack of `config.attack`."""
+  whole = config.attack.name in WHOLE_ATTACKS
+  return (robustness.Program if whole else Ensembled)(model, config)
 
 
 def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
@@ -86,9 +100,10 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
 def attack(
   restored: Restored,
   source: Source,
-  program: robustness.Program,
+  program: robustness.Program | Ensembled,
   workdir: str | os.PathLike,
   about: dict,
+  progress: str | None = None,
 ) -> dict:
   """Attacks every example of a source; returns what is in `results.json`.
 
@@ -98,6 +113,8 @@ def attack(
     program: of the model; `program.config` says how.
     workdir: where the results go.
     about: what else the results should say.
+    progress: a folder in it from which an attack that was cut short goes on;
+      None: it does not.
   """
   config, radii = program.config, len(program.config.attack.eps)
   pixels = radii * len(source) * config.data.image_size**2 * source.channels
@@ -107,6 +124,28 @@ def attack(
       f'memory, more than {_MOST_PIXELS:,.0f}; attack a part, such as '
       "config.data.split='test[:1000]', or fewer radii"
     )
+  folder = Path(workdir, progress) if progress else None
+  if isinstance(program, Ensembled):
+    attacked = program(restored.params, source, folder)
+  else:
+    attacked = _in_batches(restored, source, program, folder)
+  about = about | {
+    'checkpoint': restored.workdir,
+    'checkpoint_checksum': fingerprint(restored.workdir, restored.step),
+    'step': restored.step,
+    'split': f'{config.data.name} {config.data.split}',
+    'experts': config.attack.experts,
+    'attacked_images_per_second': attacked.images_per_second,
+    'corrupt_images': [source.describe(i) for i in attacked.corrupt],
+  }
+  results = outcome.write(workdir, attacked, config, about)
+  if folder:
+    release(folder)
+  return results
+
+
+def _in_batches(restored, source, program, folder) -> robustness.Attacked:
+  config, radii = program.config, len(program.config.attack.eps)
   batches = eval_batches(
     config.data,
     source,
@@ -120,16 +159,7 @@ def attack(
       progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
       on_batch = progress.update
-    attacked = robustness.run(program, restored.params, batches, on_batch)
-  about = about | {
-    'checkpoint': restored.workdir,
-    'step': restored.step,
-    'split': f'{config.data.name} {config.data.split}',
-    'experts': config.attack.experts,
-    'attacked_images_per_second': attacked.images_per_second,
-    'corrupt_images': [source.describe(i) for i in attacked.corrupt],
-  }
-  return outcome.write(workdir, attacked, config, about)
+    return robustness.run(program, restored.params, batches, on_batch, folder)
 
 
 def is_finished(

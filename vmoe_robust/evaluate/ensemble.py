@@ -183,7 +183,7 @@ class Runner:
         self._collect(state, slots, report, done, x_adv, number)
         standing[:] = state.fall.fallen == STANDS
         on_progress(
-          stage.name,
+          f'{stage.name} {eps:.4g}',
           queue.left() + int((state.index >= 0).sum()),
           int(done.sum()),
           int(standing.sum()),

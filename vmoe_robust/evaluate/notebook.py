@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,7 +18,8 @@ from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.evaluate.load import load as load
 from vmoe_robust.evaluate.victim import of_function, of_model
 from vmoe_robust.mesh import batch_shards
-from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.lock import locked
+from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.records import write_records
 from vmoe_robust.report.results import write_json
 
@@ -121,17 +121,19 @@ def robust_accuracy(
   settings |= dict(iterations=iterations, queries=queries)
   settings |= dict(examples=len(images), jax=jax.__version__)
   with contextlib.ExitStack() as stack:
-    tell = _teller(stack, chosen) if progress else lambda *_: None
+    stages = Stages(len(images))
+    stack.callback(stages.close)
+    if folder is not None:
+      stack.enter_context(locked(folder, 'folder'))
     found = sweep.run(
       runner,
       rows,
       (float(eps),),
-      norm,
       shape=images.shape[1:],
       identity=settings,
       folder=folder,
       keep_images=True,
-      on_progress=tell,
+      on_progress=stages.update if progress else lambda *_: None,
     )
   (fall,) = found.falls.values()
   columns = found.columns
@@ -194,23 +196,6 @@ def _classes(victim, images) -> int:
       f'the model returns {logits}; it must return logits [batch, classes]'
     )
   return logits.shape[1]
-
-
-def _teller(stack, chosen):
-  """Shows each attack's progress in a line of its own."""
-  lines, total = {}, {}
-
-  def tell(name, left, done, standing):
-    if name not in lines:
-      for line in lines.values():
-        line.close()
-      total[name] = left + done
-      lines[name] = Progress(left + done, name, 'run', stream=sys.stderr)
-      stack.callback(lines[name].close)
-    text = f'{standing} stand'
-    lines[name].update(max(total[name] - left, 0), done, text)
-
-  return tell
 
 
 class _InMemory:

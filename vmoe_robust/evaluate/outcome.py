@@ -1,5 +1,6 @@
 """What an attack found, as files, numbers and a table."""
 
+import dataclasses
 import os
 import platform
 from importlib import metadata
@@ -45,7 +46,8 @@ def write(
   if first:
     write_records(path, columns)
     columns = read_records(path)
-  results = summarise(columns, attacked.loads, config)
+  attacked = dataclasses.replace(attacked, columns=columns)
+  results = summarise(attacked, config)
   results |= about | {
     'records': str(path),
     'config': config.to_dict(),
@@ -57,16 +59,15 @@ def write(
   return results
 
 
-def summarise(
-  columns: dict[str, np.ndarray], loads: dict[float, dict], config: ConfigDict
-) -> dict:
+def summarise(attacked: Attacked, config: ConfigDict) -> dict:
   """Means over the examples, for each eps."""
-  attack = config.attack
+  attack, columns = config.attack, attacked.columns
   right = _is_right(columns, 'before')
   first = columns['eps'] == attack.eps[0]
   results = {
     'examples': int(first.sum()),
     'clean_accuracy': float(right[first].mean()),
+    'clean_accuracy_interval': interval(right[first]),
     'clean_loss': float(columns['loss_before'][first].mean()),
   }
   if config.train.loss == 'sigmoid':
@@ -74,9 +75,26 @@ def summarise(
   sweep = {}
   for eps in attack.eps:
     rows = {k: v[columns['eps'] == eps] for k, v in columns.items()}
-    sweep[eps_name(eps)] = _one(rows, loads.get(eps, {}), config, eps)
+    sweep[eps_name(eps)] = _one(rows, attacked.loads.get(eps, {}), config, eps)
+    if eps in attacked.falls:
+      fall = attacked.falls[eps]
+      sweep[eps_name(eps)] |= {
+        'robust_after': fall.robust_after,
+        'seconds': fall.seconds,
+      }
   results['attacks'] = {f'{attack.name}_{attack.norm}': sweep}
+  if attacked.warnings:
+    results['warnings'] = attacked.warnings
   return results
+
+
+def interval(right: np.ndarray) -> tuple[float, float]:
+  """Wilson's 95% confidence interval of a share."""
+  count, share, z = len(right), right.mean(), 1.959964
+  middle = share + z**2 / (2 * count)
+  half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+  scale = 1 + z**2 / count
+  return float((middle - half) / scale), float((middle + half) / scale)
 
 
 def _one(rows, loads, config, eps: float) -> dict:
@@ -85,6 +103,7 @@ def _one(rows, loads, config, eps: float) -> dict:
   out = {
     'eps': eps,
     'robust_accuracy': float(right.mean()),
+    'robust_accuracy_interval': interval(right),
     'error_before': float(1 - _is_right(rows, 'before').mean()),
     'error_after': float(1 - right.mean()),
     'loss_before': mean('loss_before'),
@@ -94,6 +113,7 @@ def _one(rows, loads, config, eps: float) -> dict:
     ),
     'largest_linf': float(rows['linf'].max()),
     'largest_l2': float(rows['l2'].max()),
+    'largest_l1': float(rows['l1'].max()),
     'outside_ball': int((~rows['in_ball']).sum()),
     'outside_range': int((~rows['in_range']).sum()),
   }
@@ -128,17 +148,23 @@ def render(results: dict) -> str:
   blocks = list(some.get('routing', {}))
   short = [block.replace('encoderblock_', 'block ') for block in blocks]
   headers = [f'{name} eps', 'accuracy', 'loss', 'changed']
+  stages = list(some.get('robust_after', {}))
+  stages = stages if len(stages) > 1 else []
+  headers += [f'after {stage}' for stage in stages]
   headers += [f'routing {block}' for block in short]
   percent = lambda x: f'{100 * x:.1f}%'
   rows = [
     ['clean', percent(results['clean_accuracy'])]
-    + [f'{results["clean_loss"]:.3f}', '-', *['-'] * len(blocks)]
+    + [f'{results["clean_loss"]:.3f}', '-']
+    + ['-'] * (len(stages) + len(blocks))
   ]
   for one in sweep.values():
     eps = one['eps']
-    shown = f'{eps:.4g}' if name.endswith('l2') else f'{255 * eps:.3g}/255'
+    linf = name.endswith('linf')
+    shown = f'{255 * eps:.3g}/255' if linf else f'{eps:.4g}'
     row = [shown, percent(one['robust_accuracy']), f'{one["loss_after"]:.3f}']
     row.append(percent(one['prediction_changes']))
+    row += [percent(one['robust_after'][stage]) for stage in stages]
     row += [percent(one['routing'][block]['change']) for block in blocks]
     rows.append(row)
   return table(headers, rows)
@@ -159,6 +185,7 @@ def closing(results: dict, workdir: str | os.PathLike) -> str:
       f'{results["parameters"]:,} parameters, '
       f'{results["flops_per_image"] / 1e6:,.2f} MFLOP/image forward'
     )
+  lines += [f'warning: {text}' for text in results.get('warnings', ())]
   if results['corrupt_images']:
     count = len(results['corrupt_images'])
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')

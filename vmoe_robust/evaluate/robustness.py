@@ -6,6 +6,8 @@ reported.
 """
 
 import dataclasses
+import os
+import pathlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,10 +20,18 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust import attacks
-from vmoe_robust.config import UserError
+from vmoe_robust.config import (
+  MACHINE_FIELDS,
+  UserError,
+  eps_name,
+  flatten,
+)
 from vmoe_robust.evaluate import routing
+from vmoe_robust.evaluate.ensemble import Fall
+from vmoe_robust.evaluate.snapshot import claim
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Aux, Model, losses
+from vmoe_robust.report.results import replacing
 
 Batch = dict[str, Array]
 Images = Float[Array, 'batch height width channels']
@@ -62,6 +72,9 @@ class Attacked:
   loads: dict[float, dict[str, np.ndarray]]  # of each eps the experts' tokens
   corrupt: list[int]  # examples that were skipped
   images_per_second: float
+  # Of ensembles: what each attack did, and what makes numbers hard to believe.
+  falls: dict[float, Fall] = dataclasses.field(default_factory=dict)
+  warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 def attack_program(
@@ -117,6 +130,7 @@ def score_program(
       'in_range': bounds[1],
       'linf': attacks.distance(x_adv, images, 'linf'),
       'l2': attacks.distance(x_adv, images, 'l2'),
+      'l1': attacks.distance(x_adv, images, 'l1'),
     }
     loads, choices = {}, {}
     for when, x in (('before', images), ('after', x_adv)):
@@ -149,6 +163,7 @@ def run(
   params: PyTree,
   batches: Iterable[Batch],
   on_batch: Callable[[int, int], None] = lambda done, images: None,
+  folder: str | os.PathLike | None = None,
 ) -> Attacked:
   """Attacks every example at every eps of `config.attack`.
 
@@ -158,6 +173,8 @@ def run(
     batches: of `data.eval_batches`.
     on_batch: told after each batch and eps how many are done and how many
       images it had.
+    folder: what was found for each batch is kept there, and taken from there
+      when an attack that was cut short is run again; deleted by the caller.
 
   Raises:
     RuntimeError: a sound attack left its ball or [0, 1], so that its numbers
@@ -166,21 +183,29 @@ def run(
   """
   settings = program.config.attack
   rows, loads, corrupt = [], {eps: {} for eps in settings.eps}, []
-  seconds, done = 0.0, 0
-  for batch in batches:
-    attack = program(params, batch)
+  spent, done = [0, 0.0], 0  # images and seconds
+  if folder is not None:
+    claim(folder, identity(program.config))
+  for number, batch in enumerate(batches):
     mask, labels, index = _fetch(
       (batch['mask'], batch['label'], batch['index'])
     )
     corrupt += index[~mask & (index >= 0)].tolist()
     for eps in settings.eps:
-      start = time.perf_counter()
-      x_adv, target, out, load = attack(params, batch, jnp.float32(eps))
-      out['target'] = target
-      if settings.save_images:
-        out['x_adv'] = x_adv.reshape(len(mask), -1)
-      out, load = _fetch((out, load))
-      seconds += time.perf_counter() - start
+      kept = _kept(folder, number, eps)
+      if kept and kept.exists():
+        out, load = _read(kept)
+      else:
+        attack = program(params, batch)
+        start = time.perf_counter()
+        x_adv, target, out, load = attack(params, batch, jnp.float32(eps))
+        out['target'] = target
+        if settings.save_images:
+          out['x_adv'] = x_adv.reshape(len(mask), -1)
+        out, load = _fetch((out, load))
+        spent[0] += len(mask)
+        spent[1] += time.perf_counter() - start
+        _write(kept, out, load)
       out |= {'index': index, 'label': labels, 'eps': np.full(len(mask), eps)}
       rows.append({name: column[mask] for name, column in out.items()})
       if settings.name != 'paper':  # which by design leaves [0, 1]
@@ -197,7 +222,46 @@ def run(
       f'all {len(corrupt)} images of config.data.split='
       f'{program.config.data.split!r} are corrupt; check config.data.dir'
     )
-  return Attacked(columns, loads, corrupt, len(columns['index']) / seconds)
+  speed = spent[0] / max(spent[1], 1e-9)
+  return Attacked(columns, loads, corrupt, speed)
+
+
+def identity(config: ConfigDict) -> dict[str, object]:
+  """What makes an attack that was cut short the same one."""
+  return {
+    name: value
+    for name, value in flatten(config).items()
+    if not name.startswith(MACHINE_FIELDS)
+  }
+
+
+def _kept(folder, batch: int, eps: float) -> pathlib.Path | None:
+  if folder is None:
+    return None
+  return pathlib.Path(folder, f'{batch}-{eps_name(eps)}.npz')
+
+
+def _write(path, out, load):
+  if path and jax.process_index() == 0:
+    with replacing(path) as draft, draft.open('wb') as file:
+      np.savez(
+        file,
+        **{f'out {name}': value for name, value in out.items()},
+        **{f'load {name}': value for name, value in load.items()},
+      )
+
+
+def _read(path):
+  with np.load(path) as file:
+    found = dict(file)
+  return tuple(
+    {
+      name.removeprefix(part): value
+      for name, value in found.items()
+      if name.startswith(part)
+    }
+    for part in ('out ', 'load ')
+  )
 
 
 def _require_bounds(row: dict[str, np.ndarray]):

@@ -17,42 +17,57 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vmoe_robust.config import UserError
-from vmoe_robust.report.results import replacing, write_json
+from vmoe_robust.report.results import replacing, to_json, write_json
 
-_STATE, _X_ADV = 'state.json', 'x_adv.npy'
+_IDENTITY, _STATE, _X_ADV = 'attack.json', 'state.json', 'x_adv.npy'
+
+
+def claim(folder: str | os.PathLike, identity: dict):
+  """Makes a folder that of one attack.
+
+  Args:
+    folder: made if it is not there.
+    identity: fields of the attack and their values.
+
+  Raises:
+    UserError: the folder is that of another attack.
+  """
+  folder = pathlib.Path(folder)
+  path, ours = folder / _IDENTITY, json.loads(to_json(identity))
+  theirs = json.loads(path.read_text()) if path.exists() else ours
+  if theirs != ours:
+    name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+    raise UserError(
+      f'{folder} has the beginning of another attack: {name} is '
+      f'{ours.get(name)!r} here and was {theirs.get(name)!r}; choose another '
+      'folder, or delete this one'
+    )
+  together('claim')
+  if jax.process_index() == 0:
+    write_json(path, ours)
+
+
+def release(folder: str | os.PathLike):
+  """Deletes a folder whose attack is done."""
+  together('release')
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Snapshots:
   """In memory alone without a folder; then nothing is kept."""
 
-  def __init__(
-    self, folder: str | os.PathLike | None, identity: dict, slots: int = 0
-  ):
+  def __init__(self, folder: str | os.PathLike | None, slots: int):
     """Nothing is read or written yet.
 
     Args:
       folder: where it is kept, which all processes see.
-      identity: what the attack is; another one in the folder is refused.
       slots: of the batch.
-
-    Raises:
-      UserError: the folder is that of another attack.
     """
     self._folder = None if folder is None else pathlib.Path(folder)
-    self._identity, self._number = json.loads(json.dumps(identity)), 0
-    self._layout = [*_layout(), slots]
-    if self._folder is None:
-      return
-    self._folder.mkdir(parents=True, exist_ok=True)
-    found = self._read()
-    if found and found['identity'] != self._identity:
-      ours, theirs = self._identity, found['identity']
-      name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
-      raise UserError(
-        f'{self._folder} has the beginning of another attack: {name} is '
-        f'{ours.get(name)!r} here and was {theirs.get(name)!r}; choose another '
-        'folder, or delete this one'
-      )
+    self._number, self._layout = 0, [*_layout(), slots]
+    if self._folder is not None:
+      self._folder.mkdir(parents=True, exist_ok=True)
 
   def x_adv(self, shape: tuple[int, ...]) -> np.ndarray:
     """Room for all attacked images, with what is there already."""
@@ -65,7 +80,7 @@ class Snapshots:
           file, {'descr': '<f4', 'fortran_order': False, 'shape': shape}
         )
         file.truncate(file.tell() + 4 * int(np.prod(shape)))
-    _together('x_adv')
+    together('x_adv')
     return np.lib.format.open_memmap(path, 'r+')
 
   def save(self, host: dict[str, np.ndarray], device: PyTree):
@@ -78,15 +93,11 @@ class Snapshots:
     if first:
       with replacing(self._host(number)) as draft, draft.open('wb') as file:
         np.savez(file, **host)
-    _together(f'snapshot {number}')
+    together(f'snapshot {number}')
     if first:
-      state = {
-        'identity': self._identity,
-        'number': number,
-        'layout': self._layout,
-      }
+      state = {'number': number, 'layout': self._layout}
       write_json(self._folder / _STATE, state)
-    _together(f'snapshot {number} counts')
+    together(f'snapshot {number} counts')
     self._part(self._number).unlink(missing_ok=True)
     if first:
       self._host(self._number).unlink(missing_ok=True)
@@ -122,13 +133,6 @@ class Snapshots:
     ]
     return jax.tree.unflatten(structure, made)
 
-  def delete(self):
-    """Removes all of it; the attack is done."""
-    if self._folder is not None:
-      _together('done')
-      if jax.process_index() == 0:
-        shutil.rmtree(self._folder)
-
   def _read(self):
     path = self._folder / _STATE
     return json.loads(path.read_text()) if path.exists() else None
@@ -161,6 +165,7 @@ def _layout() -> list:
   return [jax.process_count(), jax.device_count(), kind]
 
 
-def _together(name: str):
+def together(name: str):
+  """Waits for the other processes."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

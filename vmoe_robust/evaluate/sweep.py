@@ -13,7 +13,7 @@ import numpy as np
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import warn
 from vmoe_robust.evaluate.ensemble import Fall, Rows, Runner
-from vmoe_robust.evaluate.snapshot import Snapshots
+from vmoe_robust.evaluate.snapshot import Snapshots, claim, together
 from vmoe_robust.report.results import replacing, to_json
 
 _DONE = 'done.npz'
@@ -35,7 +35,6 @@ def run(
   runner: Runner,
   rows: Rows,
   radii: tuple[float, ...],
-  norm: str,
   *,
   shape: tuple[int, int, int],
   identity: dict,
@@ -49,7 +48,6 @@ def run(
     runner: of the model and the ensemble.
     rows: the examples.
     radii: in units of pixels in [0, 1].
-    norm: of the ball.
     shape: of an image.
     identity: what the attack is, by which a folder is known again.
     folder: where an attack that is cut short leaves what it has; deleted by
@@ -64,11 +62,13 @@ def run(
       beginning of another attack.
   """
   warnings = [*runner.ensemble.notes, *runner.warnings(rows)]
+  if folder is not None:
+    claim(folder, identity)
   clean, seconds = runner.clean(rows), 0.0
   parts, loads, falls = [], {}, {}
   for eps in radii:
     place = None if folder is None else pathlib.Path(folder, eps_name(eps))
-    snapshots = Snapshots(place, identity | {'eps': eps}, runner.batch)
+    snapshots = Snapshots(place, runner.batch)
     x_adv = snapshots.x_adv((len(rows), *shape))
     found = _read(place)
     if found is None:
@@ -119,6 +119,7 @@ def _untouched(rows, x_adv, batch, place):
     if marker:
       x_adv.flush()
       marker.touch()
+  together('images')
 
 
 def _require_bounds(columns: dict[str, np.ndarray], eps: float):

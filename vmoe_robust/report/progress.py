@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+import jax
+
 # Seconds: how far back speed looks, and how often a line may change.
 _WINDOW = 20.0
 _REDRAW = 0.1
@@ -93,6 +95,40 @@ class Progress:
       left = max(self._total - self._done, 0) * seconds / (self._done - done)
       parts.append(f'{duration(left)} left')
     return ', '.join([*parts, self._text] if self._text else parts)
+
+
+class Stages:
+  """A line for each stage of some work, one after another.
+
+  On the first process of several alone.
+  """
+
+  def __init__(self, total: int):
+    """`total` is the number of examples."""
+    self._total, self._name, self._line = total, None, None
+
+  def update(self, name: str, left: int, done: int, standing: int):
+    """Shows how far a stage is.
+
+    Args:
+      name: of the stage.
+      left: runs that are still to come.
+      done: runs that ended since the last update.
+      standing: examples that stand.
+    """
+    if jax.process_index():
+      return
+    if name != self._name:
+      self.close()
+      self._name, self._runs = name, left + done
+      self._line = Progress(self._runs, name, 'run')
+    text = f'{standing:,} of {self._total:,} stand'
+    self._line.update(max(self._runs - left, 0), done, text)
+
+  def close(self):
+    """Ends the line."""
+    if self._line:
+      self._line.close()
 
 
 def duration(seconds: float) -> str:

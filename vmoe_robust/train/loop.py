@@ -14,11 +14,12 @@ from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import Checkpoints, abstract, save_config
 from vmoe_robust.config import UserError, batch_size, mesh_shape, validate
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
-from vmoe_robust.evaluate import accuracy, outcome, robustness
-from vmoe_robust.evaluate.attack import attack, is_finished
+from vmoe_robust.evaluate import accuracy, outcome
+from vmoe_robust.evaluate.attack import PROGRESS, attack, is_finished, make
 from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.mesh import pod
 from vmoe_robust.models import build, flops
+from vmoe_robust.report.lock import locked
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
@@ -44,9 +45,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   held_out = open_source(config.data, config.data.eval_split)
   config = resolve(config, source, held_out)
   require_writable(workdir)
-  check_same_run(config, workdir)
-  if is_finished(_attacked(config), workdir, config.train.steps):
-    return
+  with locked(workdir):
+    check_same_run(config, workdir)
+    if not is_finished(_attacked(config), workdir, config.train.steps):
+      _run(config, workdir, source, held_out)
+
+
+def _run(config, workdir, source, held_out):
   mesh = mesh_lib.create(mesh_shape(config, jax.device_count()))
   with Stopping() as stopping:
     trainer = Trainer(config, workdir, mesh, source, held_out)
@@ -55,7 +60,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
       say(f'stopped at step {trainer.step} and saved; the same command resumes')
     elif config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
-      say('\n' + outcome.closing(trainer.attack(), workdir))
+      say('\n' + outcome.closing(trainer.attack(PROGRESS), workdir))
     else:
       say(f'finished; checkpoints are in {workdir}/checkpoints')
 
@@ -173,8 +178,8 @@ class Trainer:
       found = accuracy.evaluate(self._forward, params, batches)
     return {f'eval_{name}': value for name, value in found.items()}
 
-  def attack(self) -> dict:
-    """Attacks the evaluation split and writes the results."""
+  def attack(self, progress: str | None = None) -> dict:
+    """Attacks the evaluation split and writes the results; see `attack`."""
     restored = Restored(
       self.model,
       self.state.evaluated(),
@@ -184,7 +189,7 @@ class Trainer:
       self.step,
     )
     return attack(
-      restored, self.held_out, self._program, self.workdir, self.about
+      restored, self.held_out, self._program, self.workdir, self.about, progress
     )
 
   @functools.cached_property
@@ -193,7 +198,7 @@ class Trainer:
 
   @functools.cached_property
   def _program(self):
-    return robustness.Program(self.model, _attacked(self.config))
+    return make(self.model, _attacked(self.config))
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(
