@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
   (
@@ -19,3 +21,10 @@ install_import_hook(
   'vmoe_robust',
   'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
 )
+
+
+@pytest.fixture(scope='session')
+def reference():
+  from tests.autoattack_reference import Reference
+
+  return Reference()

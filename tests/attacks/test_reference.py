@@ -134,14 +134,14 @@ def test_apgd(reference, name, norm, loss):
 def test_apgd_in_l1_narrows_the_ball(reference):
   images, asked = problem(reference, 'cross_entropy')
   attack, eps = Apgd('l1'), jnp.float64(reference['eps/L1'])
-  get = lambda field: reference[
-    f'traj/apgd_ce_largereps/L1/phase{phase}/{field}'
-  ]
-  phase = 0
-  start = attack.start_at(images, image(get('start')), eps)
+  of = lambda phase: (
+    lambda field: reference[f'traj/apgd_ce_largereps/L1/phase{phase}/{field}']
+  )
+  start = attack.start_at(images, image(of(0)('start')), eps)
   iterates, losses, sizes, state = follow(attack, asked, start, eps)
   begin = 0
   for phase in range(3):
+    get = of(phase)
     end = begin + len(get('loss'))
     part = slice(begin, end)
     compare(get, iterates[part], losses[part], sizes[part])
@@ -195,3 +195,11 @@ def test_square_schedule(reference):
   expected = reference['square/p/rescale_False']
   stage = np.searchsorted(_HALVED, np.arange(5000))
   np.testing.assert_allclose(_SHARE / 2.0**stage, expected)
+
+
+@pytest.mark.parametrize('attack', ['apgd-t', 'fab-t'])
+def test_what_fooled_theirs_fools_ours(reference, attack):
+  get = lambda field: reference[f'x_adv/Linf/{attack}/seed0/{field}']
+  labels = reference.labels[get('index')]
+  logits = reference.logits(jnp.asarray(get('images'), jnp.float32))
+  assert (np.asarray(logits).argmax(-1) != labels).all()

@@ -125,6 +125,10 @@ def attack(
       "config.data.split='test[:1000]', or fewer radii"
     )
   folder = Path(workdir, progress) if progress else None
+  if folder is None and jax.process_count() > 1:
+    # Processes exchange images by files. Old ones are of no use.
+    folder = Path(workdir, 'attack')
+    release(folder)
   if isinstance(program, Ensembled):
     attacked = program(restored.params, source, folder)
   else:
@@ -138,7 +142,7 @@ def attack(
     'attacked_images_per_second': attacked.images_per_second,
     'corrupt_images': [source.describe(i) for i in attacked.corrupt],
   }
-  results = outcome.write(workdir, attacked, config, about)
+  results = outcome.write(workdir, attacked, config, about, source.class_names)
   if folder:
     release(folder)
   return results

@@ -9,7 +9,7 @@ reported.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ _MOST_STEPS = 50
 STANDS, WRONG, CORRUPT = -1, -2, -3
 
 
+@runtime_checkable
 class Rows(Protocol):
   """Examples by number: 'image', 'label' and 'mask'; see `data.rows.Rows`."""
 
@@ -179,7 +180,9 @@ class Runner:
         report = jax.device_get(report)
         state.tick += 1
         state.fall.steps += self.batch * self._steps(stage)
-        done = active & (report.broken | (report.turn >= stage.attack.steps))
+        done = active & (
+          report['broken'] | (report['turn'] >= stage.attack.steps)
+        )
         self._collect(state, slots, report, done, x_adv, number)
         standing[:] = state.fall.fallen == STANDS
         on_progress(
@@ -354,7 +357,7 @@ class Runner:
   def _collect(self, state, slots, report, done, x_adv, number):
     """Takes what is done out of its slots."""
     fallen = state.fall.fallen
-    fell = done & report.broken
+    fell = done & report['broken']
     first = (number == 0) & (state.tried == 0)
     self._fetch(slots.state.x_adv, state.index, fell | (done & first), x_adv)
     fallen[state.index[fell]] = number

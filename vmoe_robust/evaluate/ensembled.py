@@ -85,6 +85,7 @@ class Ensembled:
       images_per_second=found.images_per_second,
       falls=found.falls,
       warnings=found.warnings,
+      shown=found.shown,
     )
 
   def _make(self, params) -> Runner:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -68,6 +69,8 @@ def robust_accuracy(
   seed: int = 0,
   iterations: int = 100,
   queries: int = 5000,
+  restarts: int = 0,
+  targets: int = 0,
   batch_size: int = 256,
   attack_through: Callable | None = None,
   folder: str | os.PathLike | None = None,
@@ -88,6 +91,9 @@ def robust_accuracy(
     seed: of all that is drawn.
     iterations: of APGD, FAB and PGD.
     queries: of Square.
+    restarts: of attacks without targets; 0: as many as the ensemble has.
+    targets: classes that targeted attacks try; 0: as many as the ensemble has,
+      nine at most.
     batch_size: images attacked at once, on all devices.
     attack_through: a cheaper twin of a function, in bfloat16 say, that is
       attacked in its place; `model` judges.
@@ -105,20 +111,25 @@ def robust_accuracy(
     raise UserError(
       f'eps={eps} is above 1; pixels are in [0, 1], so write 8 / 255'
     )
-  victim = _victim(model, attack_through)
   rows = _InMemory(images, labels)
-  classes = _classes(victim, images)
+  names = attack if isinstance(attack, str) else tuple(attack)
+  budget = Budget(iterations, queries, restarts, targets)
+  make = _cached_runner
+  if isinstance(model, Restored):
+    make = _runner
+    if attack_through is not None:
+      raise UserError('attack_through is for functions; leave it out')
+  size = min(batch_size, len(images))
+  shape = images.shape[1:]
+  runner, classes = make(
+    model, attack_through, shape, names, norm, budget, seed, size
+  )
   if labels.max() >= classes:
     raise UserError(
       f'labels go up to {labels.max()}; the model has {classes} classes'
     )
-  names = attack if isinstance(attack, str) else tuple(attack)
-  chosen = ensemble(names, norm, classes, Budget(iterations, queries))
-  shards = batch_shards(victim.mesh)
-  batch = -(-min(batch_size, len(images)) // shards) * shards
-  runner = Runner(victim, chosen, simple_score(victim, norm, seed), seed, batch)
   settings = dict(attack=names, norm=norm, eps=float(eps), seed=seed)
-  settings |= dict(iterations=iterations, queries=queries)
+  settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
   with contextlib.ExitStack() as stack:
     stages = Stages(len(images))
@@ -153,12 +164,22 @@ def robust_accuracy(
   )
 
 
-def _victim(model, attack_through):
+def _runner(model, through, shape, names, norm, budget, seed, size):
+  """What attacks the model, and the number of its classes."""
   if isinstance(model, Restored):
-    if attack_through is not None:
-      raise UserError('attack_through is for functions; leave it out')
-    return of_model(model.model, model.params, 'dropless')
-  return of_function(model, attack_through)
+    victim = of_model(model.model, model.params, 'dropless')
+  else:
+    victim = of_function(model, through)
+  classes = _classes(victim, shape)
+  chosen = ensemble(names, norm, classes, budget)
+  shards = batch_shards(victim.mesh)
+  batch = -(-size // shards) * shards
+  score = simple_score(victim, norm, seed)
+  return Runner(victim, chosen, score, seed, batch), classes
+
+
+# The same function at another radius, or on other images, compiles nothing.
+_cached_runner = functools.lru_cache(maxsize=4)(_runner)
 
 
 def _checked(images, labels, eps):
@@ -185,9 +206,9 @@ def _checked(images, labels, eps):
   return images, labels.astype(np.int32)
 
 
-def _classes(victim, images) -> int:
+def _classes(victim, shape) -> int:
   shards = batch_shards(victim.mesh)
-  x = jax.ShapeDtypeStruct((shards, *images.shape[1:]), np.float32)
+  x = jax.ShapeDtypeStruct((shards, *shape), np.float32)
   mask = jax.ShapeDtypeStruct((shards,), bool)
   key = jax.eval_shape(jax.random.key, 0)
   logits = jax.eval_shape(victim.forward, victim.params, x, mask, key)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate.robustness import Attacked
+from vmoe_robust.report import plots
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import write_json
 from vmoe_robust.report.table import table
 
 RESULTS, RECORDS = 'results.json', 'records.parquet'
+CURVE, EXAMPLES = 'robustness.png', 'examples.png'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
@@ -25,6 +28,7 @@ def write(
   attacked: Attacked,
   config: ConfigDict,
   about: dict,
+  class_names: Sequence[str] = (),
 ) -> dict:
   """Writes the records, and the results computed from what was written.
 
@@ -35,6 +39,7 @@ def write(
     attacked: of `robustness.run`.
     config: the whole configuration.
     about: what else the results should say, such as the step.
+    class_names: of the data, for the picture of examples.
 
   Returns:
     What is in `results.json`.
@@ -56,7 +61,18 @@ def write(
   }
   if first:
     write_json(Path(workdir) / RESULTS, results)
+    plots.robustness(Path(workdir) / CURVE, results)
+    if attacked.shown is not None:
+      _draw(Path(workdir) / EXAMPLES, attacked.shown, class_names)
   return results
+
+
+def _draw(path: Path, shown, names: Sequence[str]):
+  titles = [
+    (names[before], names[after])
+    for before, after in zip(shown.before, shown.after, strict=True)
+  ]
+  plots.examples(path, shown.images, shown.x_adv, titles)
 
 
 def summarise(attacked: Attacked, config: ConfigDict) -> dict:
@@ -189,7 +205,8 @@ def closing(results: dict, workdir: str | os.PathLike) -> str:
   if results['corrupt_images']:
     count = len(results['corrupt_images'])
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
-  files = [RESULTS, RECORDS]
+  files = [RESULTS, RECORDS, CURVE]
+  files += [EXAMPLES] if (Path(workdir) / EXAMPLES).exists() else []
   if results['config']['mode'] == 'train':
     files += ['checkpoints/', 'metrics.jsonl', 'tensorboard/']
   lines.append(f'written to {workdir}: {", ".join(files)}')

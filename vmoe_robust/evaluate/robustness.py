@@ -29,6 +29,7 @@ from vmoe_robust.config import (
 from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.ensemble import Fall
 from vmoe_robust.evaluate.snapshot import claim
+from vmoe_robust.evaluate.sweep import Shown
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Aux, Model, losses
 from vmoe_robust.report.results import replacing
@@ -75,6 +76,7 @@ class Attacked:
   # Of ensembles: what each attack did, and what makes numbers hard to believe.
   falls: dict[float, Fall] = dataclasses.field(default_factory=dict)
   warnings: list[str] = dataclasses.field(default_factory=list)
+  shown: Shown | None = None  # some examples, to look at
 
 
 def attack_program(

@@ -38,15 +38,7 @@ class Slots:
   target: Int[Array, 'batch']
 
 
-@flax.struct.dataclass
-class Report:
-  """What the host needs to know of each slot."""
-
-  turn: Int[Array, 'batch']
-  broken: Bool[Array, 'batch']
-
-
-Advance = Callable[..., tuple[Slots, Report]]
+Advance = Callable[..., tuple[Slots, dict[str, Array]]]
 
 
 def begin(stage: Stage, seed: int, number: int) -> Callable[..., Slots]:
@@ -79,8 +71,8 @@ def advance(
   Returns:
     `(params, slots, items, enter, active, eps, tick) -> (slots, report)`:
     where `enter` is true an item takes the slot; where `active` is false
-    nothing happens; `tick` counts calls. What is reported as broken was judged
-    by `victim.forward`.
+    nothing happens; `tick` counts calls. The report has of each slot its
+    'turn' and whether it is 'broken', as `victim.forward` judges.
   """
   start = begin(stage, seed, number)
 
@@ -92,7 +84,7 @@ def advance(
     active: Bool[Array, 'batch'],
     eps: Float[Array, ''],
     tick: Int[Array, ''],
-  ) -> tuple[Slots, Report]:
+  ) -> tuple[Slots, dict[str, Array]]:
     subject = dataclasses.replace(victim, params=params)
     slots = _choose(enter, start(items, eps), slots)
     key = jax.random.fold_in(jax.random.key(seed), 2**20 + number)
@@ -120,7 +112,7 @@ def advance(
       broken=state.broken & ~denied,
       value=jnp.where(denied, -jnp.inf, state.value),
     )
-    report = Report(state.turn, state.broken)
+    report = {'turn': state.turn, 'broken': state.broken}
     return slots.replace(state=state), report
 
   return program

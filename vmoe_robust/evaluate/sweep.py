@@ -17,6 +17,18 @@ from vmoe_robust.evaluate.snapshot import Snapshots, claim, together
 from vmoe_robust.report.results import replacing, to_json
 
 _DONE = 'done.npz'
+WHEN = ('before', 'after')
+_MOST_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """Examples for people to look at."""
+
+  images: np.ndarray
+  x_adv: np.ndarray
+  before: np.ndarray  # predictions
+  after: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Swept:
   images_per_second: float  # attacked by this process, all attacks together
   falls: dict[float, Fall]
   warnings: list[str]
+  shown: Shown | None
 
 
 def run(
@@ -65,7 +78,7 @@ def run(
   if folder is not None:
     claim(folder, identity)
   clean, seconds = runner.clean(rows), 0.0
-  parts, loads, falls = [], {}, {}
+  parts, loads, falls, shown = [], {}, {}, None
   for eps in radii:
     place = None if folder is None else pathlib.Path(folder, eps_name(eps))
     snapshots = Snapshots(place, runner.batch)
@@ -76,6 +89,9 @@ def run(
       _untouched(rows, x_adv, runner.batch, place)
       fall = runner.attack(rows, clean, eps, snapshots, x_adv, on_progress)
       seconds += time.perf_counter() - begun
+      together('attacked')
+      if place is not None:  # with what other processes wrote
+        x_adv = snapshots.x_adv((len(rows), *shape))
       found = (*runner.judge(rows, x_adv, eps), fall)
       _require_bounds(found[0], eps)
       _write(place, found)
@@ -93,6 +109,7 @@ def run(
       for text in warn.after(fall.robust_after, nan)
     ]
     parts.append(columns)
+    shown = _shown(rows, x_adv, columns, shown)
     loads[eps], falls[eps] = sums, fall
   return Swept(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
@@ -101,7 +118,28 @@ def run(
     len(rows) * len(radii) / max(seconds, 1e-9),
     falls,
     warnings,
+    shown,
   )
+
+
+def _shown(rows, x_adv, columns, before: Shown | None) -> Shown | None:
+  """Some that fell, at the least radius that has any."""
+  if before is not None:
+    return before
+  right = [columns[f'prediction_{w}'] == columns['label'] for w in WHEN]
+  fell = columns['index'][right[0] & ~right[1]][:_MOST_SHOWN]
+  if not len(fell):
+    return None
+  images = _floats(rows(fell)['image'])
+  at = np.isin(columns['index'], fell)
+  names = [columns[f'prediction_{when}'][at] for when in WHEN]
+  return Shown(images, np.array(x_adv[fell]), *names)
+
+
+def _floats(images):
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / 255
+  return images
 
 
 def _untouched(rows, x_adv, batch, place):
@@ -112,10 +150,7 @@ def _untouched(rows, x_adv, batch, place):
   if jax.process_index() == 0:
     for begin in range(0, len(rows), batch):
       indices = np.arange(begin, min(begin + batch, len(rows)))
-      images = rows(indices)['image']
-      if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 255
-      x_adv[indices] = images
+      x_adv[indices] = _floats(rows(indices)['image'])
     if marker:
       x_adv.flush()
       marker.touch()

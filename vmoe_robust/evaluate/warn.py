@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from vmoe_robust.attacks import LOSSES, Images
 from vmoe_robust.config import UserError
@@ -123,6 +123,6 @@ def _without_gradient(victim, images, label, mask, key) -> int:
   return int(((steep < 1e-12) & mask).sum())
 
 
-def _close(a: Float[Array, '...'], b: Float[Array, '...']) -> bool:
+def _close(a, b) -> bool:
   a, b = np.asarray(a), np.asarray(b)
   return np.allclose(a, b, rtol=0, atol=_SAME * max(np.abs(a).max(), 1))

@@ -1,0 +1,166 @@
+"""Attacks beside the original AutoAttack and foolbox, in CPU-seconds.
+
+  pip install torch foolbox git+https://github.com/fra31/auto-attack
+  python benchmarks/attacks.py [--images=250] [--rounds=1]
+
+The same small ViT with the same weights in JAX and in PyTorch, the same digits,
+the same budgets; Linf. Each takes one thread and its turn; a number is the
+median over the rounds of the ratio of CPU-seconds of the process. Compiling is
+left out by a first run of a few images, and given apart. A table for people,
+then one line of JSON.
+"""
+
+import json
+import os
+import sys
+import time
+from functools import partial
+
+# Before JAX is imported.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+
+import numpy as np  # noqa: E402
+import timing  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from vmoe_robust import robust_accuracy  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+from tests.autoattack_reference import Reference  # noqa: E402
+
+_IMAGES = flags.DEFINE_integer('images', 250, 'How many digits.')
+_ROUNDS = flags.DEFINE_integer('rounds', 1, 'Turns that each takes.')
+_ATTACKS = flags.DEFINE_list(
+  'attacks', ['apgd_ce', 'apgd_t', 'fab_t', 'square', 'autoattack'], 'Which.'
+)
+EPS = 0.1
+
+
+def torch_model(reference: Reference):
+  """The ViT of `Reference.logits` in PyTorch; images are NCHW."""
+  import torch
+
+  weights = lambda name: torch.tensor(
+    np.asarray(reference[f'weights/{name}'], np.float32)
+  )
+
+  def dense(x, name, form='...d,de->...e'):
+    return torch.einsum(form, x, weights(f'{name}/kernel')) + weights(
+      f'{name}/bias'
+    )
+
+  cached = {}
+  plain = weights
+  weights = lambda name: cached.setdefault(name, plain(name))
+
+  def norm(x, name):
+    scale, bias = weights(f'{name}/scale'), weights(f'{name}/bias')
+    return torch.nn.functional.layer_norm(x, (32,), scale, bias, 1e-6)
+
+  class Vit(torch.nn.Module):
+    def forward(self, x):
+      x = (2 * x - 1).reshape(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1)
+      kernel = weights('embedding/kernel').reshape(4, 32)
+      x = x.reshape(-1, 16, 4) @ kernel + weights('embedding/bias')
+      x = x + weights('Encoder/posembed_input/pos_embedding')
+      for number in range(2):
+        block = f'Encoder/encoderblock_{number}'
+        y, attention = norm(x, f'{block}/LayerNorm_0'), f'{block}/SelfAttention'
+        query, key, value = (
+          dense(y, f'{attention}/{name}', 'btd,dhe->bhte')
+          for name in ('query', 'key', 'value')
+        )
+        y = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        x = x + dense(y, f'{attention}/out', 'bhqe,hed->bqd')
+        y = norm(x, f'{block}/LayerNorm_1')
+        y = torch.nn.functional.gelu(
+          dense(y, f'{block}/Mlp/Dense_0'), approximate='tanh'
+        )
+        x = x + dense(y, f'{block}/Mlp/Dense_1')
+      return dense(norm(x, 'Encoder/encoder_norm').mean(1), 'head')
+
+  return Vit().eval()
+
+
+def theirs(model, attack: str, images, labels) -> float:
+  """Robust accuracy by the original code."""
+  import torch
+  from autoattack import AutoAttack
+
+  x = torch.tensor(images.transpose(0, 3, 1, 2))
+  y = torch.tensor(labels, dtype=torch.long)
+  runner = AutoAttack(
+    model, norm='Linf', eps=EPS, seed=0, verbose=False, device='cpu'
+  )
+  if attack != 'autoattack':
+    runner.attacks_to_run = [attack.replace('_', '-')]
+  with torch.no_grad():
+    x_adv = runner.run_standard_evaluation(x, y, bs=250)
+    return float((model(x_adv).argmax(1) == y).double().mean())
+
+
+def foolbox(model, images, labels) -> float:
+  """Robust accuracy by foolbox's PGD of 40 steps."""
+  import foolbox as fb
+  import torch
+
+  wrapped = fb.PyTorchModel(model, bounds=(0, 1), device='cpu')
+  x = torch.tensor(images.transpose(0, 3, 1, 2))
+  y = torch.tensor(labels, dtype=torch.long)
+  _, _, fooled = fb.attacks.LinfPGD(steps=40)(wrapped, x, y, epsilons=EPS)
+  return float(1 - fooled.double().mean())
+
+
+def main(_):
+  """Measures, prints the table and the line of JSON."""
+  import torch
+
+  torch.set_num_threads(1)
+  reference, count = Reference(), _IMAGES.value
+  images, labels = reference.images[:count], reference.labels[:count]
+  model, accuracy, result = torch_model(reference), {}, {}
+  print(
+    f'{"attack":<12}{"ours":>8}{"theirs":>8}{"to theirs":>12}{"compile":>9}'
+  )
+  for attack in [*_ATTACKS.value, 'pgd']:
+    ours = partial(
+      robust_accuracy,
+      reference.logits,
+      images,
+      labels,
+      eps=EPS,
+      attack=attack,
+      progress=False,
+      batch_size=min(250, count),
+      iterations=40 if attack == 'pgd' else 100,
+    )
+    other = partial(theirs, model, attack)
+    if attack == 'pgd':
+      other = partial(foolbox, model)
+    begin = time.process_time()
+    accuracy['ours'] = ours().accuracy
+    first = time.process_time() - begin
+    accuracy['theirs'] = other(images, labels)
+
+    spent = timing.interleave(
+      {'ours': ours, 'theirs': partial(other, images, labels)}, _ROUNDS.value
+    )
+    ratio = timing.ratio(spent, 'ours', 'theirs')
+    compiling = first - min(spent['ours'])
+    result[attack] = dict(
+      accuracy, ratio=round(ratio, 3), compile_seconds=round(compiling, 1)
+    )
+    shown = (100 * accuracy[name] for name in ('ours', 'theirs'))
+    print(
+      f'{attack:<12}'
+      + ''.join(f'{value:>7.1f}%' for value in shown)
+      + f'{ratio:>12.2f}{compiling:>8.1f}s',
+      flush=True,
+    )
+  print(json.dumps(result))
+
+
+if __name__ == '__main__':
+  app.run(main)

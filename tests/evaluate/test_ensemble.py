@@ -1,0 +1,318 @@
+"""Ensembles of attacks on plain functions, from the notebook's side."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust import robust_accuracy
+from vmoe_robust.attacks import Budget, ensemble
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate import sweep
+from vmoe_robust.evaluate.ensemble import STANDS, Runner, simple_score
+from vmoe_robust.evaluate.notebook import _InMemory
+from vmoe_robust.evaluate.queue import Queue
+from vmoe_robust.evaluate.victim import of_function
+from vmoe_robust.mesh import create
+from vmoe_robust.report.lock import locked
+
+SHAPE, EXAMPLES = (6, 6, 1), 44
+ALONE = (
+  ('fgsm', 'Linf', 0.08),
+  ('mim', 'L2', 0.3),
+  ('pgd', 'L1', 2.0),
+  ('apgd_ce', 'L2', 0.3),
+  ('apgd_dlr', 'L1', 2.0),
+  ('apgd_t', 'Linf', 0.08),
+  ('fab', 'L2', 0.3),
+  ('fab_t', 'L1', 2.0),
+  ('square', 'L2', 0.3),
+)
+
+
+def problem(classes=5, seed=0):
+  """A smooth function, and images of which it takes most for their label."""
+  rng = np.random.default_rng(seed)
+  hidden = jnp.asarray(rng.normal(size=(36, 24)) / 3, jnp.float32)
+  head = jnp.asarray(rng.normal(size=(24, classes)), jnp.float32)
+
+  def fn(x):
+    return jnp.tanh(x.reshape(len(x), -1) @ hidden) @ head
+
+  images = rng.uniform(size=(EXAMPLES, *SHAPE)).astype(np.float32)
+  labels = np.asarray(fn(images)).argmax(-1)
+  labels[::11] = (labels[::11] + 1) % classes
+  return fn, images, labels
+
+
+QUICK = dict(iterations=12, queries=40, progress=False, batch_size=16)
+
+
+@pytest.mark.parametrize('norm, eps', [('Linf', 0.05), ('L1', 1)])
+def test_what_is_reported_is_what_x_adv_does(norm, eps):
+  fn, images, labels = problem()
+  found = robust_accuracy(fn, images, labels, norm=norm, eps=eps, **QUICK)
+  assert found.clean_accuracy == pytest.approx(40 / 44)
+  delta = (found.x_adv - images).reshape(EXAMPLES, -1)
+  order = {'Linf': np.inf, 'L2': 2, 'L1': 1}[norm]
+  assert (np.linalg.norm(delta, order, axis=1) <= eps + 1e-6).all()
+  assert found.x_adv.min() >= 0 and found.x_adv.max() <= 1
+  right = np.asarray(fn(found.x_adv)).argmax(-1) == labels
+  np.testing.assert_array_equal(right, found.robust)
+  assert 0 < found.accuracy == right.mean() < found.clean_accuracy
+  after = list(found.per_attack.values())
+  assert after == sorted(after, reverse=True) and after[-1] == found.accuracy
+  names = ['apgd_ce', 'apgd_t', 'fab_t', 'square']
+  assert list(found.per_attack) == names[: 3 if norm == 'L1' else 4]
+  assert ('square has no l1' in str(found.warnings)) == (norm == 'L1')
+  # What was misclassified before is left alone.
+  np.testing.assert_array_equal(found.x_adv[::11], images[::11])
+
+
+@pytest.mark.parametrize('attack, norm, eps', ALONE)
+def test_each_attack_alone_breaks_some(attack, norm, eps):
+  fn, images, labels = problem()
+  found = robust_accuracy(
+    fn, images, labels, attack=attack, norm=norm, eps=eps, **QUICK
+  )
+  assert found.accuracy < found.clean_accuracy
+  assert list(found.per_attack) == [attack]
+
+
+def test_a_list_takes_what_stands_from_one_to_the_next():
+  fn, images, labels = problem()
+  run = functools.partial(robust_accuracy, fn, images, labels, eps=0.05)
+  alone = [run(attack=name, **QUICK).robust for name in ('fgsm', 'apgd_t')]
+  both = run(attack=['fgsm', 'apgd_t'], **QUICK)
+  assert (both.robust <= alone[0]).all()
+  np.testing.assert_array_equal(both.robust, alone[0] & alone[1])
+  assert both.per_attack['fgsm'] == alone[0].mean()
+
+
+def test_neither_batch_nor_devices_nor_neighbours_matter():
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, attack=['pgd', 'apgd_t'], eps=0.05
+  )
+  whole = run(images, labels, **QUICK)
+  wide = run(images, labels, **(QUICK | dict(batch_size=64)))
+  np.testing.assert_array_equal(wide.robust, whole.robust)
+  part = run(images[:20], labels[:20], **QUICK)
+  np.testing.assert_array_equal(part.robust, whole.robust[:20])
+
+
+@functools.cache  # compiled once
+def runner(devices=1):
+  fn, images, labels = problem()
+  mesh = create((devices, 1, 1), jax.devices()[:devices])
+  victim = of_function(fn, mesh=mesh)
+  attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(12, 40))
+  score = simple_score(victim, 'linf', 0)
+  return Runner(victim, attacks, score, 0, 16, save_every=0.0)
+
+
+def swept(folder=None, tell=lambda *_: None, devices=1):
+  _, images, labels = problem()
+  return sweep.run(
+    runner(devices),
+    _InMemory(images, labels.astype(np.int32)),
+    (0.03, 0.05),
+    shape=SHAPE,
+    identity={'of': 'a test'},
+    folder=folder,
+    keep_images=True,
+    on_progress=tell,
+  )
+
+
+class Killed(BaseException):
+  pass
+
+
+def killed_after(updates):
+  count = [0]
+
+  def tell(*_):
+    count[0] += 1
+    if count[0] == updates:
+      raise Killed
+
+  return tell
+
+
+@pytest.mark.parametrize('updates', [1, 9, 25, 60])
+def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
+  whole, seen = [], []
+  expected = swept(tell=lambda *a: whole.append(a)).columns
+  with pytest.raises(Killed):
+    swept(tmp_path, killed_after(updates))
+  found = swept(tmp_path, lambda *a: seen.append(a))
+  for name, column in expected.items():
+    np.testing.assert_array_equal(found.columns[name], column, name)
+  assert len(seen) <= len(whole) - updates + 1
+  again = swept(tmp_path, killed_after(1))  # nothing is attacked
+  np.testing.assert_array_equal(again.columns['x_adv'], expected['x_adv'])
+
+
+def test_on_other_devices_it_goes_on_too(tmp_path):
+  expected = swept().columns
+  with pytest.raises(Killed):
+    swept(tmp_path, killed_after(30))
+  found = swept(tmp_path, devices=8).columns
+  for name in ('prediction_after', 'fallen_in', 'index', 'eps'):
+    np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_another_attack_in_the_folder_is_refused(tmp_path):
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, folder=tmp_path, **QUICK
+  )
+  run(eps=0.05, attack='fgsm')
+  with pytest.raises(UserError, match="attack is 'pgd' here and was 'fgsm'"):
+    run(eps=0.05, attack='pgd')
+  with locked(tmp_path), pytest.raises(UserError, match='in use by another'):
+    run(eps=0.05, attack='fgsm')
+
+
+def test_slots_are_full_while_there_is_work():
+  ticks = []
+  falls = swept(tell=lambda *a: ticks.append(a)).falls
+  begun = {name: left + done for name, left, done, _ in reversed(ticks)}
+  for eps, fall in falls.items():
+    # Four targets, 13 steps each, in 16 slots; only the end is not full.
+    standing = EXAMPLES * fall.robust_after['pgd']
+    steps = 13 * 4 * standing / 16
+    calls = [a for a in ticks if a[0] == f'apgd_t {eps:.4g}']
+    assert len(calls) <= steps + 13 and begun[calls[0][0]] <= 4 * standing
+
+
+def test_a_queue_skips_what_fell_and_goes_on_where_it_was():
+  standing = np.array([True, False, True, True])
+  queue = Queue(standing, 2)
+  assert queue.left() == 6 and queue.coming(9) == [0, 2, 3]
+  assert queue.take(2) == [(0, 0), (2, 0)]
+  standing[3] = False
+  assert queue.take(2) == [(0, 1), (2, 1)]
+  standing[0] = False
+  assert queue.left() == 0 and queue.take(5) == []
+
+
+def test_a_random_model_is_judged_by_its_mean():
+  fn, images, labels = problem()
+
+  def random(x, key):
+    logits = fn(x)
+    return logits + 3 * jax.random.normal(key, logits.shape)
+
+  found = robust_accuracy(
+    random, images, labels, attack='autoattack_rand', eps=0.05, **QUICK
+  )
+  assert any('outputs are random' in text for text in found.warnings)
+  assert found.accuracy < found.clean_accuracy > 0.6
+
+
+def test_no_numbers_are_broken_and_reported():
+  fn, images, labels = problem()
+  bad = lambda x: jnp.where(x[:, :1, 0, 0] > 0.9, jnp.nan, fn(x))
+  count = int((images[:, 0, 0, 0] > 0.9).sum())
+  found = robust_accuracy(bad, images, labels, attack='fgsm', eps=0.0, **QUICK)
+  assert count and not found.robust[images[:, 0, 0, 0] > 0.9].any()
+  assert any(f'{count} images have logits' in text for text in found.warnings)
+
+
+def test_probabilities_and_flat_outputs_are_warned_of():
+  fn, images, labels = problem()
+  soft = lambda x: jax.nn.softmax(fn(x))
+  run = functools.partial(
+    robust_accuracy, attack='fgsm', eps=0.05, images=images, labels=labels
+  )
+  assert any('probabilities' in t for t in run(soft, **QUICK).warnings)
+  flat = lambda x: jnp.round(fn(x))
+  assert any('no gradient' in t for t in run(flat, **QUICK).warnings)
+  masked = robust_accuracy(
+    flat,
+    images,
+    labels,
+    attack=['apgd_ce', 'square'],
+    eps=0.2,
+    **(QUICK | dict(queries=200)),
+  )
+  assert any('square, which needs no gradient' in t for t in masked.warnings)
+
+
+def test_neighbours_that_matter_are_refused():
+  fn, images, labels = problem()
+  dependent = lambda x: fn(x) + fn(x).mean(0)
+  with pytest.raises(UserError, match='change the predictions of others'):
+    robust_accuracy(dependent, images, labels, eps=0.05, **QUICK)
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_few_classes_have_simpler_losses(classes):
+  fn, images, labels = problem(classes)
+  found = robust_accuracy(
+    fn, images, labels, attack=['apgd_t', 'apgd_dlr'], eps=0.05, **QUICK
+  )
+  assert found.accuracy < found.clean_accuracy
+  words = ' '.join(found.warnings)
+  assert 'apgd_t: the targeted_dlr loss needs 4 classes' in words
+  assert ('apgd_dlr: the dlr loss needs 3' in words) == (classes == 2)
+
+
+def test_a_cheaper_twin_is_attacked_and_the_model_judges():
+  fn, images, labels = problem()
+  half = lambda x: fn(x.astype(jnp.bfloat16).astype(jnp.float32))
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, attack='apgd_t', eps=0.05
+  )
+  found = run(attack_through=half, **QUICK)
+  right = np.asarray(fn(found.x_adv)).argmax(-1) == labels
+  np.testing.assert_array_equal(right, found.robust)
+  assert abs(found.accuracy - run(**QUICK).accuracy) < 0.1
+
+
+def test_a_result_is_saved(tmp_path):
+  fn, images, labels = problem()
+  found = robust_accuracy(
+    fn, (images * 255).astype(np.uint8), labels, attack='pgd', **QUICK
+  )
+  found.save(tmp_path / 'deep')
+  saved = json.loads((tmp_path / 'deep' / 'results.json').read_text())
+  assert saved['accuracy'] == found.accuracy
+  assert saved['settings']['eps'] == pytest.approx(8 / 255)
+  x_adv = np.load(tmp_path / 'deep' / 'x_adv.npy')
+  np.testing.assert_array_equal(x_adv, found.x_adv)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(attack='autoatack'), "'autoatack' is not known"),
+    (dict(attack='square', norm='L1'), "no norm='l1'"),
+    (dict(norm='L3'), "norm='L3'"),
+    (dict(eps=8), 'eps=8 is above 1'),
+    (dict(eps=-0.1), 'eps=-0.1 is no radius'),
+    (dict(images=np.ones((2, 6, 6, 1)) * 255), r'pixels in \[0, 1\]'),
+    (dict(images=np.ones((2, 6, 6))), 'channels'),
+    (dict(labels=[0]), 'one class for each of the 44'),
+    (dict(labels=np.full(44, 7)), 'labels go up to 7; the model has 5'),
+  ],
+  ids=str,
+)
+def test_refusals(changes, words):
+  fn, images, labels = problem()
+  arguments = dict(images=images, labels=labels) | changes
+  with pytest.raises(UserError, match=words):
+    robust_accuracy(fn, **arguments, **QUICK)
+
+
+def test_what_stands_is_known_by_its_number():
+  found = swept()
+  for eps, fall in found.falls.items():
+    rows = found.columns['eps'] == eps
+    right = found.columns['prediction_after'] == found.columns['label']
+    np.testing.assert_array_equal(fall.fallen == STANDS, right[rows])
