@@ -3,7 +3,7 @@
 In a notebook:
 
   restored = vmoe_robust.load('runs/digits_moe')
-  vmoe_robust.robust_accuracy(restored, images, labels, eps=8 / 255)
+  vmoe_robust.robust_accuracy(restored, images, labels, eps=8 / 255).accuracy
 """
 
 import importlib

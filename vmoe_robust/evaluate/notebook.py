@@ -167,6 +167,16 @@ def robust_accuracy(
 def _runner(model, through, shape, names, norm, budget, seed, size):
   """What attacks the model, and the number of its classes."""
   if isinstance(model, Restored):
+    wanted, loss = model.model.image_shape, model.config.train.loss
+    if shape != wanted:
+      raise UserError(
+        f'images are {list(shape)}; the model takes {list(wanted)}'
+      )
+    if loss != 'softmax':
+      raise UserError(
+        f'the model has several labels an image ({loss} loss); attack it by '
+        'configs/attack_pgd.py'
+      )
     victim = of_model(model.model, model.params, 'dropless')
   else:
     victim = of_function(model, through)
