@@ -9,8 +9,10 @@ Command:
   python -m vmoe_robust.main --config=configs/moe_h14.py --workdir=WORKDIR \
     --config.data.dir=TFDS_DIR
 
-Hardware: see docs/results/rehearsals.md. One ImageNet is too small for this
-model; it is here to be rehearsed, and as a start for larger data.
+Hardware: made for 512 chips of v5p, where it fits (compiled, not run; see
+docs/results/rehearsals.md); 881.5 GFLOP an image forward. One ImageNet is too
+small for this model; it is here to be rehearsed, and as a start for larger
+data.
 
 Expected: not yet measured. The paper pre-trains on JFT-300M, which is not
 public.

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.mesh import BATCH_AXES, DATA, EXPERT, MODEL, batch_shards
+from vmoe_robust.mesh import DATA, EXPERT, MODEL, batch_shards
 from vmoe_robust.models import grouped
 from vmoe_robust.models.routers import ROUTERS
 from vmoe_robust.models.routers.routing import Placement, Routing
@@ -113,9 +113,7 @@ class ExpertParallel:
     """Runs this device's experts, each on its rows."""
     w1, b1, w2, b2 = self._cast(weights)
     hidden = nn.gelu(jnp.einsum('end,edf->enf', rows, w1) + b1[:, None])
-    # Each device of the model axis holds some of the hidden units.
-    out = lax.psum(jnp.einsum('enf,efd->end', hidden, w2), MODEL)
-    return out + b2[:, None]
+    return self._sum(jnp.einsum('enf,efd->end', hidden, w2)) + b2[:, None]
 
   def _first(self, weights, rows):
     w1, b1, _, _ = self._cast(weights)
@@ -123,11 +121,15 @@ class ExpertParallel:
 
   def _second(self, weights, hidden):
     _, _, w2, b2 = self._cast(weights)
-    return lax.psum(nn.gelu(hidden) @ w2, MODEL) + b2
+    return self._sum(nn.gelu(hidden) @ w2) + b2
+
+  def _sum(self, parts):
+    # Each device of the model axis holds some of the hidden units.
+    return lax.psum(parts, MODEL) if self.mesh.shape[MODEL] > 1 else parts
 
   def longest(self, length: Int[Array, '']) -> Int[Array, '']:
     """The maximum over the devices that exchange rows."""
-    return lax.pmax(length, EXPERT)
+    return lax.pmax(length, EXPERT) if self.mesh.shape[EXPERT] > 1 else length
 
   def _cast(self, weights):
     return tuple(w.astype(self.dtype) for w in weights)
@@ -213,20 +215,22 @@ class Moe(nn.Module):
       config=config.router,
       dropless=grouping.dropless,
     )
+    data, expert, model = (_split(self.mesh, a) for a in (DATA, EXPERT, MODEL))
+    rows = P(data + expert)
     run = jax.shard_map(
       run,
       mesh=self.mesh,
       in_specs=(
         (
-          P(EXPERT, None, MODEL),
-          P(EXPERT, MODEL),
-          P(EXPERT, MODEL, None),
-          P(EXPERT, None),
+          P(expert, None, model),
+          P(expert, model),
+          P(expert, model, None),
+          P(expert, None),
         ),
-        P(BATCH_AXES),
-        P(BATCH_AXES),
+        rows,
+        rows,
       ),
-      out_specs=P(BATCH_AXES),
+      out_specs=rows,
       # A kernel does not say over which axes its result varies.
       check_vma=not experts.kernel,
     )
@@ -236,10 +240,19 @@ class Moe(nn.Module):
     return y.reshape(x.shape), record
 
 
+def _split(mesh, axis):
+  """The axis, if there is something to split: else no sum is taken over it.
+
+  CPUs make a copy for a sum over one device.
+  """
+  return (axis,) if mesh.shape[axis] > 1 else ()
+
+
 def _run_local(weights, x, routing, *, run, experts, config, dropless):
   # Weights enter alike on all of `data`: typed as varying here, their
   # gradient is summed over it once, not in every round.
-  weights = tuple(lax.pcast(w, DATA, to='varying') for w in weights)
+  data = _split(experts.mesh, DATA)
+  weights = tuple(lax.pcast(w, data, to='varying') for w in weights)
   return run(experts, weights, x, routing, config, dropless)
 
 
