@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import choose, command_line
-from vmoe_robust.evaluate import attack
+from vmoe_robust.evaluate import attack, corruptions, smoothing
 from vmoe_robust.mesh import pod
 from vmoe_robust.train import loop
 
@@ -24,18 +24,23 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main(argv: list[str]):
   """Does what the configuration says."""
   config = command_line.load(_CONFIG, argv)
-  modes = {'train': loop.run, 'attack': attack.run}
+  modes = {
+    'train': loop.run,
+    'attack': attack.run,
+    'corrupt': corruptions.run,
+    'certify': smoothing.run,
+  }
   run_mode = modes[choose('config.mode', config.mode, modes)]
   with pod.together() if _DISTRIBUTED.value else contextlib.nullcontext():
-    if _DISTRIBUTED.value and config.mode == 'attack':
-      # JAX now catches SIGTERM, for a run to save; an attack has nothing to.
+    if _DISTRIBUTED.value and config.mode != 'train':
+      # JAX now catches SIGTERM, for a run to save; others have nothing to.
       signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_mode(config, _WORKDIR.value or _default_workdir(config))
 
 
 def _default_workdir(config) -> str:
   name = command_line.name()
-  if config.mode == 'attack':
+  if config.mode != 'train':
     path = Path(config.checkpoint).absolute()
     if path.parent.name == 'checkpoints':
       name += f'-{path.parents[1].name}'

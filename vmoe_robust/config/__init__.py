@@ -14,6 +14,7 @@ from vmoe_robust.config.checks import (
   validate_attack,
 )
 from vmoe_robust.config.fields import (
+  CORRUPTIONS,
   MACHINE_FIELDS,
   ConfigDict,
   UserError,
@@ -28,6 +29,7 @@ from vmoe_robust.config.fields import (
 )
 
 __all__ = [
+  'CORRUPTIONS',
   'MACHINE_FIELDS',
   'ROUTERS',
   'ConfigDict',

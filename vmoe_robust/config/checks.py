@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from vmoe_robust.config.fields import (
+  CORRUPTIONS,
   ConfigDict,
   UserError,
   batch_size,
@@ -13,7 +14,7 @@ from vmoe_robust.config.fields import (
   moe_blocks,
 )
 
-MODES = ('train', 'attack')
+MODES = ('train', 'attack', 'corrupt', 'certify')
 ROUTERS = ('top_k', 'expert_choice', 'soft')
 HEADS = ('token', 'gap', 'map')
 POSITIONS = ('learned', 'sincos')
@@ -77,6 +78,8 @@ def validate(config: ConfigDict, devices: int):
   _validate_model(config)
   _validate_train(config)
   validate_attack(config.attack)
+  _validate_corrupt(config.corrupt)
+  _validate_certify(config.certify)
   _validate_mesh(config, devices)
 
 
@@ -286,6 +289,52 @@ def _fixed(attack: ConfigDict, fields: dict):
       )
 
 
+def _validate_corrupt(corrupt: ConfigDict):
+  names, severities = 'config.corrupt.names', 'config.corrupt.severities'
+  _several(names, corrupt.names, "('fog', 'snow')")
+  for name in corrupt.names:
+    choose(names, name, CORRUPTIONS)
+  _several(severities, corrupt.severities, '(1, 3, 5)')
+  for severity in corrupt.severities:
+    if severity not in (1, 2, 3, 4, 5):
+      raise UserError(
+        f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
+      )
+  _at_least('config.corrupt.batch_size', corrupt.batch_size, 0)
+
+
+def _validate_certify(certify: ConfigDict):
+  for name in ('n0', 'n', 'every'):
+    _positive(f'config.certify.{name}', certify[name])
+  _at_least('config.certify.batch_size', certify.batch_size, 0)
+  if not 0 < certify.sigma < math.inf:
+    raise UserError(
+      f'config.certify.sigma={certify.sigma} is no noise; use a number above '
+      '0, such as 0.25'
+    )
+  if not 0 < certify.alpha < 1:
+    raise UserError(
+      f'config.certify.alpha={certify.alpha} is the probability of a false '
+      'certificate; use a number between 0 and 1, such as 0.001'
+    )
+  # Even if all n draws agree, the lower bound is alpha^(1/n).
+  if certify.alpha ** (1 / certify.n) <= 0.5:
+    least = math.floor(-math.log2(certify.alpha)) + 1
+    raise UserError(
+      f'config.certify.n={certify.n} can certify nothing at '
+      f'config.certify.alpha={certify.alpha}; use {least} or more, such as '
+      '10000'
+    )
+  _several('config.certify.radii', certify.radii, '(0.0, 0.5)')
+  _numbers('config.certify.radii', certify.radii)
+  for radius in certify.radii:
+    if not 0 <= radius < math.inf:
+      raise UserError(
+        f'config.certify.radii={radius} is no radius; use 0 or more, such as '
+        '0.5'
+      )
+
+
 def _validate_mesh(config: ConfigDict, devices: int):
   expert, experts = config.mesh.expert, config.model.experts
   if expert > 0 and experts % expert:
@@ -304,7 +353,7 @@ def _validate_mesh(config: ConfigDict, devices: int):
         f'{_divisors_text(config.model[name])}'
       )
   uses = ('train', 'eval', 'attack')
-  for use in uses if config.mode == 'train' else uses[2:]:
+  for use in uses if config.mode == 'train' else (config.mode,):
     _validate_batch(config, use, data * expert)
 
 
@@ -345,6 +394,16 @@ def choose(field: str, value: str, choices: Iterable[str]) -> str:
       + ', '.join(repr(c) for c in choices)
     )
   return value
+
+
+def _several(field: str, values: Iterable, example: str):
+  """Refuses text, nothing, and anything twice."""
+  if isinstance(values, str) or not values:
+    raise UserError(
+      f'{field}={values!r} is no tuple of values; use one such as {example}'
+    )
+  if len(set(values)) < len(values):
+    raise UserError(f'{field}={values} has a value twice; leave one out')
 
 
 def _numbers(field: str, values: Iterable):

@@ -11,6 +11,14 @@ class UserError(ValueError):
   """Something the user can mend; main prints the message as one line."""
 
 
+# Of ImageNet-C (arXiv:1903.12261), in the order of its tables. A corruption's
+# draws follow its place here.
+CORRUPTIONS = (
+  *('gaussian_noise', 'shot_noise', 'impulse_noise'),
+  *('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
+  *('snow', 'frost', 'fog', 'brightness'),
+  *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
+)
 # How a run is carried out. These change no number that it finds.
 MACHINE_FIELDS = (
   'config.mesh.',
@@ -28,9 +36,9 @@ def default() -> ConfigDict:
   """The configuration with every field at its default."""
   return ConfigDict(
     dict(
-      mode='train',  # 'train' or 'attack'
+      mode='train',  # 'train', 'attack', 'corrupt' or 'certify'
       seed=0,
-      checkpoint='',  # attack: the workdir, or one of its steps, to attack
+      checkpoint='',  # not train: the workdir, or one of its steps, to judge
       init_from='',  # train: start from these weights (workdir or .npz)
       data=_data(),
       model=_model(),
@@ -47,6 +55,8 @@ def default() -> ConfigDict:
         keep_every=0,  # every k-th step stays for ever; 0: none
       ),
       attack=_attack(),
+      corrupt=_corrupt(),
+      certify=_certify(),
     )
   )
 
@@ -55,7 +65,7 @@ def _data() -> dict:
   return dict(
     name='digits',  # 'digits', 'folder', or any TFDS name such as 'cifar10'
     dir='',  # where the data are; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
-    split='train',  # TFDS syntax; attack mode: what to attack, '': eval_split
+    split='train',  # TFDS syntax; other modes: what to judge, '': eval_split
     eval_split='test',
     image_size=8,  # height and width of what the model sees
     resize=0,  # evaluation: shorter side before the central crop; 0: no margin
@@ -172,6 +182,28 @@ def _attack() -> dict:
   )
 
 
+def _corrupt() -> dict:
+  return dict(
+    names=CORRUPTIONS,
+    severities=(1, 2, 3, 4, 5),
+    frost_dir='',  # with the authors' photographs frost1.png and so on; '':
+    # frost is drawn, and its numbers are not those of ImageNet-C
+    batch_size=0,  # 0: the evaluation's
+  )
+
+
+def _certify() -> dict:
+  return dict(
+    sigma=0.25,  # of the noise, in units of pixels in [0, 1]
+    n0=100,  # draws that select a class
+    n=10_000,  # draws that estimate its probability
+    alpha=0.001,  # each certificate is false with at most this probability
+    radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2 in the units of sigma
+    every=1,  # every k-th example of the split, first is 0
+    batch_size=0,  # noisy images at a time; 0: the evaluation's
+  )
+
+
 def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
   """Indices of the sparse blocks, ascending; empty for a dense model."""
   if not model.experts:
@@ -186,11 +218,11 @@ def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
 
 
 def batch_size(config: ConfigDict, use: str) -> int:
-  """Images in a batch for use 'train', 'eval' or 'attack'."""
+  """Images in a batch for use 'train', 'eval', 'attack' and so on."""
   train = config.train.batch_size
   evaluation = config.eval.batch_size or train
   sizes = {'train': train, 'eval': evaluation}
-  return sizes.get(use) or config.attack.batch_size or evaluation
+  return sizes.get(use) or config[use].batch_size or evaluation
 
 
 def to_json(config: ConfigDict) -> str:

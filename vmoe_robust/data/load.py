@@ -1,13 +1,14 @@
 """From an example's number to the pixels that the model sees."""
 
 import dataclasses
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import augment
+from vmoe_robust.data.corruptions import Corruption
 from vmoe_robust.data.decode import CorruptImage, decode_image
 from vmoe_robust.data.source import Source
 
@@ -19,6 +20,7 @@ class Row(TypedDict):
   label: np.ndarray  # int32, or float32 [classes]
   mask: np.ndarray  # bool; False: no image here, count nothing
   index: np.ndarray  # int32; the example's number in the split, or -1
+  variant: NotRequired[np.ndarray]  # int32; of `Variants`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +81,23 @@ class Loader:
       mask=np.bool_(image is not None),
       index=np.int32(index),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Variants:
+  """All examples under the first corruption, then under the second, ..."""
+
+  loader: Loader
+  corruptions: tuple[Corruption, ...]
+
+  def __call__(self, position: int, rng: np.random.Generator) -> Row:
+    """The row at a position, with `variant`: which corruption, or padding."""
+    examples = len(self.loader.source)
+    variant, index = divmod(position, examples)
+    is_padding = variant >= len(self.corruptions)
+    row = self.loader(examples if is_padding else index, rng)
+    if row['mask']:
+      image = self.corruptions[variant](row['image'], index)
+      row['image'] = np.ascontiguousarray(image)
+    row['variant'] = np.int32(-1 if is_padding else variant)
+    return row

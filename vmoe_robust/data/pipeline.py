@@ -9,7 +9,7 @@ hold.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 
 import grain
@@ -20,7 +20,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
-from vmoe_robust.data.load import Loader
+from vmoe_robust.data.corruptions import Corruption
+from vmoe_robust.data.load import Loader, Variants
 from vmoe_robust.data.source import Source
 
 _CHUNK = 16  # at most so many rows are loaded as one task
@@ -71,6 +72,7 @@ def eval_batches(
   *,
   batch_size: int,
   sharding: jax.sharding.NamedSharding,
+  corruptions: Sequence[Corruption] = (),
 ) -> 'EvalBatches':
   """Every example once, in order; the last batch is padded and masked.
 
@@ -79,12 +81,16 @@ def eval_batches(
     source: the examples.
     batch_size: of all devices together.
     sharding: how the leading axis lies on the devices.
+    corruptions: every example once under each of them, one after the other;
+      'variant' int32 [batch] says which.
   """
-  padded = -(-len(source) // batch_size) * batch_size
+  loader = Loader(source, data, train=False)
+  rows = len(source) * max(len(corruptions), 1)
+  padded = -(-rows // batch_size) * batch_size
   positions = (
     grain.MapDataset.range(padded)
     .seed(0)  # not drawn from
-    .random_map(Loader(source, data, train=False))
+    .random_map(Variants(loader, tuple(corruptions)) if corruptions else loader)
   )
   return EvalBatches(data, source, positions, batch_size, sharding)
 

@@ -32,3 +32,24 @@ class Source(Protocol):
   def describe(self, index: int) -> str:
     """A name by which a person finds the example."""
     ...
+
+
+class Every:
+  """Every k-th example of a source, the first included."""
+
+  def __init__(self, source: Source, step: int):
+    self._source, self._step = source, step
+    self.num_classes, self.channels = source.num_classes, source.channels
+    self.class_names, self.multi_label = source.class_names, source.multi_label
+
+  def __len__(self) -> int:
+    """The number of examples."""
+    return -(-len(self._source) // self._step)
+
+  def __getitem__(self, index: int) -> Example:
+    """The example, not decoded."""
+    return self._source[index * self._step]
+
+  def describe(self, index: int) -> str:
+    """A name by which a person finds the example."""
+    return self._source.describe(index * self._step)

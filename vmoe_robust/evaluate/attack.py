@@ -32,9 +32,10 @@ from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.results import require_writable
 from vmoe_robust.report.terminal import say
 
-# What an attack says for itself; everything else is the saved run's.
+# What a mode says for itself, with the fields of its name; everything else is
+# the saved run's.
 _OWN = (
-  *('config.mode', 'config.seed', 'config.checkpoint', 'config.attack.'),
+  *('config.mode', 'config.seed', 'config.checkpoint'),
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   *MACHINE_FIELDS,
 )
@@ -72,22 +73,25 @@ def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
 
 
 def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
-  """The attack's configuration on the model and the data of a saved run.
+  """The configuration of a mode on the model and the data of a saved run.
 
-  Of `config.data` the name, the directory and the split count where they are
-  not empty, and how to read; the rest is as the model was trained.
+  Its own are the fields of its name, such as `config.attack`. Of `config.data`
+  the name, the directory and the split count where they are not empty, and how
+  to read; the rest is as the model was trained.
 
   Raises:
     UserError: a field was set that would have no effect.
   """
-  ignored = differences(config, default(), _OWN)
+  own = (*_OWN, f'config.{config.mode}.')
+  ignored = differences(config, default(), own)
   if ignored:
     raise UserError(
-      f'{ignored[0].split(" ")[0]} has no effect: a checkpoint is attacked '
-      'with the model and the data of its own run; leave it out'
+      f'{ignored[0].split(" ")[0]} has no effect with config.mode='
+      f'{config.mode!r}, where the model and the data are those of the '
+      "checkpoint's own run; leave it out"
     )
   out = saved.copy_and_resolve_references()
-  for name in ('mode', 'seed', 'checkpoint', 'attack', 'mesh'):
+  for name in ('mode', 'seed', 'checkpoint', config.mode, 'mesh'):
     out[name] = config[name]
   out.data.split = config.data.split or saved.data.eval_split
   out.data.name = config.data.name or saved.data.name

@@ -1,0 +1,189 @@
+"""What the modes share that judge a saved checkpoint without an attack."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from vmoe_robust.checkpoint import locate, read_config
+from vmoe_robust.config import (
+  MACHINE_FIELDS,
+  UserError,
+  differences,
+  from_json,
+  validate,
+)
+from vmoe_robust.data import Source, open_source
+from vmoe_robust.evaluate.attack import combine
+from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.records import read_records, write_records
+from vmoe_robust.report.results import require_writable, write_json
+from vmoe_robust.report.terminal import say
+
+RESULTS, RECORDS = 'results.json', 'records.parquet'
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'opencv-python-headless')
+_PACKAGES += ('pillow', 'scipy')
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A checkpoint and the examples it is judged on."""
+
+  restored: Restored
+  source: Source
+  config: ConfigDict
+  workdir: str | os.PathLike
+
+
+def opened(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  closing: Callable[[dict, str | os.PathLike], str],
+) -> Opened | None:
+  """What `config` is to judge, or None if that is done and now shown.
+
+  Args:
+    config: of a mode; `config.checkpoint` names the model.
+    workdir: where the results go.
+    closing: `(results, workdir)` to the text that ends a run.
+
+  Raises:
+    UserError: the checkpoint, the data, the configuration or the results that
+      are in the work directory do not fit.
+  """
+  saved_in, step = locate(config.checkpoint)
+  config = combine(config, read_config(saved_in))
+  validate(config, jax.device_count())
+  require_writable(workdir)
+  path = Path(workdir) / RESULTS
+  if path.exists():
+    results = json.loads(path.read_text())
+    _require_same(results, config, workdir, step)
+    say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
+    return None
+  source = open_source(config.data, config.data.split)
+  check_fit(config, source)
+  return Opened(restore(saved_in, step, config), source, config, workdir)
+
+
+def write(
+  opened: Opened,
+  columns: Columns,
+  corrupt: set[int],
+  summarise: Callable[[Columns], dict],
+) -> dict:
+  """Writes the records, and the results computed from what was written.
+
+  The first process writes; all return the same.
+
+  Args:
+    opened: what was judged.
+    columns: a row an example, or several.
+    corrupt: the examples that were skipped.
+    summarise: the records to the results that are the mode's own.
+
+  Raises:
+    UserError: no example could be read.
+  """
+  config = opened.config
+  if not len(columns['index']):
+    raise UserError(
+      f'all {len(corrupt)} images of config.data.split='
+      f'{config.data.split!r} are corrupt; check config.data.dir'
+    )
+  path, first = Path(opened.workdir) / RECORDS, jax.process_index() == 0
+  if first:
+    write_records(path, columns)
+    columns = read_records(path)
+  versions = {name: metadata.version(name) for name in _PACKAGES}
+  results = summarise(columns) | {
+    'checkpoint': str(opened.restored.workdir),
+    'step': opened.restored.step,
+    'split': f'{config.data.name} {config.data.split}',
+    'experts': 'dropless',
+    'corrupt_images': [opened.source.describe(i) for i in sorted(corrupt)],
+    'records': str(path),
+    'config': config.to_dict(),
+    'versions': versions | {'python': platform.python_version()},
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }
+  if first:
+    write_json(Path(opened.workdir) / RESULTS, results)
+  return results
+
+
+def classes(
+  logits: Float[Array, 'batch classes'],
+) -> Int[Array, 'batch']:
+  """The top class of each image, -1 where a logit is not finite."""
+  top = logits.argmax(-1).astype(jnp.int32)
+  return jnp.where(jnp.isfinite(logits).all(-1), top, -1)
+
+
+def is_right(
+  predictions: Int[np.ndarray, 'rows'], labels: np.ndarray
+) -> Bool[np.ndarray, 'rows']:
+  """Whether a class is the label, or one of several; -1 never is."""
+  if labels.ndim == 1:
+    return predictions == labels
+  found = np.take_along_axis(labels, np.maximum(predictions, 0)[:, None], 1)
+  return (predictions >= 0) & (found[:, 0] > 0)
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The whole arrays, on every host."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, unit: str) -> Iterator[Callable]:
+  """`Progress.update` on the first process, and nothing on the others."""
+  if jax.process_index():
+    yield lambda done, images=0, text='': None
+    return
+  line = Progress(total, what, unit)
+  try:
+    yield line.update
+  finally:
+    line.close()
+
+
+def footer(results: dict, workdir: str | os.PathLike) -> str:
+  """The lines below a mode's table."""
+  lines = [
+    f'{results["examples"]} examples of {results["split"]}, step '
+    f'{results["step"]} of {results["checkpoint"]}'
+  ]
+  if count := len(results['corrupt_images']):
+    lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
+  lines.append(f'written to {workdir}: {RESULTS}, {RECORDS}')
+  return '\n'.join(lines)
+
+
+def _require_same(results: dict, config: ConfigDict, workdir, step: int):
+  found = from_json(json.dumps(results['config']))
+  changed = differences(config, found, MACHINE_FIELDS)
+  if results['step'] != step:
+    changed.append(f'step {step} (was {results["step"]})')
+  if changed:
+    raise UserError(
+      f'--workdir={workdir} has other results: {"; ".join(changed[:3])}; use '
+      'another --workdir'
+    )
