@@ -45,7 +45,8 @@ def test_the_experiments_are_there():
     *('moe_b16', 'moe_b32', 'moe_s32', 'moe_l16', 'moe_h14'),
     *('vit_b16', 'vit_b32', 'vit_s32', 'vit_l16'),
     *('vit_bp32', 'vit_bpp32', 'vit_bppp32'),
-    *('finetune_384', 'attack_pgd', 'corruptions', 'certify'),
+    *('attack_pgd', 'attack_autoattack', 'corruptions', 'certify'),
+    'finetune_384',
   }
   assert len(TWINS) == 6
 

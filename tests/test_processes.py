@@ -191,6 +191,26 @@ def test_a_pod_stopped_killed_and_moved_equals_one_process(tmp_path):
   arguments += ['--config.attack.steps=1', '--config.attack.eps=(0.1,)']
   finish(*start_pod(attacked, 2, 4, arguments))
   assert_split_exactly_once(attacked, whole)
+  assert_an_ensemble_equals_that_of_one_process(moved, tmp_path)
+
+
+def assert_an_ensemble_equals_that_of_one_process(checkpoint, folder):
+  arguments = ['--config=configs/attack_autoattack.py']
+  arguments += [f'--config.checkpoint={checkpoint}']
+  arguments += ['--config.attack.name=apgd_ce+square']
+  arguments += ['--config.attack.steps=3', '--config.attack.queries=5']
+  arguments += ['--config.attack.eps=(0.1,)']
+  alone, pod_ = start(folder / 'alone', 8, arguments), folder / 'pod'
+  outputs = finish(alone, *start_pod(pod_, 2, 4, arguments))
+  assert 'after apgd_ce' in outputs[1] and 'after' not in outputs[2]
+  here, there = (
+    read_records(w / 'records.parquet') for w in (folder / 'alone', pod_)
+  )
+  for name in ('index', 'label', 'prediction_before', 'fallen_in'):
+    np.testing.assert_array_equal(here[name], there[name])
+  assert (here['prediction_after'] == there['prediction_after']).mean() > 0.99
+  assert not (pod_ / 'unfinished_attack').exists()
+  assert (pod_ / 'robustness.png').stat().st_size > 1000
 
 
 def test_an_error_of_one_process_ends_the_other_in_time(tmp_path):

@@ -1,0 +1,46 @@
+import contextlib
+
+import numpy as np
+import pytest
+
+from vmoe_robust import config as config_lib
+from vmoe_robust.config import UserError
+from vmoe_robust.data import open_source
+from vmoe_robust.data.rows import Rows
+
+
+def test_rows_by_number_are_those_of_the_source():
+  data = config_lib.default().data
+  source = open_source(data, 'test')
+  with contextlib.closing(Rows(source, data)) as rows:
+    assert len(rows) == 360
+    rows.ahead([7, 3, 3])
+    found = rows(np.array([3, -1, 7]))
+    assert found['mask'].tolist() == [True, False, True]
+    assert found['index'].tolist() == [3, -1, 7]
+    for place, number in ((0, 3), (2, 7)):
+      np.testing.assert_array_equal(
+        found['image'][place], source[number]['image']
+      )
+      assert found['label'][place] == source[number]['label']
+    again = rows(np.array([3, -1, 7]))
+    np.testing.assert_array_equal(again['image'], found['image'])
+
+
+def test_a_corrupt_image_is_named():
+  class Damaged:
+    num_classes, channels, multi_label = 2, 1, False
+
+    def __len__(self):
+      return 2
+
+    def __getitem__(self, index):
+      return {'image': b'no jpeg', 'label': index}
+
+    def describe(self, index):
+      return f'example {index}'
+
+  data = config_lib.default().data
+  with contextlib.closing(Rows(Damaged(), data)) as rows:
+    with pytest.raises(UserError, match='example 1 is corrupt'):
+      rows(np.array([1]))
