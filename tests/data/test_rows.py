@@ -30,6 +30,7 @@ def test_rows_by_number_are_those_of_the_source():
 def test_a_corrupt_image_is_named():
   class Damaged:
     num_classes, channels, multi_label = 2, 1, False
+    class_names = ('0', '1')
 
     def __len__(self):
       return 2

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from vmoe_robust.attacks.interface import Images
 from vmoe_robust.attacks.norms import per_image
 
-# Halvings that leave one piece of a piecewise linear function.
-_HALVINGS = 40
+# Of Newton's method; random problems of 3,072 pixels took fewer.
+_STEPS = {'linf': 10, 'l2': 16}
 # Weights that are as good as none.
 _TINY = 1e-8
 
@@ -42,28 +42,22 @@ def project(
 
 
 def _level(size, room, need, norm):
-  """Moves min(t * speed, room), with the least t whose gain is enough."""
+  """Moves min(t * speed, room), with the least t whose gain is enough.
+
+  The gain is concave and piecewise linear in t, so that Newton's method comes
+  from below and ends at the very t once it is on its piece.
+  """
   speed = jnp.sign(size) if norm == 'linf' else size
   total = lambda x: x.sum((1, 2, 3))
   move = lambda t: jnp.minimum(per_image(t) * speed, room)
-  gain = lambda t: total(size * move(t))
-  safe = jnp.where(speed > 0, speed, 1)
-  low = jnp.zeros_like(need)
-  high = jnp.where(speed > 0, room / safe, 0).max((1, 2, 3))
 
-  def halve(_, bounds):
-    low, high = bounds
-    middle = (low + high) / 2
-    enough = gain(middle) >= need
-    return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+  def better(_, t):
+    free = per_image(t) * speed < room
+    slope = total(jnp.where(free, size * speed, 0))
+    rest = jnp.maximum(need - total(size * move(t)), 0)
+    return t + jnp.where(slope > 0, rest / jnp.where(slope > 0, slope, 1), 0)
 
-  low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
-  # Between two neighbours the gain is linear: solve for it exactly.
-  free = (speed > 0) & (per_image(high) * speed < room)
-  slope = total(jnp.where(free, size * speed, 0))
-  rest = need - total(jnp.where(free, 0, size * move(high)))
-  exact = jnp.clip(rest / jnp.where(slope > 0, slope, 1), low, high)
-  return move(jnp.where(slope > 0, exact, high))
+  return move(jax.lax.fori_loop(0, _STEPS[norm], better, jnp.zeros_like(need)))
 
 
 def _greedy(size, room, need):

@@ -115,6 +115,13 @@ class Runner:
     self._score = jax.jit(score, out_shardings=(self._whole, self._whole))
     self._look = jax.jit(self._look_at, out_shardings=self._whole)
 
+  @property
+  def layout(self) -> list:
+    """By which the arrays of a snapshot are known to fit."""
+    devices = self.victim.mesh.devices
+    kind = devices.flat[0].device_kind
+    return [jax.process_count(), devices.size, kind, self.batch]
+
   def clean(self, rows: Rows) -> Clean:
     """Judges every example as it is."""
     found = []

@@ -57,15 +57,15 @@ def release(folder: str | os.PathLike):
 class Snapshots:
   """In memory alone without a folder; then nothing is kept."""
 
-  def __init__(self, folder: str | os.PathLike | None, slots: int):
+  def __init__(self, folder: str | os.PathLike | None, layout: list):
     """Nothing is read or written yet.
 
     Args:
       folder: where it is kept, which all processes see.
-      slots: of the batch.
+      layout: of the devices' arrays; those of another one are not read.
     """
     self._folder = None if folder is None else pathlib.Path(folder)
-    self._number, self._layout = 0, [*_layout(), slots]
+    self._number, self._layout = 0, layout
     if self._folder is not None:
       self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -158,11 +158,6 @@ def _reader(parts: dict[str, np.ndarray], number: int) -> Callable:
 
 def _name(number: int, index: tuple[slice, ...]) -> str:
   return f'{number} {[(part.start, part.stop) for part in index]}'
-
-
-def _layout() -> list:
-  kind = jax.devices()[0].device_kind
-  return [jax.process_count(), jax.device_count(), kind]
 
 
 def together(name: str):

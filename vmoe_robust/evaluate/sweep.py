@@ -81,7 +81,7 @@ def run(
   parts, loads, falls, shown = [], {}, {}, None
   for eps in radii:
     place = None if folder is None else pathlib.Path(folder, eps_name(eps))
-    snapshots = Snapshots(place, runner.batch)
+    snapshots = Snapshots(place, runner.layout)
     x_adv = snapshots.x_adv((len(rows), *shape))
     found = _read(place)
     if found is None:
