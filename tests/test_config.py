@@ -100,6 +100,14 @@ def test_two_ways_to_place_blocks():
     ({'eps': ('much',)}, "'much' is not a number"),
     ({'norm': 'l2', 'eps': (float('inf'),)}, 'no radius'),
     ({'steps': 0}, 'config.attack.steps=0'),
+    ({'name': 'apgd_ce+sqare'}, "'sqare' is not known"),
+    ({'name': 'pgd+autoattack'}, 'stands alone'),
+    ({'name': 'square', 'norm': 'l1'}, 'square has no l1'),
+    ({'name': 'autoattack', 'experts': 'capacity'}, "has 'dropless'"),
+    ({'name': 'apgd_t', 'target': 'random'}, "config.attack.target='random'"),
+    ({'name': 'pgd', 'compute_dtype': 'bfloat16'}, 'compute_dtype'),
+    ({'name': 'fab', 'compute_dtype': 'float8'}, "'float8' is not known"),
+    ({'queries': 0}, 'config.attack.queries=0'),
     ({'step_size': -1.0}, 'config.attack.step_size=-1.0'),
   ],
   ids=str,
@@ -125,3 +133,17 @@ def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
 def test_a_foreign_configuration_is_refused():
   with pytest.raises(UserError, match="field 'lr'"):
     config_lib.from_json('{"lr": 1}')
+
+
+def test_every_field_has_a_full_name():
+  found = config_lib.flatten(config_lib.default())
+  assert found['config.attack.steps'] == 40
+  assert found['config.model.router.name'] == 'top_k'
+  assert not any(hasattr(value, 'items') for value in found.values())
+
+
+def test_lists_of_attacks_are_the_same_here_and_there():
+  from vmoe_robust.attacks import ensembles
+  from vmoe_robust.config import checks
+
+  assert {*checks.ATTACKS} == {*ensembles.names(), *checks.WHOLE_ATTACKS}

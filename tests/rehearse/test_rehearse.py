@@ -201,6 +201,7 @@ def test_without_libtpu_the_way_out_is_named(monkeypatch):
   [
     ({'train.batch_size': 31}, 'config.train.batch_size=31 is not divisible'),
     ({'mode': 'attack'}, 'needs a checkpoint'),
+    ({'attack.name': 'autoattack'}, 'is many programs'),
     ({'data.name': 'secret'}, 'set --config.model.num_classes'),
     (
       {'data.name': 'secret', 'model.num_classes': 2, 'model.channels': 1},

@@ -11,7 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.config import UserError, batch_size, mesh_shape, validate
+from vmoe_robust.config import (
+  WHOLE_ATTACKS,
+  UserError,
+  batch_size,
+  mesh_shape,
+  validate,
+)
 from vmoe_robust.mesh import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import advice, datasets, estimate, topology
@@ -76,6 +82,12 @@ def _mesh(config: ConfigDict, devices: list[jax.Device], slices: int) -> Mesh:
       f'config.mode={config.mode!r} needs a checkpoint; rehearse the '
       'configuration that trains it, which is attacked as its config.attack '
       'says'
+    )
+  if config.attack.name not in WHOLE_ATTACKS:
+    raise UserError(
+      f'config.attack.name={config.attack.name!r} is many programs, which run '
+      'as long as images stand; rehearse --config.attack.name=pgd, whose steps '
+      'cost the same'
     )
   validate(config, len(devices))
   shape = mesh_shape(config, len(devices))
