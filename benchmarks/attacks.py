@@ -10,6 +10,7 @@ left out by a first run of a few images, and given apart. A table for people,
 then one line of JSON.
 """
 
+import functools
 import json
 import os
 import sys
@@ -42,18 +43,14 @@ def torch_model(reference: Reference):
   """The ViT of `Reference.logits` in PyTorch; images are NCHW."""
   import torch
 
-  weights = lambda name: torch.tensor(
-    np.asarray(reference[f'weights/{name}'], np.float32)
-  )
+  @functools.cache
+  def weights(name):
+    return torch.tensor(np.asarray(reference[f'weights/{name}'], np.float32))
 
   def dense(x, name, form='...d,de->...e'):
     return torch.einsum(form, x, weights(f'{name}/kernel')) + weights(
       f'{name}/bias'
     )
-
-  cached = {}
-  plain = weights
-  weights = lambda name: cached.setdefault(name, plain(name))
 
   def norm(x, name):
     scale, bias = weights(f'{name}/scale'), weights(f'{name}/bias')
@@ -69,7 +66,7 @@ def torch_model(reference: Reference):
         block = f'Encoder/encoderblock_{number}'
         y, attention = norm(x, f'{block}/LayerNorm_0'), f'{block}/SelfAttention'
         query, key, value = (
-          dense(y, f'{attention}/{name}', 'btd,dhe->bhte')
+          dense(y, f'{attention}/{name}', 'btd,dhe->bthe').transpose(1, 2)
           for name in ('query', 'key', 'value')
         )
         y = torch.nn.functional.scaled_dot_product_attention(query, key, value)

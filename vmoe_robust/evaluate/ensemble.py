@@ -111,7 +111,9 @@ class Runner:
     self._whole = NamedSharding(victim.mesh, PartitionSpec())
     devices = self._place.addressable_devices_indices_map((batch_size,))
     self._mine = process_rows(devices, batch_size)
-    self._programs = {}
+    self._programs, self._begins = {}, {}
+    self._checks = warn.Checks(victim)
+    self._all = jax.jit(lambda x: x, out_shardings=self._whole)
     self._score = jax.jit(score, out_shardings=(self._whole, self._whole))
     self._look = jax.jit(self._look_at, out_shardings=self._whole)
 
@@ -242,7 +244,9 @@ class Runner:
     indices = next(self._batches(len(rows)))
     batch = self._put(rows(indices[self._mine]), indices)
     images = slots_lib.as_floats(batch['image'])
-    return warn.before(self.victim, images, batch['label'], batch['mask'])
+    return self._checks(
+      self.victim.params, images, batch['label'], batch['mask']
+    )
 
   # The rest is in the order of its use.
 
@@ -270,9 +274,6 @@ class Runner:
 
   def _spread(self, whole: np.ndarray) -> jax.Array:
     return self._array(whole[self._mine])
-
-  def _all(self, array: jax.Array) -> jax.Array:
-    return jax.jit(lambda x: x, out_shardings=self._whole)(array)
 
   def _look_at(self, params, batch):
     victim = dataclasses.replace(self.victim, params=params)
@@ -354,8 +355,11 @@ class Runner:
 
   def _empty(self, number, items, snapshots, state) -> slots_lib.Slots:
     """The slots of the snapshot, or slots whose content means nothing."""
-    start = slots_lib.begin(self.ensemble.stages[number], self._seed, number)
-    made = jax.jit(start, out_shardings=self._place)(items, np.float32(0))
+    if number not in self._begins:
+      stage = self.ensemble.stages[number]
+      start = slots_lib.begin(stage, self._seed, number)
+      self._begins[number] = jax.jit(start, out_shardings=self._place)
+    made = self._begins[number](items, np.float32(0))
     if not state.resumed:
       return made
     state.resumed = False

@@ -8,7 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int, PyTree
 
 from vmoe_robust.attacks import LOSSES, Images
 from vmoe_robust.config import UserError
@@ -20,50 +21,76 @@ _SAME = 1e-4
 _SQUARE = 0.002
 
 
-def before(
-  victim: Victim,
-  images: Images,
-  label: Int[Array, 'batch'],
-  mask: Bool[Array, 'batch'],
-) -> list[str]:
-  """What a batch of clean images shows.
+class Checks:
+  """Looks at a batch of clean images; compiled once."""
 
-  Raises:
-    UserError: images change each other's predictions.
-  """
-  out = []
-  key = jax.random.key(0)
-  forward = jax.jit(
-    lambda params, x, key: predict(
-      dataclasses.replace(victim, params=params),
-      victim.forward,
-      x,
-      mask,
-      key,
-      1,
-    )
-  )
-  logits = forward(victim.params, images, key)
-  if victim.random:
-    again = forward(victim.params, images, jax.random.key(1))
-    if not _close(logits, again):
+  def __init__(self, victim: Victim):
+    """Compiles nothing yet."""
+    self._random = victim.random
+
+    def logits(params, x, mask, key, forward=victim.forward):
+      subject = dataclasses.replace(victim, params=params)
+      return predict(subject, forward, x, mask, key, 1)
+
+    def steepness(params, x, label, mask, key):
+      def total(x):
+        found = logits(params, x, mask, key, victim.attacked)
+        return LOSSES['margin'](found, label, label).sum()
+
+      slope = jax.grad(total)(x)
+      return jnp.abs(jnp.where(jnp.isnan(slope), 0, slope)).max((1, 2, 3))
+
+    whole = NamedSharding(victim.mesh, PartitionSpec())
+    self._logits = jax.jit(logits, out_shardings=whole)
+    self._steepness = jax.jit(steepness, out_shardings=whole)
+    self._whole = jax.jit(lambda x: x, out_shardings=whole)
+
+  def __call__(
+    self,
+    params: PyTree,
+    images: Images,
+    label: Int[Array, 'batch'],
+    mask: Bool[Array, 'batch'],
+  ) -> list[str]:
+    """What a batch shows.
+
+    Raises:
+      UserError: images change each other's predictions.
+    """
+    out, key = [], jax.random.key(0)
+    there = np.asarray(self._whole(mask))
+    ask = lambda x, key: np.asarray(self._logits(params, x, mask, key))
+    logits = ask(images, key)
+    if self._random:
+      if not _close(logits, ask(images, jax.random.key(1))):
+        out.append(
+          'outputs are random: they are judged by their mean over draws; '
+          'attack with autoattack_rand, whose gradients are means too'
+        )
+    else:
+      # Every second image gets other neighbours; its logits must stay.
+      stay = np.arange(len(images)) % 2 == 0
+      others = jnp.where(stay[:, None, None, None], images, 1 - images)
+      keep = stay & there
+      if not _close(logits[keep], ask(others, key)[keep]):
+        raise UserError(
+          'images change the predictions of others in their batch (capacity '
+          'shared between images, batch normalisation in training mode), so '
+          'that no image has a robustness of its own; evaluate with experts '
+          'dropless, or in inference mode'
+        )
+    if (logits >= 0).all() and (np.abs(logits.sum(-1) - 1) < 1e-5).all():
       out.append(
-        'outputs are random: they are judged by their mean over draws; attack '
-        'with autoattack_rand, whose gradients are means too'
+        'outputs look like probabilities: give logits, or gradients vanish'
       )
-  else:
-    _require_independence(forward, victim, images, mask, logits)
-  if (logits.min() >= 0) & (jnp.abs(logits.sum(-1) - 1) < 1e-5).all():
-    out.append(
-      'outputs look like probabilities: give logits, or gradients vanish'
-    )
-  lost = _without_gradient(victim, images, label, mask, key)
-  if lost:
-    out.append(
-      f'{lost} of the first {int(mask.sum())} images have no gradient: attacks '
-      'that follow it mislead'
-    )
-  return out
+    steep = np.asarray(self._steepness(params, images, label, mask, key))
+    lost = int(((steep < 1e-12) & there).sum())
+    if lost:
+      out.append(
+        f'{lost} of the first {there.sum()} images have no gradient: '
+        'attacks that follow it mislead'
+      )
+    return out
 
 
 def after(robust_after: dict[str, float], nan: int) -> list[str]:
@@ -86,41 +113,6 @@ def after(robust_after: dict[str, float], nan: int) -> list[str]:
         'restarts, or adaptively'
       )
   return out
-
-
-def _require_independence(forward, victim, images, mask, logits):
-  """Gives every second image other neighbours; its logits must stay."""
-  stay = np.arange(len(images)) % 2 == 0
-  others = jnp.where(stay[:, None, None, None], images, 1 - images)
-  again = forward(victim.params, others, jax.random.key(0))
-  keep = stay & np.asarray(mask)
-  if not _close(np.asarray(logits)[keep], np.asarray(again)[keep]):
-    raise UserError(
-      'images change the predictions of others in their batch (capacity shared '
-      'between images, batch normalisation in training mode), so that no image '
-      'has a robustness of its own; evaluate with experts dropless, or in '
-      'inference mode'
-    )
-
-
-def _without_gradient(victim, images, label, mask, key) -> int:
-  def size(params, x):
-    def total(x):
-      logits = predict(
-        dataclasses.replace(victim, params=params),
-        victim.attacked,
-        x,
-        mask,
-        key,
-        1,
-      )
-      return LOSSES['margin'](logits, label, label).sum()
-
-    slope = jax.grad(total)(x)
-    return jnp.abs(jnp.where(jnp.isnan(slope), 0, slope)).max((1, 2, 3))
-
-  steep = jax.jit(size)(victim.params, images)
-  return int(((steep < 1e-12) & mask).sum())
 
 
 def _close(a, b) -> bool:
