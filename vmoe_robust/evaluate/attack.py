@@ -29,7 +29,7 @@ from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
 from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
-from vmoe_robust.report.results import require_writable
+from vmoe_robust.report.results import RESULTS, require_writable
 from vmoe_robust.report.terminal import say
 
 # What a mode says for itself, with the fields of its name; everything else is
@@ -178,7 +178,7 @@ def is_finished(
   Raises:
     UserError: the work directory has the results of another attack.
   """
-  path = Path(workdir) / outcome.RESULTS
+  path = Path(workdir) / RESULTS
   if not path.exists():
     return False
   results = json.loads(path.read_text())

@@ -17,7 +17,7 @@ from vmoe_robust.config import CORRUPTIONS, batch_size
 from vmoe_robust.data import Corruption, eval_batches, load_frost
 from vmoe_robust.data.corruptions import CLEAN, SMALL
 from vmoe_robust.evaluate import judge
-from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
 from vmoe_robust.report.terminal import say
@@ -31,14 +31,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   """
   if config.corrupt.frost_dir and 'frost' in config.corrupt.names:
     load_frost(config.corrupt.frost_dir)  # or fails, before work is done
-  opened = judge.opened(config, workdir, closing)
-  if opened is None:
-    return
-  columns, corrupt = predictions(opened)
-  results = judge.write(
-    opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
-  )
-  say(closing(results, workdir))
+  with judge.opened(config, workdir, closing) as opened:
+    if opened is None:
+      return
+    columns, corrupt = predictions(opened)
+    results = judge.write(
+      opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
+    )
+    say(closing(results, workdir))
 
 
 def variants(config: ConfigDict) -> tuple[Corruption, ...]:
@@ -73,7 +73,7 @@ def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
     for done, batch in enumerate(batches, 1):
       image, label = batch.pop('image'), batch.pop('label')
       found = predict(opened.restored.params, image, batch['mask'])
-      row = judge.fetch(batch | {'label': label, 'prediction': found})
+      row = fetch(batch | {'label': label, 'prediction': found})
       mask = row.pop('mask')
       corrupt |= set(row['index'][~mask & (row['index'] >= 0)].tolist())
       rows.append({name: column[mask] for name, column in row.items()})

@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import locate, read_config
@@ -28,14 +25,17 @@ from vmoe_robust.data import Source, open_source
 from vmoe_robust.evaluate.attack import combine
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import require_writable, write_json
+from vmoe_robust.report.results import (
+  RECORDS,
+  RESULTS,
+  environment,
+  require_writable,
+  write_json,
+)
 from vmoe_robust.report.terminal import say
-
-RESULTS, RECORDS = 'results.json', 'records.parquet'
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'opencv-python-headless')
-_PACKAGES += ('pillow', 'scipy')
 
 Columns = dict[str, np.ndarray]
 
@@ -50,12 +50,15 @@ class Opened:
   workdir: str | os.PathLike
 
 
+@contextlib.contextmanager
 def opened(
   config: ConfigDict,
   workdir: str | os.PathLike,
   closing: Callable[[dict, str | os.PathLike], str],
-) -> Opened | None:
+) -> Iterator[Opened | None]:
   """What `config` is to judge, or None if that is done and now shown.
+
+  Other runs are kept out of the work directory.
 
   Args:
     config: of a mode; `config.checkpoint` names the model.
@@ -71,14 +74,16 @@ def opened(
   validate(config, jax.device_count())
   require_writable(workdir)
   path = Path(workdir) / RESULTS
-  if path.exists():
-    results = json.loads(path.read_text())
-    _require_same(results, config, workdir, step)
-    say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
-    return None
-  source = open_source(config.data, config.data.split)
-  check_fit(config, source)
-  return Opened(restore(saved_in, step, config), source, config, workdir)
+  with locked(workdir):
+    if path.exists():
+      results = json.loads(path.read_text())
+      _require_same(results, config, workdir, step)
+      say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
+      yield None
+      return
+    source = open_source(config.data, config.data.split)
+    check_fit(config, source)
+    yield Opened(restore(saved_in, step, config), source, config, workdir)
 
 
 def write(
@@ -110,7 +115,6 @@ def write(
   if first:
     write_records(path, columns)
     columns = read_records(path)
-  versions = {name: metadata.version(name) for name in _PACKAGES}
   results = summarise(columns) | {
     'checkpoint': str(opened.restored.workdir),
     'step': opened.restored.step,
@@ -119,8 +123,7 @@ def write(
     'corrupt_images': [opened.source.describe(i) for i in sorted(corrupt)],
     'records': str(path),
     'config': config.to_dict(),
-    'versions': versions | {'python': platform.python_version()},
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    **environment(),
   }
   if first:
     write_json(Path(opened.workdir) / RESULTS, results)
@@ -143,13 +146,6 @@ def is_right(
     return predictions == labels
   found = np.take_along_axis(labels, np.maximum(predictions, 0)[:, None], 1)
   return (predictions >= 0) & (found[:, 0] > 0)
-
-
-def fetch(tree: PyTree) -> PyTree:
-  """The whole arrays, on every host."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 @contextlib.contextmanager

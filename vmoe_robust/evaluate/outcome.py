@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -15,12 +13,15 @@ from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate.robustness import Attacked
 from vmoe_robust.report import plots
 from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import write_json
+from vmoe_robust.report.results import (
+  RECORDS,
+  RESULTS,
+  environment,
+  write_json,
+)
 from vmoe_robust.report.table import table
 
-RESULTS, RECORDS = 'results.json', 'records.parquet'
 CURVE, EXAMPLES = 'robustness.png', 'examples.png'
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
 def write(
@@ -56,8 +57,7 @@ def write(
   results |= about | {
     'records': str(path),
     'config': config.to_dict(),
-    'versions': _versions(),
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    **environment(),
   }
   if first:
     write_json(Path(workdir) / RESULTS, results)
@@ -218,8 +218,3 @@ def _is_right(rows, when: str):
   if labels.ndim == 1:
     return predictions == labels
   return np.take_along_axis(labels, predictions[:, None], 1)[:, 0] > 0
-
-
-def _versions() -> dict[str, str]:
-  found = {name: metadata.version(name) for name in _PACKAGES}
-  return found | {'python': platform.python_version()}

@@ -15,7 +15,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
@@ -30,7 +29,7 @@ from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.ensemble import Fall
 from vmoe_robust.evaluate.snapshot import claim
 from vmoe_robust.evaluate.sweep import Shown
-from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Aux, Model, losses
 from vmoe_robust.report.results import replacing
 
@@ -189,9 +188,7 @@ def run(
   if folder is not None:
     claim(folder, identity(program.config))
   for number, batch in enumerate(batches):
-    mask, labels, index = _fetch(
-      (batch['mask'], batch['label'], batch['index'])
-    )
+    mask, labels, index = fetch((batch['mask'], batch['label'], batch['index']))
     corrupt += index[~mask & (index >= 0)].tolist()
     for eps in settings.eps:
       kept = _kept(folder, number, eps)
@@ -204,7 +201,7 @@ def run(
         out['target'] = target
         if settings.save_images:
           out['x_adv'] = x_adv.reshape(len(mask), -1)
-        out, load = _fetch((out, load))
+        out, load = fetch((out, load))
         spent[0] += len(mask)
         spent[1] += time.perf_counter() - start
         _write(kept, out, load)
@@ -304,10 +301,3 @@ def _target(logits, wanted, kind: str, keys) -> Array:
     score = logits if kind == 'runner_up' else -logits
   score = jnp.where(wanted > 0, -jnp.inf, score)
   return score.argmax(-1)
-
-
-def _fetch(tree: PyTree) -> PyTree:
-  """The whole arrays, on every host."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)

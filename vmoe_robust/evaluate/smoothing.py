@@ -19,7 +19,12 @@ from scipy import stats
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.evaluate import judge
-from vmoe_robust.mesh import batch_sharding, batch_shards, constrain_batch
+from vmoe_robust.mesh import (
+  batch_sharding,
+  batch_shards,
+  constrain_batch,
+  fetch,
+)
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
 from vmoe_robust.report.terminal import say
@@ -36,14 +41,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  opened = judge.opened(config, workdir, closing)
-  if opened is None:
-    return
-  columns, corrupt = certificates(opened)
-  results = judge.write(
-    opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
-  )
-  say(closing(results, workdir))
+  with judge.opened(config, workdir, closing) as opened:
+    if opened is None:
+      return
+    columns, corrupt = certificates(opened)
+    results = judge.write(
+      opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
+    )
+    say(closing(results, workdir))
 
 
 def lower_bound(
@@ -147,7 +152,7 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
       told = _telling(update, i * total, images)
       votes = _vote(count, opened, batch, copies, told)
       row = {name: batch[name] for name in ('mask', 'label', 'index')}
-      row = judge.fetch(row | votes)
+      row = fetch(row | votes)
       row['index'] = np.where(
         row['index'] >= 0, row['index'] * settings.every, -1
       )

@@ -1,16 +1,34 @@
-"""JSON files that are whole or not there, and JSON that every reader reads."""
+"""Files that are whole or not there, JSON, and what results say of a run."""
 
 import contextlib
 import json
 import math
 import os
 import pathlib
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 
+import jax
 import numpy as np
 
 from vmoe_robust.config import UserError
+
+RESULTS, RECORDS = 'results.json', 'records.parquet'
+_PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'),
+  *('opencv-python-headless', 'pillow', 'scipy'),
+)
+
+
+def environment() -> dict[str, object]:
+  """Versions and devices, which it takes to get the same numbers."""
+  versions = {name: metadata.version(name) for name in _PACKAGES}
+  return {
+    'versions': versions | {'python': platform.python_version()},
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }
 
 
 def require_writable(directory: str | os.PathLike):
