@@ -23,10 +23,12 @@ class Rows:
     return len(self._source)
 
   def ahead(self, indices: Iterable[int]):
-    """Begins to load examples that will be asked for."""
+    """Begins to load examples that will be asked for; others are forgotten."""
+    before, self._ahead = self._ahead, {}
     for index in indices:
-      if index not in self._ahead:
-        self._ahead[index] = self._submit(index)
+      self._ahead[index] = before.pop(index, None) or self._submit(index)
+    for future in before.values():
+      future.cancel()
 
   def __call__(self, indices: np.ndarray) -> Row:
     """The rows of examples, stacked; -1 is padding."""

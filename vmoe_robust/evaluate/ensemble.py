@@ -185,7 +185,8 @@ class Runner:
           np.float32(eps),
           np.int32(state.tick),
         )
-        rows.ahead(queue.coming(self.batch))
+        if jax.process_count() == 1:  # of several, who needs them is not known
+          rows.ahead(queue.coming(self.batch))
         report = jax.device_get(report)
         state.tick += 1
         state.fall.steps += self.batch * self._steps(stage)
