@@ -12,10 +12,11 @@ from vmoe_robust import robust_accuracy
 from vmoe_robust.attacks import Budget, ensemble
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import sweep
-from vmoe_robust.evaluate.ensemble import STANDS, Runner, simple_score
+from vmoe_robust.evaluate.ensemble import Runner
+from vmoe_robust.evaluate.fall import STANDS
 from vmoe_robust.evaluate.notebook import _InMemory
 from vmoe_robust.evaluate.queue import Queue
-from vmoe_robust.evaluate.victim import of_function
+from vmoe_robust.evaluate.victim import of_function, simple_score
 from vmoe_robust.mesh import create
 from vmoe_robust.report.lock import locked
 

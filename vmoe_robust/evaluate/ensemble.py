@@ -15,24 +15,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
 
-from vmoe_robust.attacks import Ensemble, check, distance
+from vmoe_robust.attacks import Ensemble
 from vmoe_robust.config import UserError
 from vmoe_robust.data.pipeline import process_rows
 from vmoe_robust.evaluate import slots as slots_lib
 from vmoe_robust.evaluate import warn
+from vmoe_robust.evaluate.fall import (
+  CORRUPT,
+  STANDS,
+  WRONG,
+  Fall,
+  State,
+  unique,
+)
 from vmoe_robust.evaluate.queue import Queue
 from vmoe_robust.evaluate.snapshot import Snapshots
-from vmoe_robust.evaluate.victim import Victim, is_broken, predict
+from vmoe_robust.evaluate.victim import (
+  JUDGE_DRAWS,
+  Score,
+  Victim,
+  as_floats,
+  is_broken,
+  predict,
+)
 from vmoe_robust.mesh import batch_sharding, batch_shards
 
-# Draws over which a random model is judged.
-JUDGE_DRAWS = 20
 # Steps that slots take between two looks of the host, at most.
 _MOST_STEPS = 50
-# Of `fallen`: no number of a stage.
-STANDS, WRONG, CORRUPT = -1, -2, -3
 
 
 @runtime_checkable
@@ -60,21 +70,6 @@ class Clean:
   mask: np.ndarray  # False: corrupt
   right: np.ndarray
   ranked: np.ndarray  # classes from the likeliest on, as many as are needed
-
-
-@dataclasses.dataclass
-class Fall:
-  """What the attacks did at one radius."""
-
-  eps: float
-  fallen: np.ndarray  # the stage in which an example fell, or why none
-  robust_after: dict[str, float]  # accuracy after each attack
-  seconds: dict[str, float]  # of each attack, in this process
-  steps: int = 0  # that slots took, times slots
-
-
-# (params, batch, x_adv, eps) to columns of each example, and sums.
-Score = Callable[[PyTree, dict, Array, Array], tuple[dict, dict]]
 
 
 class Runner:
@@ -206,7 +201,7 @@ class Runner:
           state.attempt, state.position = queue.attempt, queue.position
           snapshots.save(state.arrays(), slots)
           saved_at = time.monotonic()
-      fall, name = state.fall, _unique(stage.name, state.fall.robust_after)
+      fall, name = state.fall, unique(stage.name, state.fall.robust_after)
       fall.robust_after[name] = float(standing.sum() / clean.mask.sum())
       fall.seconds[name] = time.perf_counter() - begun
     _flush(x_adv)
@@ -244,7 +239,7 @@ class Runner:
     """
     indices = next(self._batches(len(rows)))
     batch = self._put(rows(indices[self._mine]), indices)
-    images = slots_lib.as_floats(batch['image'])
+    images = as_floats(batch['image'])
     return self._checks(
       self.victim.params, images, batch['label'], batch['mask']
     )
@@ -281,7 +276,7 @@ class Runner:
     logits = predict(
       victim,
       victim.forward,
-      slots_lib.as_floats(batch['image']),
+      as_floats(batch['image']),
       batch['mask'],
       jax.random.key(self._seed),
       JUDGE_DRAWS,
@@ -298,7 +293,7 @@ class Runner:
   def _restore(self, snapshots, clean, eps):
     found = snapshots.load()
     if found is not None:
-      state = _State.read(found)
+      state = State.read(found)
       if not snapshots.same_layout():
         # What was in the slots is lost: the attack begins again.
         state.index = np.full(self.batch, -1, np.int32)
@@ -307,7 +302,7 @@ class Runner:
       return state
     fallen = np.where(clean.right, STANDS, WRONG).astype(np.int16)
     fallen[~clean.mask] = CORRUPT
-    return _State(Fall(eps, fallen, {}, {}), np.full(self.batch, -1, np.int32))
+    return State(Fall(eps, fallen, {}, {}), np.full(self.batch, -1, np.int32))
 
   def _program(self, number: int):
     if number not in self._programs:
@@ -389,97 +384,6 @@ class Runner:
         x_adv[index[rows]] = np.asarray(shard.data)[rows - first]
 
 
-@dataclasses.dataclass
-class _State:
-  """What the hosts know, the same on each."""
-
-  fall: Fall
-  index: np.ndarray  # the example in each slot, or -1
-  tried: np.ndarray = None  # the attempt in each slot
-  stage: int = 0
-  attempt: int = 0  # of the queue
-  position: int = 0
-  tick: int = 0
-  resumed: bool = False  # slots are those of a snapshot
-
-  def __post_init__(self):
-    if self.tried is None:
-      self.tried = np.full(len(self.index), -1, np.int32)
-
-  def enter(self, number: int):
-    """Begins a stage."""
-    self.stage, self.attempt, self.position = number, 0, 0
-
-  def arrays(self) -> dict[str, np.ndarray]:
-    """As arrays, which `read` reads."""
-    fall, numbers = self.fall, ('stage', 'attempt', 'position', 'tick')
-    after, seconds = (
-      np.array([list(d), list(d.values())], object).astype(str)
-      for d in (fall.robust_after, fall.seconds)
-    )
-    return {
-      **{name: np.asarray(getattr(self, name)) for name in numbers},
-      **dict(index=self.index, tried=self.tried, fallen=fall.fallen),
-      **dict(eps=np.asarray(fall.eps), steps=np.asarray(fall.steps)),
-      **dict(after=after, seconds=seconds),
-    }
-
-  @classmethod
-  def read(cls, found: dict[str, np.ndarray]) -> '_State':
-    """From what `arrays` returned."""
-    pairs = lambda name: {k: float(v) for k, v in found[name].T.tolist()}
-    fall = Fall(
-      float(found['eps']),
-      found['fallen'],
-      pairs('after'),
-      pairs('seconds'),
-      int(found['steps']),
-    )
-    numbers = ('stage', 'attempt', 'position', 'tick')
-    return cls(
-      fall,
-      found['index'],
-      found['tried'],
-      **{name: int(found[name]) for name in numbers},
-      resumed=True,
-    )
-
-
-def simple_score(victim: Victim, norm: str, seed: int) -> Score:
-  """Predictions, losses and bounds, of any model."""
-
-  def score(params, batch, x_adv, eps):
-    subject = dataclasses.replace(victim, params=params)
-    images = slots_lib.as_floats(batch['image'])
-    in_ball, in_range = check(x_adv, images, eps, norm)
-    out = {'in_ball': in_ball, 'in_range': in_range}
-    for name in ('linf', 'l2', 'l1'):
-      out[name] = distance(x_adv, images, name)
-    label = batch['label'].astype(jnp.int32)
-    for when, x in (('before', images), ('after', x_adv)):
-      logits = predict(
-        subject,
-        subject.forward,
-        x,
-        batch['mask'],
-        jax.random.key(seed),
-        JUDGE_DRAWS,
-      )
-      own = jax.nn.one_hot(label, logits.shape[-1])
-      out[f'prediction_{when}'] = logits.argmax(-1).astype(jnp.int32)
-      out[f'loss_{when}'] = -(jax.nn.log_softmax(logits) * own).sum(-1)
-      out[f'nan_{when}'] = jnp.isnan(logits).any(-1)
-    return out, {}
-
-  return score
-
-
 def _flush(x_adv: np.ndarray):
   if isinstance(x_adv, np.memmap):
     x_adv.flush()
-
-
-def _unique(name: str, names: dict) -> str:
-  """A list may have an attack twice."""
-  again = sum(other.split('#')[0] == name for other in names)
-  return f'{name}#{again + 1}' if again else name

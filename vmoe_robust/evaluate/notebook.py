@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from vmoe_robust.attacks import Budget, ensemble
 from vmoe_robust.config import UserError, choose
 from vmoe_robust.evaluate import sweep
-from vmoe_robust.evaluate.ensemble import Runner, simple_score
+from vmoe_robust.evaluate.ensemble import Runner
 from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.evaluate.load import load as load
-from vmoe_robust.evaluate.victim import of_function, of_model
+from vmoe_robust.evaluate.victim import of_function, of_model, simple_score
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Stages

@@ -26,7 +26,7 @@ from vmoe_robust.config import (
   flatten,
 )
 from vmoe_robust.evaluate import routing
-from vmoe_robust.evaluate.ensemble import Fall
+from vmoe_robust.evaluate.fall import Fall
 from vmoe_robust.evaluate.snapshot import claim
 from vmoe_robust.evaluate.sweep import Shown
 from vmoe_robust.mesh import batch_sharding, fetch

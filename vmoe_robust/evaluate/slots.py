@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from vmoe_robust.attacks import LOSSES, Images, Stage, State
+from vmoe_robust.attacks import LOSSES, Stage, State
 from vmoe_robust.attacks.interface import where
-from vmoe_robust.evaluate.victim import Victim, is_broken, predict
+from vmoe_robust.evaluate.victim import (
+  Victim,
+  as_floats,
+  is_broken,
+  predict,
+)
 
 
 @flax.struct.dataclass
@@ -136,13 +141,6 @@ def _loss(victim, stage, slots, mask, key, draws):
     return values.mean(0), is_broken(mean, slots.label)
 
   return loss
-
-
-def as_floats(images: Array) -> Images:
-  """Pixels in [0, 1], whatever they travelled as."""
-  if images.dtype == jnp.uint8:
-    return images.astype(jnp.float32) / 255
-  return images
 
 
 def _choose(condition, yes, no):

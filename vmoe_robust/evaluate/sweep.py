@@ -12,7 +12,8 @@ import numpy as np
 
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import warn
-from vmoe_robust.evaluate.ensemble import Fall, Rows, Runner
+from vmoe_robust.evaluate.ensemble import Rows, Runner
+from vmoe_robust.evaluate.fall import Fall
 from vmoe_robust.evaluate.snapshot import Snapshots, claim, together
 from vmoe_robust.report.results import replacing, to_json
 

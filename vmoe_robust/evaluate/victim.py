@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.attacks import Images
+from vmoe_robust.attacks import Images, check, distance
 from vmoe_robust.models import Model
 
 Logits = Float[Array, 'batch classes']
@@ -20,6 +20,13 @@ Logits = Float[Array, 'batch classes']
 Forward = Callable[
   [PyTree, Images, Bool[Array, 'batch'], Key[Array, '']], Logits
 ]
+
+
+# (params, batch, x_adv, eps) to columns of each example, and sums.
+Score = Callable[[PyTree, dict, Array, Array], tuple[dict, dict]]
+
+# Draws over which a random model is judged.
+JUDGE_DRAWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,42 @@ def is_broken(
 ) -> Bool[Array, 'batch']:
   """Misclassified; logits that are no numbers predict nothing."""
   return (logits.argmax(-1) != label) | jnp.isnan(logits).any(-1)
+
+
+def simple_score(victim: Victim, norm: str, seed: int) -> Score:
+  """Predictions, losses and bounds, of any model."""
+
+  def score(params, batch, x_adv, eps):
+    subject = dataclasses.replace(victim, params=params)
+    images = as_floats(batch['image'])
+    in_ball, in_range = check(x_adv, images, eps, norm)
+    out = {'in_ball': in_ball, 'in_range': in_range}
+    for name in ('linf', 'l2', 'l1'):
+      out[name] = distance(x_adv, images, name)
+    label = batch['label'].astype(jnp.int32)
+    for when, x in (('before', images), ('after', x_adv)):
+      logits = predict(
+        subject,
+        subject.forward,
+        x,
+        batch['mask'],
+        jax.random.key(seed),
+        JUDGE_DRAWS,
+      )
+      own = jax.nn.one_hot(label, logits.shape[-1])
+      out[f'prediction_{when}'] = logits.argmax(-1).astype(jnp.int32)
+      out[f'loss_{when}'] = -(jax.nn.log_softmax(logits) * own).sum(-1)
+      out[f'nan_{when}'] = jnp.isnan(logits).any(-1)
+    return out, {}
+
+  return score
+
+
+def as_floats(images: Array) -> Images:
+  """Pixels in [0, 1], whatever they travelled as."""
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  return images
 
 
 def _forward(fn) -> tuple[Forward, bool]:
