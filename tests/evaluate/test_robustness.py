@@ -152,7 +152,7 @@ def test_targets_are_never_wanted(config, in_memory, model_of):
   reached = columns['prediction_after'] == columns['target']
   assert (columns['target'] != columns['label']).all()
   assert reached.mean() > 0.5
-  results = outcome.summarise(columns, attack.loads, config)
+  results = outcome.summarise(attack, config)
   (found,) = results['attacks']['pgd_linf'].values()
   assert found['target_reached'] == reached.mean()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -121,7 +122,10 @@ def test_a_pod_that_another_run_uses_is_left_alone(cloud):
   cloud.tpu('start', *POD, *cloud.run_flags()[1:])
   for state in cloud.folder.glob('homes/*/vmoe_robust/.launch/pid'):
     # Its own session: what hangs up the connection's does not reach it.
-    assert os.getsid(int(state.read_text())) == int(state.read_text())
+    pid, end = int(state.read_text()), time.monotonic() + 30
+    while os.getsid(pid) != pid and time.monotonic() < end:
+      time.sleep(0.05)  # it has yet to run `setsid`
+    assert os.getsid(pid) == pid
   message = cloud.refused('watch', *POD, *SHAPE, *cloud.run_flags('b'))
   assert 'busy with another run' in message
   cloud.tpu('delete', *POD)
