@@ -95,7 +95,7 @@ def ensemble(
     raise UserError(f'the model has {classes} class; an attack needs two')
   stages, notes = [], []
   for one in attacks:
-    choose('attack', one, _ATTACKS)
+    choose('attack', one, _ATTACKS if len(attacks) > 1 else names())
     if one == 'square' and norm == 'l1':
       if not version:
         raise UserError("attack='square' has no norm='l1'; use linf or l2")
