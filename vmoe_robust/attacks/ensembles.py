@@ -43,8 +43,6 @@ class Stage:
 class Ensemble:
   """Stages in order, and what had to be changed for this model."""
 
-  name: str
-  norm: str
   stages: tuple[Stage, ...]
   notes: tuple[str, ...] = ()
   draws: int = 1  # of a random model, over which the loss is a mean
@@ -114,8 +112,7 @@ def ensemble(
     )
     stages.append(_simpler(_stage(one, norm, budget_here), classes, notes))
   draws = RAND_DRAWS if version == 'rand' else 1
-  shown = name if isinstance(name, str) else '+'.join(name)
-  return Ensemble(shown, norm, tuple(stages), tuple(notes), draws)
+  return Ensemble(tuple(stages), tuple(notes), draws)
 
 
 def _stage(name: str, norm: str, budget: Budget) -> Stage:

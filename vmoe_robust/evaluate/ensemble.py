@@ -184,7 +184,6 @@ class Runner:
           rows.ahead(queue.coming(self.batch))
         report = jax.device_get(report)
         state.tick += 1
-        state.fall.steps += self.batch * self._steps(stage)
         done = active & (
           report['broken'] | (report['turn'] >= stage.attack.steps)
         )

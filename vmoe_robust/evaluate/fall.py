@@ -16,7 +16,6 @@ class Fall:
   fallen: np.ndarray  # the stage in which an example fell, or why none
   robust_after: dict[str, float]  # accuracy after each attack
   seconds: dict[str, float]  # of each attack, in this process
-  steps: int = 0  # that slots took, times slots
 
 
 @dataclasses.dataclass
@@ -50,7 +49,7 @@ class State:
     return {
       **{name: np.asarray(getattr(self, name)) for name in numbers},
       **dict(index=self.index, tried=self.tried, fallen=fall.fallen),
-      **dict(eps=np.asarray(fall.eps), steps=np.asarray(fall.steps)),
+      'eps': np.asarray(fall.eps),
       **dict(after=after, seconds=seconds),
     }
 
@@ -63,7 +62,6 @@ class State:
       found['fallen'],
       pairs('after'),
       pairs('seconds'),
-      int(found['steps']),
     )
     numbers = ('stage', 'attempt', 'position', 'tick')
     return cls(
