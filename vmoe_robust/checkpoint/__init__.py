@@ -9,12 +9,15 @@ from vmoe_robust.checkpoint.manager import (
   read_config,
   save_config,
 )
+from vmoe_robust.checkpoint.weights import Weights, open_weights
 
 __all__ = [
   'Checkpoints',
+  'Weights',
   'abstract',
   'fingerprint',
   'locate',
+  'open_weights',
   'read_config',
   'read_npz',
   'resize_positions',

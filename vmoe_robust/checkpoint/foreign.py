@@ -1,21 +1,13 @@
 """Weights that others released, under this project's names."""
 
 import os
-import zipfile
 
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
+from vmoe_robust.checkpoint.npz import NpzWeights
 from vmoe_robust.config import UserError
-
-# Released ViT names (AugReg and the ViT paper) to those used here.
-_RENAMED = {
-  'Transformer': 'Encoder',
-  'MultiHeadDotProductAttention_1': 'SelfAttention',
-  'LayerNorm_2': 'LayerNorm_1',
-  'MlpBlock_3': 'Mlp',
-}
 
 
 def read_npz(path: str | os.PathLike) -> dict:
@@ -24,28 +16,17 @@ def read_npz(path: str | os.PathLike) -> dict:
   Raises:
     UserError: the file is missing, or is no such file.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      flat = {name: _array(file[name]) for name in file.files}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f'config.init_from={str(path)!r} cannot be read as .npz: {error}'
-    ) from error
+  weights = NpzWeights(os.fspath(path), 'config.init_from')
+  flat = {name: weights.read(name) for name in weights.shapes}
+  weights.close()
   tree = {}
   for name, value in flat.items():
-    *parents, leaf = (_RENAMED.get(p, p) for p in name.split('/'))
+    *parents, leaf = name.split('/')
     node = tree
     for part in parents:
       node = node.setdefault(part, {})
     node[leaf] = value
   return tree
-
-
-def _array(value):
-  if value.dtype.str == '|V2':  # bfloat16, which NumPy does not name
-    bits = value.view(np.uint16).astype(np.uint32) << 16
-    return bits.view(np.float32)
-  return value
 
 
 def resize_positions(

@@ -1,0 +1,58 @@
+"""Weights of a run's checkpoint, an array or a part of one at a time."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+
+from vmoe_robust.checkpoint.manager import Checkpoints, locate, read_config
+
+
+class RunWeights:
+  """The weights that a run would be evaluated with.
+
+  They are read by TensorStore alone. Orbax, through which they were written,
+  makes the processes of a pod wait for each other at every read; here each
+  reads what its own devices hold.
+  """
+
+  renamed: dict[str, str] = {}
+
+  def __init__(self, where: str, step: int | None, field: str):
+    self.where = where
+    path = (
+      where if step is None else epath.Path(where) / 'checkpoints' / str(step)
+    )
+    workdir, step = locate(path, field)
+    self.config = read_config(workdir)
+    checkpoints = Checkpoints(workdir)
+    self._folder = checkpoints.path(step) / checkpoints.weights(step)
+    checkpoints.close()
+    with ocp.StandardCheckpointer() as reader:
+      metadata = reader.metadata(self._folder).item_metadata
+    self._driver = 'zarr3' if metadata.use_zarr3 else 'zarr'
+    leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
+    self.shapes = {
+      '/'.join(key.key for key in keys): jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype
+      )
+      for keys, leaf in leaves
+    }
+
+  def read(
+    self, name: str, index: tuple[slice, ...] | None = None
+  ) -> np.ndarray:
+    """An array, or a part of it."""
+    key = name.replace('/', '.')
+    store = dict(driver='ocdbt', base=f'{self._url()}/', path=f'{key}/')
+    spec = dict(driver=self._driver, kvstore=store)
+    array = tensorstore.open(spec, open=True, read=True).result()
+    return np.asarray(array[index or ...].read().result())
+
+  def close(self):
+    """There is nothing to let go of."""
+
+  def _url(self) -> str:
+    path = str(self._folder)
+    return path if '://' in path else f'file://{path}'

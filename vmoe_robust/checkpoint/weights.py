@@ -1,0 +1,72 @@
+"""Weights of this project and of others as one thing: arrays by name."""
+
+import os
+from typing import Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from vmoe_robust.checkpoint.npz import NpzWeights
+from vmoe_robust.checkpoint.own import RunWeights
+from vmoe_robust.config import ConfigDict, UserError
+
+
+@runtime_checkable
+class Weights(Protocol):
+  """Named arrays that are read when they are asked for.
+
+  Opening them reads names, shapes and types alone, so that a model can be
+  checked against them, and placed on its devices piece by piece, without all
+  of them ever being in the memory of one host.
+  """
+
+  where: str  # as the user named it, for messages and reports
+  # By this project's names, such as 'Encoder/encoderblock_0/Mlp/Dense_0/bias'.
+  shapes: dict[str, jax.ShapeDtypeStruct]
+  # The names that differ in the file: the name here, the name there.
+  renamed: dict[str, str]
+  # Of the run that made them; None where the file does not say.
+  config: ConfigDict | None
+
+  def read(
+    self, name: str, index: tuple[slice, ...] | None = None
+  ) -> np.ndarray:
+    """An array, or the part of it that `index` (without steps) selects.
+
+    Raises:
+      UserError: the data are damaged.
+    """
+
+  def close(self):
+    """Lets go of the files."""
+
+
+def open_weights(
+  path: str | os.PathLike,
+  *,
+  step: int | None = None,
+  field: str = 'config.init_from',
+) -> Weights:
+  """Opens weights, whoever made them.
+
+  Args:
+    path: a work directory (its newest whole checkpoint),
+      `WORKDIR/checkpoints/STEP`, or a released ViT `.npz`.
+    step: another checkpoint of a work directory than the newest.
+    field: what the user set, for the errors.
+
+  Raises:
+    UserError: there are no weights, or they are damaged.
+  """
+  where = os.fspath(path)
+  kind = None
+  if where.endswith('.npz'):
+    kind = NpzWeights
+  if kind is None:
+    return RunWeights(where, step, field)
+  if step is not None:
+    raise UserError(
+      f'{field}={where!r} has no steps; leave out step={step}, which is for '
+      'the work directory of a run'
+    )
+  return kind(where, field)
