@@ -23,7 +23,8 @@ class Programs:
     self.config, self.mesh, train = config, mesh, config.train
     size = config.data.image_size
     shape = (size, size, config.model.channels)
-    self.model: Model = build(config.model, shape, mesh, train.remat)
+    self.model: Model = build(config.model, shape, mesh)
+    self._trained = build(config.model, shape, mesh, train.remat)
     self._optimizer = optimizer_lib.make(train.optimizer, train.steps)
     places = []
 
@@ -53,7 +54,9 @@ class Programs:
       return program.lower(self.state.evaluated(), batch, eps).compile()
     config, opt = self.config, self.config.train.optimizer
     rate = optimizer_lib.schedule(opt, config.train.steps)
-    step = step_lib.make(self.model, self._optimizer, rate, config, self.mesh)
+    step = step_lib.make(
+      self._trained, self._optimizer, rate, config, self.mesh
+    )
     places = jax.tree.map(lambda x: x.sharding, self.state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     return step.lower(self.state, batch).compile()

@@ -81,7 +81,9 @@ class Trainer:
     self.source, self.held_out = source, held_out
     size, train = config.data.image_size, config.train
     shape = (size, size, config.model.channels)
-    self.model = build(config.model, shape, mesh, train.remat)
+    # What saves a training's memory would only slow an attack down.
+    self.model = build(config.model, shape, mesh)
+    trained = build(config.model, shape, mesh, train.remat)
     optimizer = optimizer_lib.make(train.optimizer, train.steps)
     self.state, places = state_lib.create(
       self.model,
@@ -108,7 +110,7 @@ class Trainer:
     if jax.process_index() == 0:
       save_config(workdir, config)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
-    step = step_lib.make(self.model, optimizer, rate, config, mesh)
+    step = step_lib.make(trained, optimizer, rate, config, mesh)
     self._step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     self.batches = train_batches(
       config.data,
