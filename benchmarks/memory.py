@@ -1,33 +1,31 @@
 """Memory of each device while a model trains or is attacked.
 
-  python benchmarks/memory.py [CONFIG ...]
+  python benchmarks/memory.py [--topology=v5e:2x4] [CONFIG ...]
 
-Read from the programs that are compiled for eight CPU devices that are not
-there, so nothing is run. An attack has as many images as a training step, to
-be compared with it. The last columns divide the temporaries, activations
-above all, by those of the training step and of the dense twin. The compiler
-of the CPU holds bfloat16 as float32 in places; for a TPU ask
-`python -m vmoe_robust.rehearse`. A table for people, then one line of JSON.
+Read from the programs that are compiled for eight devices that are not there,
+so nothing is run: CPUs, or TPUs if libtpu is installed. A device has 32 images
+at most, in training as in an attack, so that these can be compared. The last
+columns divide the temporaries, activations above all, by those of the training
+step and of the dense twin. The compiler of the CPU holds bfloat16 as float32 in
+places and keeps what no other would; believe the TPU's. A table for people,
+then one line of JSON.
 """
 
+import argparse
 import importlib.util
 import json
-import os
 import pathlib
-import sys
 
-# Before JAX is imported.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+import jax
 
-from vmoe_robust import config as config_lib  # noqa: E402
-from vmoe_robust import mesh as mesh_lib  # noqa: E402
-from vmoe_robust.mesh import program  # noqa: E402
-from vmoe_robust.rehearse import datasets  # noqa: E402
-from vmoe_robust.rehearse.programs import Programs  # noqa: E402
-from vmoe_robust.report.table import table  # noqa: E402
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.mesh import program
+from vmoe_robust.rehearse import datasets, topology
+from vmoe_robust.rehearse.programs import Programs
+from vmoe_robust.report.table import table
 
-DEVICES = 8
+IMAGES = 32  # of a device
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 # A configuration, and fields that it is changed by. Each sparse one stands
 # behind its dense twin.
@@ -46,26 +44,31 @@ ROWS = (
   ('moe_b16', {'train.remat': 'dots'}),
   ('moe_b16', {'train.remat': 'blocks'}),
   ('moe_b16', {'train.accumulate': 4}),
+  ('vit_l16', {}),
+  ('moe_l16', {}),
 )
 
 
-def load(name: str, fields: dict) -> config_lib.ConfigDict:
+def load(name: str, fields: dict, devices: int) -> config_lib.ConfigDict:
   """A file of configs/ with some fields changed, and with the data's."""
   spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
   config.update_from_flattened_dict(fields)
-  config.attack.batch_size = config.train.batch_size
+  batch = min(config.train.batch_size, IMAGES * devices)
+  config.train.batch_size = config.attack.batch_size = batch
   config, _ = datasets.resolve(config)
-  config_lib.validate(config, DEVICES)
+  config_lib.validate(config, devices)
   return config
 
 
-def measure(config: config_lib.ConfigDict) -> dict[str, dict[str, int]]:
+def measure(
+  config: config_lib.ConfigDict, devices: list[jax.Device]
+) -> dict[str, dict[str, int]]:
   """Bytes on a device, by part, of the training step and of the attack."""
-  mesh = mesh_lib.create(config_lib.mesh_shape(config, DEVICES))
-  programs, out = Programs(config, mesh), {}
+  shape = config_lib.mesh_shape(config, len(devices))
+  programs, out = Programs(config, mesh_lib.create(shape, devices)), {}
   for use in ('train', 'attack'):
     memory = program.memory(programs.compile(use))
     out[use] = programs.held(use) | {
@@ -78,12 +81,17 @@ def measure(config: config_lib.ConfigDict) -> dict[str, dict[str, int]]:
 
 def main():
   """Compiles, prints the table and the line of JSON."""
-  wanted, rows, result, dense = sys.argv[1:], [], [], {}
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('configs', nargs='*', help='of configs/; all if none')
+  parser.add_argument('--topology', default='cpu:8', help='such as v5e:2x4')
+  wanted = parser.parse_args()
+  devices = topology.devices(wanted.topology)
+  rows, result, dense = [], [], {}
   parts = ('weights', 'optimizer', 'averages', 'batch', 'temporaries', 'total')
   for name, fields in ROWS:
-    if wanted and name not in wanted:
+    if wanted.configs and name not in wanted.configs:
       continue
-    found = measure(load(name, fields))
+    found = measure(load(name, fields, len(devices)), devices)
     if 'vit' in name:
       dense = {name.replace('vit', 'moe'): found}
     for use, memory in found.items():
@@ -100,7 +108,7 @@ def main():
         | ({'to_twin': twin} if name in dense else {})
       )
   heads = ('config', 'changed', 'use', *parts, 'to training', 'to twin')
-  print(f'MiB on each of {DEVICES} devices')
+  print(f'MiB on each of {len(devices)} x {devices[0].device_kind}')
   print(table(heads, rows))
   print(json.dumps(result))
 
