@@ -6,7 +6,9 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from vmoe_robust.checkpoint.files import file_system
 from vmoe_robust.checkpoint.npz import NpzWeights
+from vmoe_robust.checkpoint.official import OfficialWeights
 from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.config import ConfigDict, UserError
 
@@ -51,7 +53,8 @@ def open_weights(
 
   Args:
     path: a work directory (its newest whole checkpoint),
-      `WORKDIR/checkpoints/STEP`, or a released ViT `.npz`.
+      `WORKDIR/checkpoints/STEP`, a released ViT `.npz`, or the prefix of an
+      official V-MoE checkpoint. The latter two may be in the cloud (`gs://`).
     step: another checkpoint of a work directory than the newest.
     field: what the user set, for the errors.
 
@@ -59,11 +62,19 @@ def open_weights(
     UserError: there are no weights, or they are damaged.
   """
   where = os.fspath(path)
-  kind = None
+  files, place = file_system(where, field)
   if where.endswith('.npz'):
     kind = NpzWeights
-  if kind is None:
+  elif files.exists(place + '.index'):
+    kind = OfficialWeights
+  elif files.isdir(place) or not where:
     return RunWeights(where, step, field)
+  else:
+    raise UserError(
+      f'{field}={where!r} is no directory, and there is no {where}.index; give '
+      'the workdir of a run, WORKDIR/checkpoints/STEP, the PREFIX of the files '
+      'PREFIX.index and PREFIX.data-* of V-MoE, or an .npz file'
+    )
   if step is not None:
     raise UserError(
       f'{field}={where!r} has no steps; leave out step={step}, which is for '

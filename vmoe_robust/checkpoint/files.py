@@ -1,0 +1,27 @@
+"""Files that others made, here or in the cloud."""
+
+import fsspec
+
+from vmoe_robust.config import UserError
+
+
+def file_system(
+  where: str, field: str
+) -> tuple[fsspec.AbstractFileSystem, str]:
+  """What reads a path or address, and the path as that knows it.
+
+  Raises:
+    UserError: what reads such addresses is not installed, or unknown.
+  """
+  try:
+    return fsspec.core.url_to_fs(where)
+  except ImportError as error:
+    extra = 'vmoe_robust[gcs]' if where.startswith('gs:') else 'it'
+    raise UserError(
+      f'{field}={where!r} cannot be reached: {error}; pip install {extra!r}'
+    ) from error
+  except ValueError as error:
+    raise UserError(
+      f'{field}={where!r} cannot be reached: {error}; give a path, or an '
+      'address such as gs://BUCKET/PATH'
+    ) from error
