@@ -1,8 +1,6 @@
 """Asynchronous, sharded checkpoints of a run, and reading them back."""
 
-import contextlib
 import os
-import threading
 import time
 
 import jax
@@ -13,10 +11,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from vmoe_robust.checkpoint import integrity
-from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
+from vmoe_robust.checkpoint import integrity, writer
+from vmoe_robust.config import ConfigDict, UserError
 
-_CONFIG = 'config.json'
 # Weights, averaged weights if there are any, and what training alone needs.
 _TREES = ('params', 'ema', 'rest')
 
@@ -34,101 +31,151 @@ class Checkpoints:
   ):
     """Opens them, for writing if `save` (`config.save`) is given."""
     self._directory = epath.Path(workdir).absolute() / 'checkpoints'
-    if save is None:
-      options = ocp.CheckpointManagerOptions(
-        read_only=True, create=False, save_interval_steps=0
-      )
-    else:
-      self._directory.mkdir(parents=True, exist_ok=True)
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=save.keep,
-        keep_period=save.keep_every or None,
-        enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
-      )
-    self._closing, self._sealer = threading.Event(), None
+    self._save = save
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()
-    with _quiet():  # Orbax warns that read_only is read only
-      self._manager = ocp.CheckpointManager(
-        self._directory, options=options, item_handlers=handlers
-      )
+    handler = ocp.CompositeCheckpointHandler(**handlers)
+    self._orbax = ocp.Checkpointer(handler)
+    if save is not None:
+      self._writer = writer.Writer(self._directory, save, handler)
 
   def steps(self) -> list[int]:
-    """Steps that have a whole checkpoint, ascending."""
-    return sorted(self._manager.all_steps())
+    """Steps that have a finished checkpoint, ascending."""
+    return writer.steps(self._directory)
 
   def path(self, step: int) -> epath.Path:
     """The directory of a step's checkpoint."""
     return self._directory / str(step)
 
-  def save(self, step: int, trees: dict[str, PyTree], extra: dict):
-    """Starts writing; the arrays may be donated as soon as this returns."""
-    self._finish()
+  def due(self, step: int, metrics: dict[str, float]) -> bool:
+    """Whether `config.save` wants a checkpoint after this step.
+
+    Args:
+      step: every step is asked about, on every process.
+      metrics: what was measured after it, for `config.save.best`.
+    """
+    return self._writer.due(step, metrics)
+
+  def save(
+    self,
+    step: int,
+    trees: dict[str, PyTree],
+    extra: dict,
+    metrics: dict[str, float] | None = None,
+    now: bool = False,
+  ):
+    """Starts writing; the arrays may be donated as soon as this returns.
+
+    What goes wrong is a warning, unless it must be written `now`.
+
+    Args:
+      step: the checkpoint's name.
+      trees: what `restore` gives back.
+      extra: what JSON can hold, to be given back beside them.
+      metrics: what was measured at this step, for `config.save.best`.
+      now: wait until it is written, and try more than once.
+
+    Raises:
+      UserError: it could not be written `now`.
+    """
     items = {k: ocp.args.StandardSave(v) for k, v in trees.items()}
     items['extra'] = ocp.args.JsonSave(extra)
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-    if jax.process_index() == 0:
-      self._closing.clear()
-      self._sealer = threading.Thread(target=self._seal, args=(step,))
-      self._sealer.start()
+    write = self._writer.save_now if now else self._writer.save
+    write(step, ocp.args.Composite(**items), metrics or {})
 
   def restore(
     self, step: int, abstract: dict[str, PyTree]
   ) -> tuple[dict[str, PyTree], dict]:
     """Trees and `extra` of a step, placed as `abstract` says.
 
+    Nothing is read of trees that are not wanted.
+
     Args:
-      step: one of `steps()`.
-      abstract: for each wanted tree its `jax.ShapeDtypeStruct`s.
+      step: one of `steps()`, whose files are taken to be undamaged.
+      abstract: for each wanted tree its `jax.ShapeDtypeStruct`s; arrays are
+        cast to their types.
 
     Raises:
-      UserError: the checkpoint is damaged, or is of another model.
+      UserError: the checkpoint is of another model.
     """
     self._check(step, abstract)
     items = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
     items['extra'] = ocp.args.JsonRestore()
-    found = self._manager.restore(step, args=ocp.args.Composite(**items))
+    args = ocp.args.Composite(**items)
+    found = self._orbax.restore(self.path(step), args=args)
     return {k: found[k] for k in abstract}, found['extra']
 
   def read(self, step: int, name: str) -> PyTree:
     """A tree as it was saved, of whatever shapes, on the host."""
     whole = lambda leaf: np.empty(leaf.shape, leaf.dtype)
-    wanted = jax.tree.map(whole, dict(self._manager.item_metadata(step)[name]))
+    wanted = jax.tree.map(whole, dict(self._metadata(step)[name]))
     item = ocp.args.Composite(**{name: ocp.args.StandardRestore(wanted)})
-    return self._manager.restore(step, args=item)[name]
+    return self._orbax.restore(self.path(step), args=item)[name]
+
+  def damage(self, step: int) -> str:
+    """What is wrong with a step's files; '' if they are as they were sealed.
+
+    The processes share the work, and return the same.
+    """
+    parts = jax.process_count()
+    found = integrity.damage(self.path(step), jax.process_index(), parts)
+    text = integrity.listed(found)
+    if parts == 1:
+      return text
+    padded = np.zeros(1000, np.uint8)
+    padded[: len(text.encode())] = list(text.encode()[:1000])
+    gathered = multihost_utils.process_allgather(padded)
+    texts = [bytes(row).rstrip(b'\0').decode() for row in gathered]
+    return ', '.join(dict.fromkeys(filter(None, texts)))
 
   def newest_whole(self) -> int | None:
-    """The newest step whose files are as they were written; None if none."""
-    found = -1
-    if jax.process_index() == 0:
-      found = self._newest_whole()
-    if jax.process_count() > 1:
-      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    return None if found < 0 else found
+    """The newest step whose files are as they were sealed; None if none.
 
-  def _newest_whole(self) -> int:
+    A warning says what is wrong with newer ones.
+    """
     for step in reversed(self.steps()):
-      bad = integrity.damage(self.path(step))
+      bad = self.damage(step)
       if not bad:
         return step
-      logging.warning(
-        'checkpoint %s is damaged (%s); trying the one before it',
-        self.path(step),
-        ', '.join(bad[:3]),
-      )
-    return -1
+      if jax.process_index() == 0:
+        logging.warning('checkpoint %s is damaged: %s', self.path(step), bad)
+    return None
 
-  def set_aside_after(self, step: int):
-    """Renames newer checkpoints, which are damaged, so that they are remade."""
-    newer = [other for other in self.steps() if other > step]
-    if newer and jax.process_index() == 0:
-      for other in newer:
-        path = self.path(other)
-        path.rename(path.parent.parent / f'damaged-{other}-{time.time_ns()}')
-    if jax.process_count() > 1:
+  def resume(self) -> int | None:
+    """The step to go on from: the newest whole one; None to begin at 0.
+
+    Newer ones, which are damaged, are set aside, so that they are made again.
+
+    Raises:
+      UserError: all are damaged, or one is and `config.save.on_damage` forbids
+        to go on from another.
+    """
+    steps, good = self.steps(), self.newest_whole()
+    damaged = [step for step in steps if step > (good or -1)]
+    where = self._directory
+    if damaged and good is None:
+      raise UserError(
+        f'all checkpoints in {where} are damaged; restore them from a copy, or '
+        'start again in another --workdir'
+      )
+    if damaged and self._save.on_damage == 'error':
+      raise UserError(
+        f'{where} has damaged checkpoints of steps {damaged}; restore them '
+        f'from a copy, or go on from step {good} by '
+        "--config.save.on_damage='fall_back'"
+      )
+    if damaged and jax.process_index() == 0:
+      for step in damaged:
+        aside = where.parent / f'damaged-{step}-{time.time_ns()}'
+        self.path(step).rename(aside)
+        logging.warning('set aside as %s; going on from step %s', aside, good)
+    if damaged and jax.process_count() > 1:
       multihost_utils.sync_global_devices('set aside')
-    self._manager.reload()
+    return good
+
+  def best(self, name: str) -> int | None:
+    """The step with the best metric `name`; None if none has been measured."""
+    return writer.best_step(self._directory, name)
 
   def weights(self, step: int) -> str:
     """The tree to evaluate: the averaged weights, if the run kept them."""
@@ -136,25 +183,15 @@ class Checkpoints:
 
   def close(self):
     """Waits until everything is written."""
-    self._finish()
-    self._manager.close()
+    if self._save is not None:
+      self._writer.close()
+    self._orbax.close()
 
-  def _finish(self):
-    self._manager.wait_until_finished()
-    self._closing.set()
-    if self._sealer:
-      self._sealer.join()
-
-  def _seal(self, step: int):
-    """Waits for the checkpoint, which appears at once and whole; seals it."""
-    path = self.path(step)
-    while not path.exists() and not self._closing.wait(0.1):
-      pass
-    if path.exists():
-      integrity.seal(path)
+  def _metadata(self, step: int):
+    return self._orbax.metadata(self.path(step)).item_metadata
 
   def _check(self, step: int, abstract: dict[str, PyTree]):
-    metadata = self._manager.item_metadata(step)
+    metadata = self._metadata(step)
     for name, wanted in abstract.items():
       there = metadata.get(name)
       if there is None:
@@ -173,16 +210,6 @@ class Checkpoints:
           )
 
 
-@contextlib.contextmanager
-def _quiet():
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
-
-
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
   found = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -196,74 +223,6 @@ def _part(part) -> str:
     if hasattr(part, attribute):
       return str(getattr(part, attribute))
   return str(part)
-
-
-def save_config(workdir: str | os.PathLike, config: ConfigDict):
-  """Writes the resolved configuration, with which evaluation needs no other."""
-  directory = epath.Path(workdir)
-  draft = directory / (_CONFIG + '.tmp')
-  draft.write_text(to_json(config) + '\n')
-  draft.replace(directory / _CONFIG)
-
-
-def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
-  """The configuration that `save_config` wrote; None if there is none."""
-  path = epath.Path(workdir) / _CONFIG
-  return from_json(path.read_text()) if path.exists() else None
-
-
-def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
-  """By which a checkpoint is known again; None until it is sealed."""
-  return integrity.fingerprint(
-    epath.Path(workdir).absolute() / 'checkpoints' / str(step)
-  )
-
-
-def locate(
-  checkpoint: str | os.PathLike, field: str = 'config.checkpoint'
-) -> tuple[str, int]:
-  """The work directory and the step that `config.checkpoint` names.
-
-  Args:
-    checkpoint: a work directory (its newest whole step is taken), or
-      `WORKDIR/checkpoints/STEP`.
-    field: what the user set, for the errors.
-
-  Raises:
-    UserError: there is no such checkpoint.
-  """
-  path, step = epath.Path(checkpoint).absolute(), None
-  if path.name.isdigit() and path.parent.name == 'checkpoints':
-    path, step = path.parent.parent, int(path.name)
-  field = f'{field}={str(checkpoint)!r}'
-  if not str(checkpoint):
-    raise UserError(f'{field} names nothing; give the workdir of a run')
-  if not path.exists():
-    raise UserError(
-      f'{field} does not exist; give the --workdir of a training run'
-    )
-  if read_config(path) is None or not (path / 'checkpoints').exists():
-    raise UserError(
-      f'{field} holds no checkpoint (there is no {_CONFIG} or no '
-      'checkpoints/ in it); give the --workdir of a training run that has '
-      'saved at least once'
-    )
-  checkpoints = Checkpoints(path)
-  steps = checkpoints.steps()
-  if step not in (None, *steps) or not steps:
-    there = f'steps {steps}' if steps else 'no finished checkpoint'
-    raise UserError(f'{field}: there is {there} in {path / "checkpoints"}')
-  if step is None:
-    step = checkpoints.newest_whole()
-  elif integrity.damage(checkpoints.path(step)):
-    step = None
-  checkpoints.close()
-  if step is None:
-    raise UserError(
-      f'{field} is damaged: its files changed since they were written; use '
-      f'another of the steps {steps}, if there is one'
-    )
-  return str(path), step
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -6,7 +6,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from vmoe_robust.checkpoint.manager import Checkpoints, locate, read_config
+from vmoe_robust.checkpoint.manager import Checkpoints
+from vmoe_robust.checkpoint.workdir import locate, read_config
 
 
 class RunWeights:

@@ -78,6 +78,7 @@ def validate(config: ConfigDict, devices: int):
   _validate_model(config)
   _validate_train(config)
   validate_attack(config.attack)
+  _validate_save(config)
   _validate_corrupt(config.corrupt)
   _validate_certify(config.certify)
   _validate_mesh(config, devices)
@@ -207,11 +208,20 @@ def _validate_train(config: ConfigDict):
       'below 1 such as 0.999'
     )
   _between('config.train.label_smoothing', train.label_smoothing, 0, 1)
-  _positive('config.save.keep', config.save.keep)
-  for name in ('every_steps', 'keep_every'):
-    _at_least(f'config.save.{name}', config.save[name], 0)
   for name in ('every_steps', 'batch_size'):
     _at_least(f'config.eval.{name}', config.eval[name], 0)
+
+
+def _validate_save(config: ConfigDict):
+  save = config.save
+  _positive('config.save.keep', save.keep)
+  for name in ('every_steps', 'every_minutes', 'keep_every'):
+    _at_least(f'config.save.{name}', save[name], 0)
+  choose('config.save.on_damage', save.on_damage, ('fall_back', 'error'))
+  measured = ['', 'eval_accuracy', 'eval_loss']
+  if config.attack.every_steps:
+    measured += [f'robust_accuracy/{eps_name(e)}' for e in config.attack.eps]
+  choose('config.save.best', save.best, measured)
 
 
 def validate_attack(attack: ConfigDict):

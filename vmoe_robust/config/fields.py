@@ -50,9 +50,13 @@ def default() -> ConfigDict:
         experts='dropless',  # how the experts run: see EXPERT_MODES
       ),
       save=dict(
-        every_steps=1000,  # 0: only at the end
+        every_steps=1000,  # 0: not by steps; at the end in any case
+        every_minutes=0.0,  # besides: so long after the last one; 0: never
+        best='',  # save when this improves, and keep the best one:
+        # 'eval_accuracy', 'eval_loss' or 'robust_accuracy/EPS'
         keep=2,  # the newest checkpoints that stay
         keep_every=0,  # every k-th step stays for ever; 0: none
+        on_damage='fall_back',  # resume from the newest undamaged one; 'error'
       ),
       attack=_attack(),
       corrupt=_corrupt(),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import Checkpoints, abstract, save_config
-from vmoe_robust.config import UserError, batch_size, mesh_shape, validate
+from vmoe_robust.config import batch_size, mesh_shape, validate
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.evaluate import accuracy, outcome
 from vmoe_robust.evaluate.attack import PROGRESS, attack, is_finished, make
@@ -96,14 +96,8 @@ class Trainer:
     )
     self.checkpoints = Checkpoints(workdir, config.save)
     self.step, data_state = 0, None
-    saved = self.checkpoints.newest_whole()
-    if saved is None and self.checkpoints.steps():
-      raise UserError(
-        f'--workdir={workdir}: all its checkpoints are damaged; restore them '
-        'from a copy, or start again in another --workdir'
-      )
+    saved = self.checkpoints.resume()
     if saved is not None:
-      self.checkpoints.set_aside_after(saved)
       data_state = self._restore(saved, places)
     elif config.init_from:
       self._start_from(config.init_from)
@@ -127,7 +121,7 @@ class Trainer:
 
   def train(self, stopping: Stopping):
     """Trains to the last step, or until it is asked to stop; then saves."""
-    config, total = self.config, self.config.train.steps
+    total = self.config.train.steps
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
       stack.callback(self.batches.close)
@@ -142,30 +136,30 @@ class Trainer:
         self.step += 1
         log.add(self.step, metrics)
         last, stop = self.step == total, stopping(self.step)
-        saves = last or stop or _due(self.step, config.save.every_steps)
         # Before saving, so that a run cut short here does them when resumed.
-        self._measure(log, last, stop)
-        if saves:
+        measured = self._measure(log, last, stop)
+        if self.checkpoints.due(self.step, measured) or last or stop:
           log.drain()  # what is not finite is not saved
           log.pause()
-          self._save()
+          self._save(measured, last or stop)
         if last or stop:
           break
         batch = next(self.batches)
       self.about['trained_images_per_second'] = log.rate()
 
-  def _measure(self, log: Log, last: bool, stop: bool):
+  def _measure(self, log: Log, last: bool, stop: bool) -> dict[str, float]:
     """Evaluates and attacks if it is time to, unless time is running out."""
     evaluates = last or _due(self.step, self.config.eval.every_steps)
     attacks = not last and _due(self.step, self.config.attack.every_steps)
     if stop or not (evaluates or attacks):
-      return
+      return {}
     log.drain()
-    if evaluates:
-      log.write(self.step, self.evaluate())
+    measured = self.evaluate() if evaluates else {}
     if attacks:
-      log.write(self.step, _robust_accuracies(self.attack()))
+      measured |= _robust_accuracies(self.attack())
+    log.write(self.step, measured)
     log.pause()
+    return measured
 
   def evaluate(self) -> dict[str, float]:
     """Clean accuracy and loss on the evaluation split."""
@@ -250,10 +244,10 @@ class Trainer:
     self.state = self.state.replace(params=params, ema=ema)
     say(f'started from {path}' + (f'; fresh: {fresh}' if fresh else ''))
 
-  def _save(self):
-    if self.step not in self.checkpoints.steps():
-      extra = {'data': self.batches.state()}
-      self.checkpoints.save(self.step, _trees(self.state), extra)
+  def _save(self, measured: dict[str, float], now: bool):
+    extra = {'data': self.batches.state()}
+    trees = _trees(self.state)
+    self.checkpoints.save(self.step, trees, extra, measured, now)
 
 
 def _attacked(config: ConfigDict) -> ConfigDict:

@@ -1,0 +1,133 @@
+"""A run's work directory: its configuration, and which checkpoint is meant."""
+
+import contextlib
+import os
+
+from absl import logging
+from etils import epath
+
+from vmoe_robust.checkpoint import integrity
+from vmoe_robust.checkpoint.manager import Checkpoints
+from vmoe_robust.checkpoint.writer import CONFIG, steps
+from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
+
+
+def save_config(workdir: str | os.PathLike, config: ConfigDict):
+  """Writes the resolved configuration, with which evaluation needs no other.
+
+  Checkpoints that are saved later have a copy.
+  """
+  directory = epath.Path(workdir)
+  draft = directory / (CONFIG + '.tmp')
+  draft.write_text(integrity.to_json(config.to_dict()) + '\n')
+  draft.replace(directory / CONFIG)
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
+  """The configuration that `save_config` wrote; None if there is none.
+
+  If it is damaged, the newest checkpoint that has a copy gives it.
+
+  Raises:
+    UserError: it is damaged, and there is no copy.
+  """
+  path = epath.Path(workdir) / CONFIG
+  if not path.exists():
+    return None
+  saved = path.parent / 'checkpoints'
+  copies = [saved / str(step) / CONFIG for step in reversed(steps(saved))]
+  for place in (path, *copies):
+    found = _parse(place)
+    if found is not None:
+      if place != path:
+        logging.warning('%s is damaged; %s is taken instead', path, place)
+      return found
+  raise UserError(
+    f'{path} is not as it was written, and no checkpoint has a copy of it; '
+    'restore it from a copy, or start again in another --workdir'
+  )
+
+
+def config_is_whole(workdir: str | os.PathLike) -> bool:
+  """Whether the configuration is there and as it was written."""
+  return _parse(epath.Path(workdir) / CONFIG) is not None
+
+
+def _parse(path) -> ConfigDict | None:
+  try:
+    values = integrity.from_json(path.read_bytes())
+  except (OSError, ValueError):
+    return None
+  return from_json(to_json(ConfigDict(values)))
+
+
+def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
+  """By which a checkpoint is known again; None if there is none."""
+  saved = epath.Path(workdir).absolute() / 'checkpoints'
+  if step not in steps(saved):
+    return None
+  return integrity.fingerprint(saved / str(step))
+
+
+def locate(
+  checkpoint: str | os.PathLike, field: str = 'config.checkpoint'
+) -> tuple[str, int]:
+  """The work directory and the step that `config.checkpoint` names.
+
+  Args:
+    checkpoint: a work directory (its newest whole step is taken),
+      `WORKDIR/checkpoints/STEP`, or `WORKDIR/checkpoints/best` of a run with
+      `config.save.best`.
+    field: what the user set, for the errors.
+
+  Raises:
+    UserError: there is no such checkpoint, or the one named is damaged.
+  """
+  path, wanted = epath.Path(checkpoint).absolute(), None
+  if path.parent.name == 'checkpoints':
+    if path.name.isdecimal() or path.name == 'best':
+      path, wanted = path.parent.parent, path.name
+  field = f'{field}={str(checkpoint)!r}'
+  if not str(checkpoint):
+    raise UserError(f'{field} names nothing; give the workdir of a run')
+  if not path.exists():
+    raise UserError(
+      f'{field} does not exist; give the --workdir of a training run'
+    )
+  if not (path / CONFIG).exists() or not (path / 'checkpoints').exists():
+    raise UserError(
+      f'{field} holds no checkpoint (there is no {CONFIG} or no '
+      'checkpoints/ in it); give the --workdir of a training run that has '
+      'saved at least once'
+    )
+  with contextlib.closing(Checkpoints(path)) as checkpoints:
+    return str(path), _step(checkpoints, wanted, field)
+
+
+def _step(checkpoints: Checkpoints, wanted: str | None, field: str) -> int:
+  there, where = checkpoints.steps(), checkpoints.path(0).parent
+  if not there:
+    raise UserError(f'{field}: there is no finished checkpoint in {where}')
+  if wanted is None:
+    step = checkpoints.newest_whole()
+    if step is None:
+      raise UserError(f'{field}: all checkpoints in {where} are damaged')
+    return step
+  if wanted == 'best':
+    name = read_config(where.parent).save.best
+    step = checkpoints.best(name)
+    if step is None:
+      raise UserError(
+        f'{field}: no checkpoint has a measure to be the best by '
+        f'(config.save.best was {name!r}); name one of the steps {there}'
+      )
+  else:
+    step = int(wanted)
+  if step not in there:
+    raise UserError(f'{field}: in {where} there are steps {there}')
+  if bad := checkpoints.damage(step):
+    raise UserError(
+      f'{field} is damaged: {bad}; use another of the steps {there}, if there '
+      'is one'
+    )
+  return step

@@ -1,0 +1,241 @@
+"""Writing checkpoints in the background, each whole or not at all.
+
+Orbax writes a checkpoint as `STEP.unsealed`. Then every process checksums the
+files it wrote, the first one seals them and gives the checkpoint its name,
+`STEP`. Only then do old ones go. Whatever ends a run in between, what has a
+name is whole.
+"""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vmoe_robust.checkpoint import integrity, policy
+from vmoe_robust.config import ConfigDict, UserError
+from vmoe_robust.mesh.meeting import Meeting
+
+CONFIG = 'config.json'
+# Seconds between attempts at a checkpoint that nothing comes after.
+_PAUSES = (1, 4)
+_PATIENCE = 1200  # seconds to wait for the checksums of other processes
+
+
+class Writer:
+  """Saves one checkpoint at a time; what goes wrong is told, not raised."""
+
+  def __init__(
+    self,
+    directory: epath.Path,
+    save: ConfigDict,
+    handler: ocp.CompositeCheckpointHandler,
+  ):
+    """Clears away what an earlier run left unfinished."""
+    self._directory, self._save = directory, save
+    self._schedule = policy.Schedule(save)
+    self._thread, self._trouble = None, None
+    self._attempts, self._meeting = 0, None
+    self._best, self._pending = None, {}
+    if jax.process_index() == 0:
+      directory.mkdir(parents=True, exist_ok=True)
+      _clear(directory)
+    self._orbax = ocp.AsyncCheckpointer(
+      handler,
+      async_options=ocp.AsyncOptions(
+        barrier_sync_fn=lambda key, timeout_ms: self._meeting.wait(
+          timeout_ms / 1000
+        )
+      ),
+    )
+
+  def due(self, step: int, metrics: dict[str, float]) -> bool:
+    """Whether to save now, the same answer on every process."""
+    if self._best is None:
+      there = _metrics(self._directory).values()
+      scores = [policy.score(self._save.best, found) for found in there]
+      self._best = max(scores, default=-np.inf)
+    better = policy.score(self._save.best, metrics) > self._best
+    return self._schedule(step) or better
+
+  def save(
+    self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
+  ):
+    """Starts writing; the arrays may be donated as soon as this returns."""
+    self._settle()
+    self._schedule.saved()
+    self._attempts += 1
+    self._meeting, self._pending = Meeting(f'save/{self._attempts}'), metrics
+    self._trouble = self._try_to_write(step)
+    if _anywhere(self._trouble):
+      self._tell(step)
+      return
+    try:
+      self._orbax.save(self._draft(step), args=items, force=True)
+    except Exception as error:
+      self._trouble = _short(error)
+    self._thread = threading.Thread(target=self._finish, args=(step, metrics))
+    self._thread.start()
+
+  def save_now(
+    self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
+  ):
+    """As `save`, but waits for the end and tries again if that is bad.
+
+    Raises:
+      UserError: the checkpoint could not be written.
+    """
+    for pause in (*_PAUSES, None):
+      self.save(step, items, metrics)
+      if self._settle():
+        return
+      if pause:
+        time.sleep(pause)
+    newest = max(steps(self._directory), default=None)
+    raise UserError(
+      f'the checkpoint of step {step} could not be written to '
+      f'{self._directory} ({self._trouble}); mend that and start again with '
+      'the same --workdir, which '
+      + (f'goes on from step {newest}' if newest else 'begins from step 0')
+    )
+
+  def close(self):
+    """Waits until everything is written."""
+    if self._thread:
+      self._thread.join()
+    self._orbax.close()
+
+  def _settle(self) -> bool:
+    """Waits for the last save; whether it succeeded on every process."""
+    if not self._attempts:
+      return True
+    if self._thread:
+      self._thread.join()
+      self._thread = None
+    failed = _anywhere(self._trouble)
+    if failed:
+      self._trouble = self._trouble or 'another process failed'
+    elif self._best is not None:
+      score = policy.score(self._save.best, self._pending)
+      self._best = max(self._best, score)
+    return not failed
+
+  def _try_to_write(self, step: int) -> str | None:
+    """What keeps the first process from writing anything at all."""
+    if jax.process_index():
+      return None
+    probe = self._directory / f'{step}.probe'
+    try:
+      probe.write_bytes(bytes(4096))
+      probe.unlink()
+    except OSError as error:
+      return _short(error)
+
+  def _finish(self, step: int, metrics: dict[str, float]):
+    """Seals and names what Orbax has written; a thread of its own."""
+    try:
+      if self._trouble:
+        raise RuntimeError(self._trouble)
+      self._orbax.wait_until_finished()
+      draft = self._draft(step)
+      integrity.measure(draft, jax.process_index())
+      self._meeting.wait(_PATIENCE)
+      if jax.process_index() == 0:
+        config = self._directory.parent / CONFIG
+        if config.exists():
+          (draft / CONFIG).write_bytes(config.read_bytes())
+        integrity.seal(draft, metrics, jax.process_count())
+        draft.rename(self._directory / str(step))
+      self._meeting.wait(_PATIENCE)
+    except Exception as error:  # of whatever kind: training goes on
+      self._trouble = _short(error)
+      self._meeting.fail(self._trouble, _PATIENCE)
+      self._tell(step)
+    else:
+      self._prune()
+
+  def _tell(self, step: int):
+    """Says that a checkpoint failed, and makes room."""
+    if jax.process_index():
+      return
+    logging.warning(
+      'the checkpoint of step %s was not written: %s. Training goes on, and '
+      'tries again when the next one is due; %s',
+      step,
+      self._trouble,
+      f'checkpoints of steps {steps(self._directory)} are there',
+    )
+    _clear(self._directory)
+
+  def _prune(self):
+    """Removes what need not stay, by a name that says so."""
+    if jax.process_index():
+      return
+    best = best_step(self._directory, self._save.best)
+    for step in policy.surplus(self._save, steps(self._directory), best):
+      path = self._directory / str(step)
+      try:
+        path.rename(self._directory / f'{step}.removed')
+      except OSError as error:
+        logging.warning('%s cannot be removed: %s', path, _short(error))
+    _clear(self._directory)
+
+  def _draft(self, step: int) -> epath.Path:
+    return self._directory / f'{step}.unsealed'
+
+
+def steps(directory: epath.Path) -> list[int]:
+  """Steps that have a checkpoint with a name, ascending."""
+  if not directory.exists():
+    return []
+  names = [path.name for path in directory.iterdir()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def unfinished(directory: epath.Path) -> list[epath.Path]:
+  """What was not finished when a run was killed, or not removed to its end."""
+  if not directory.exists():
+    return []
+  found = [(path, *path.name.partition('.')) for path in directory.iterdir()]
+  return sorted(path for path, step, dot, _ in found if dot and step.isdigit())
+
+
+def best_step(directory: epath.Path, name: str) -> int | None:
+  """The step whose metric is best; None if none has it, or `name` is ''."""
+  return policy.best(name, _metrics(directory)) if name else None
+
+
+def _metrics(directory: epath.Path) -> dict[int, dict[str, float]]:
+  """What was measured at each step; nothing where the seal is damaged."""
+  found = {}
+  for step in steps(directory):
+    try:
+      found[step] = integrity.read_seal(directory / str(step))['metrics']
+    except ValueError:
+      found[step] = {}
+  return found
+
+
+def _clear(directory):
+  for path in unfinished(directory):
+    try:
+      path.rmtree() if path.is_dir() else path.unlink()
+    except OSError as error:
+      logging.warning('%s cannot be removed: %s', path, _short(error))
+
+
+def _anywhere(trouble: str | None) -> bool:
+  if jax.process_count() == 1:
+    return trouble is not None
+  found = multihost_utils.process_allgather(np.bool_(trouble is not None))
+  return bool(found.any())
+
+
+def _short(error: Exception) -> str:
+  """The last words of an error's first line: what the system said."""
+  text = str(error).strip().split('\n')[0] or type(error).__name__
+  return text if len(text) < 200 else f'...{text[-200:]}'
