@@ -209,7 +209,7 @@ def assert_an_ensemble_equals_that_of_one_process(checkpoint, folder):
   for name in ('index', 'label', 'prediction_before', 'fallen_in'):
     np.testing.assert_array_equal(here[name], there[name])
   assert (here['prediction_after'] == there['prediction_after']).mean() > 0.99
-  assert not (pod_ / 'unfinished_attack').exists()
+  assert not (pod_ / 'unfinished').exists()
   assert (pod_ / 'robustness.png').stat().st_size > 1000
 
 

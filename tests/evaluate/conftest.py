@@ -4,6 +4,8 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.evaluate import judge
+from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.models import build, unbox
 
 
@@ -65,5 +67,18 @@ def model_of():
     head = params['head']['kernel']
     params['head']['kernel'] = jax.random.normal(jax.random.key(2), head.shape)
     return model, params
+
+  return make
+
+
+@pytest.fixture
+def opened(tmp_path_factory):
+  """What a mode is given to judge, in a folder of its own."""
+
+  def make(config, source, model, params, workdir=None):
+    workdir = workdir or tmp_path_factory.mktemp('judged')
+    mesh = model.module.mesh
+    restored = Restored(model, params, config, mesh, workdir, 3)
+    return judge.Opened(restored, source, config, workdir)
 
   return make

@@ -3,15 +3,9 @@ import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError, validate
-from vmoe_robust.evaluate import corruptions, judge
-from vmoe_robust.evaluate.load import Restored
+from vmoe_robust.evaluate import corruptions, judge, smoothing
+from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.report.records import read_records
-
-
-def opened(config, source, model, params, workdir='nowhere'):
-  mesh = model.module.mesh
-  restored = Restored(model, params, config, mesh, workdir, 3)
-  return judge.Opened(restored, source, config, workdir)
 
 
 @pytest.fixture
@@ -26,7 +20,7 @@ def config(config):
   ('shape', 'batch_size'), [((1, 1, 1), 8), ((2, 4, 1), 16)]
 )
 def test_predictions_are_the_models(
-  config, in_memory, model_of, shape, batch_size
+  config, in_memory, model_of, opened, shape, batch_size
 ):
   config.corrupt.batch_size = batch_size
   model, params = model_of(config, shape)
@@ -50,7 +44,7 @@ def test_predictions_are_the_models(
 
 
 def test_written_results_come_from_the_records(
-  config, in_memory, model_of, tmp_path
+  config, in_memory, model_of, opened, tmp_path
 ):
   model, params = model_of(config)
   here = opened(config, in_memory(9), model, params, tmp_path)
@@ -81,7 +75,9 @@ def test_written_results_come_from_the_records(
   assert 'gaussian_noise' in text and 'drawn' in text and '9 examples' in text
 
 
-def test_logits_that_are_not_finite_are_wrong(config, in_memory, model_of):
+def test_logits_that_are_not_finite_are_wrong(
+  config, in_memory, model_of, opened
+):
   model, params = model_of(config)
   params['head']['kernel'] = params['head']['kernel'] * jnp.nan
   columns, _ = corruptions.predictions(
@@ -120,3 +116,42 @@ def test_refusals(config, field, value, words):
   config.mesh.update(dict(data=4))
   with pytest.raises(UserError, match=words):
     validate(config, 4)
+
+
+@pytest.mark.parametrize('mode', ['corrupt', 'certify'])
+def test_a_run_goes_on_after_its_last_batch(
+  config, in_memory, model_of, opened, tmp_path, monkeypatch, mode
+):
+  config.mode = mode
+  config.certify.update(dict(n0=2, n=6, batch_size=8))
+  rows_of = {
+    'corrupt': corruptions.predictions,
+    'certify': smoothing.certificates,
+  }[mode]
+  model, params = model_of(config)
+  here = lambda workdir=None: opened(
+    config, in_memory(24), model, params, workdir
+  )
+  expected, _ = rows_of(here())
+  kept = lambda: sorted((tmp_path / 'unfinished').glob('*.npz'))
+  put = Kept.put
+
+  def stop(self, found, batch, part='all'):
+    put(self, found, batch, part)
+    if batch == 1:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Kept, 'put', stop)
+    with pytest.raises(KeyboardInterrupt):
+      rows_of(here(tmp_path))
+  before = [(path, path.stat().st_mtime_ns) for path in kept()]
+  assert len(before) == 2
+  found, _ = rows_of(here(tmp_path))
+  assert len(kept()) > 2
+  assert all(path.stat().st_mtime_ns == then for path, then in before)
+  for name, column in expected.items():
+    np.testing.assert_array_equal(found[name], column, name)
+  config.seed = 5
+  with pytest.raises(UserError, match='config.seed is 5 here and was 0'):
+    rows_of(here(tmp_path))

@@ -8,6 +8,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import outcome, robustness
 from vmoe_robust.evaluate.attack import make
 from vmoe_robust.evaluate.ensembled import Ensembled
+from vmoe_robust.evaluate.kept import Kept, identity
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def test_records_are_those_of_the_model(attacking, in_memory, model_of):
   model, params = model_of(attacking)
   source, program = in_memory(13), make(model, attacking)
   assert isinstance(program, Ensembled)
-  found = program(params, source, None)
+  found = program(params, source, None, {})
   columns = found.columns
   assert columns['index'].tolist() == list(range(13))
   x_adv = jnp.asarray(columns['x_adv'].reshape(-1, 8, 8, 1))
@@ -38,14 +39,14 @@ def test_records_are_those_of_the_model(attacking, in_memory, model_of):
   fell = (columns['prediction_before'] == columns['label']) & ~right
   assert (columns['fallen_in'][fell] >= 0).all()
   # Other weights, the same programs.
-  again = program(params, source, None)
+  again = program(params, source, None, {})
   np.testing.assert_array_equal(again.columns['x_adv'], columns['x_adv'])
 
 
 def test_half_precision_is_judged_in_full(attacking, in_memory, model_of):
   attacking.attack.compute_dtype = 'bfloat16'
   model, params = model_of(attacking)
-  columns = make(model, attacking)(params, in_memory(8), None).columns
+  columns = make(model, attacking)(params, in_memory(8), None, {}).columns
   x_adv = jnp.asarray(columns['x_adv'].reshape(-1, 8, 8, 1))
   logits, _ = model.apply(params, x_adv)
   np.testing.assert_array_equal(columns['prediction_after'], logits.argmax(-1))
@@ -68,10 +69,11 @@ def test_a_whole_attack_goes_on_after_its_last_batch(
   source, place = in_memory(24), batch_sharding(model.module.mesh)
   program = robustness.Program(model, config)
 
-  def run(folder, on_batch=lambda *_: None):
+  def run(folder, on_batch=lambda *_: None, step=3):
+    kept = Kept(folder, identity(config, step))
     batches = eval_batches(config.data, source, batch_size=8, sharding=place)
     try:
-      return robustness.run(program, params, batches, on_batch, folder)
+      return robustness.run(program, params, batches, on_batch, kept)
     finally:
       batches.close()
 
@@ -89,6 +91,8 @@ def test_a_whole_attack_goes_on_after_its_last_batch(
   for eps, loads in expected.loads.items():
     for name, load in loads.items():
       np.testing.assert_array_equal(found.loads[eps][name], load)
+  with pytest.raises(UserError, match='step is 4 here and was 3'):
+    run(tmp_path, step=4)
   config.attack.steps = 5
   with pytest.raises(UserError, match='config.attack.steps is 5 here and was'):
     run(tmp_path)

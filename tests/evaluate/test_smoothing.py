@@ -7,7 +7,6 @@ from scipy import stats
 from vmoe_robust.config import UserError, validate
 from vmoe_robust.data import Every
 from vmoe_robust.evaluate import judge, smoothing
-from vmoe_robust.evaluate.load import Restored
 from vmoe_robust.models import Model
 from vmoe_robust.report.records import read_records
 
@@ -19,18 +18,17 @@ def config(config):
   return config
 
 
-def opened(config, source, model, params, workdir='nowhere'):
-  mesh = model.module.mesh
-  restored = Restored(model, params, config, mesh, workdir, 3)
-  return judge.Opened(restored, source, config, workdir)
+@pytest.fixture
+def certificates(config, model_of, opened):
+  def find(source, shape=(1, 1, 1)):
+    model, params = model_of(config, shape)
+    columns, corrupt = smoothing.certificates(
+      opened(config, source, model, params)
+    )
+    assert not corrupt
+    return columns
 
-
-def certificates(config, source, model_of, shape=(1, 1, 1)):
-  model, params = model_of(config, shape)
-  here = opened(config, source, model, params)
-  columns, corrupt = smoothing.certificates(here)
-  assert not corrupt
-  return columns
+  return find
 
 
 @pytest.mark.parametrize(
@@ -70,7 +68,7 @@ def test_radius_and_abstention():
 
 
 def test_a_linear_model_is_certified_short_of_its_boundary(
-  config, in_memory, model_of
+  config, in_memory, model_of, opened
 ):
   """Of a half-space the true radius is known: the distance to its edge."""
 
@@ -94,43 +92,47 @@ def test_a_linear_model_is_certified_short_of_its_boundary(
 
 @pytest.mark.parametrize('batch_size', [16, 24, 64])
 def test_counts_do_not_depend_on_batch_or_mesh(
-  config, in_memory, model_of, batch_size
+  config, in_memory, batch_size, certificates
 ):
   source = in_memory(11)
-  alone = certificates(config, source, model_of)
+  alone = certificates(source)
   assert (alone['counts_n0'].sum(1) == 5).all()
   assert (alone['counts'].sum(1) == 43).all()
   config.certify.batch_size = batch_size
-  spread = certificates(config, source, model_of, (2, 4, 1))
+  spread = certificates(source, (2, 4, 1))
   for name in ('counts', 'counts_n0', 'index', 'label', 'prediction'):
     np.testing.assert_array_equal(alone[name], spread[name])
 
 
-def test_counts_are_of_the_models_own_classes(config, in_memory, model_of):
+def test_counts_are_of_the_models_own_classes(
+  config, in_memory, model_of, certificates
+):
   config.certify.update(dict(n=3, n0=2, sigma=1e-6, alpha=0.2))
   source = in_memory(8)
-  columns = certificates(config, source, model_of)
+  columns = certificates(source)
   model, params = model_of(config)
   logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
   np.testing.assert_array_equal(columns['selected'], logits.argmax(-1))
   np.testing.assert_array_equal(columns['count'], np.full(8, 3))
 
 
-def test_every_kth_example_has_its_own_draws(config, in_memory, model_of):
+def test_every_kth_example_has_its_own_draws(config, in_memory, certificates):
   source = in_memory(13)
-  whole = certificates(config, source, model_of)
+  whole = certificates(source)
   config.certify.every = 4
-  few = certificates(config, source, model_of)
+  few = certificates(source)
   assert few['index'].tolist() == [0, 4, 8, 12]
   assert len(Every(source, 4)) == 4
   for name in ('counts', 'label', 'radius'):
     np.testing.assert_array_equal(few[name], whole[name][::4])
   config.seed = 1
-  other = certificates(config, source, model_of)
+  other = certificates(source)
   assert (other['counts'] != few['counts']).any()
 
 
-def test_draws_that_are_not_finite_have_no_vote(config, in_memory, model_of):
+def test_draws_that_are_not_finite_have_no_vote(
+  config, in_memory, model_of, opened
+):
   model, params = model_of(config)
   params['head']['kernel'] = params['head']['kernel'] * jnp.nan
   here = opened(config, in_memory(8), model, params)
@@ -141,7 +143,7 @@ def test_draws_that_are_not_finite_have_no_vote(config, in_memory, model_of):
 
 
 def test_written_results_come_from_the_records(
-  config, in_memory, model_of, tmp_path
+  config, in_memory, model_of, tmp_path, opened
 ):
   config.certify.radii = (0.0, 0.05, 9.0)
   model, params = model_of(config)

@@ -3,6 +3,7 @@
 from vmoe_robust.data.corruptions import Corruption as Corruption
 from vmoe_robust.data.datasets import open_source as open_source
 from vmoe_robust.data.mixup import mixup as mixup
+from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
 from vmoe_robust.data.pipeline import eval_batches as eval_batches
 from vmoe_robust.data.pipeline import train_batches as train_batches
 from vmoe_robust.data.source import Every as Every

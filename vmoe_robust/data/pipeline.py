@@ -73,6 +73,7 @@ def eval_batches(
   batch_size: int,
   sharding: jax.sharding.NamedSharding,
   corruptions: Sequence[Corruption] = (),
+  first: int = 0,
 ) -> 'EvalBatches':
   """Every example once, in order; the last batch is padded and masked.
 
@@ -83,6 +84,7 @@ def eval_batches(
     sharding: how the leading axis lies on the devices.
     corruptions: every example once under each of them, one after the other;
       'variant' int32 [batch] says which.
+    first: leaves out the batches before this one.
   """
   loader = Loader(source, data, train=False)
   rows = len(source) * max(len(corruptions), 1)
@@ -92,7 +94,8 @@ def eval_batches(
     .seed(0)  # not drawn from
     .random_map(Variants(loader, tuple(corruptions)) if corruptions else loader)
   )
-  return EvalBatches(data, source, positions, batch_size, sharding)
+  start = first * batch_size
+  return EvalBatches(data, source, positions, batch_size, sharding, start)
 
 
 def process_rows(

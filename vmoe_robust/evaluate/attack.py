@@ -23,6 +23,7 @@ from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.evaluate import outcome, robustness
 from vmoe_robust.evaluate.ensembled import Ensembled
 from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.kept import Kept, identity
 from vmoe_robust.evaluate.load import Restored, restore
 from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.mesh import batch_sharding
@@ -39,8 +40,8 @@ _OWN = (
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   *MACHINE_FIELDS,
 )
-# In the work directory, what an attack that is cut short leaves.
-PROGRESS = 'unfinished_attack'
+# In the work directory, what a run that is cut short leaves.
+PROGRESS = 'unfinished'
 # Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
 _MOST_PIXELS = 2e9
 
@@ -133,10 +134,11 @@ def attack(
     # Processes exchange images by files. Old ones are of no use.
     folder = Path(workdir, 'attack')
     release(folder)
+  same = identity(config, restored.step)
   if isinstance(program, Ensembled):
-    attacked = program(restored.params, source, folder)
+    attacked = program(restored.params, source, folder, same)
   else:
-    attacked = _in_batches(restored, source, program, folder)
+    attacked = _in_batches(restored, source, program, Kept(folder, same))
   about = about | {
     'checkpoint': restored.workdir,
     'checkpoint_checksum': fingerprint(restored.workdir, restored.step),
@@ -152,7 +154,7 @@ def attack(
   return results
 
 
-def _in_batches(restored, source, program, folder) -> robustness.Attacked:
+def _in_batches(restored, source, program, kept) -> robustness.Attacked:
   config, radii = program.config, len(program.config.attack.eps)
   batches = eval_batches(
     config.data,
@@ -167,7 +169,7 @@ def _in_batches(restored, source, program, folder) -> robustness.Attacked:
       progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
       on_batch = progress.update
-    return robustness.run(program, restored.params, batches, on_batch, folder)
+    return robustness.run(program, restored.params, batches, on_batch, kept)
 
 
 def is_finished(

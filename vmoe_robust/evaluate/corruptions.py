@@ -5,7 +5,6 @@ over the whole split. Its mCE divides by AlexNet's errors; here errors are as
 they are, and beside them what a corruption adds to the clean error.
 """
 
-import contextlib
 import os
 
 import jax
@@ -58,27 +57,29 @@ def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
   """A row for each variant and example, and the examples skipped."""
   config, shown = opened.config, variants(opened.config)
   predict = program(opened.restored.model)
-  batches = eval_batches(
-    config.data,
-    opened.source,
-    batch_size=batch_size(config, 'corrupt'),
-    sharding=batch_sharding(opened.restored.mesh),
-    corruptions=shown,
-  )
-  rows, corrupt = [], set()
-  with (
-    contextlib.closing(batches),
-    judge.progress(len(batches), 'corrupt', 'batch') as update,
-  ):
-    for done, batch in enumerate(batches, 1):
-      image, label = batch.pop('image'), batch.pop('label')
+  size = batch_size(config, 'corrupt')
+  total = -(-len(opened.source) * len(shown) // size)
+
+  def batches(first):
+    return eval_batches(
+      config.data,
+      opened.source,
+      batch_size=size,
+      sharding=batch_sharding(opened.restored.mesh),
+      corruptions=shown,
+      first=first,
+    )
+
+  with judge.progress(total, 'corrupt', 'batch') as update:
+
+    def find(number, batch):
+      image = batch.pop('image')
       found = predict(opened.restored.params, image, batch['mask'])
-      row = fetch(batch | {'label': label, 'prediction': found})
-      mask = row.pop('mask')
-      corrupt |= set(row['index'][~mask & (row['index'] >= 0)].tolist())
-      rows.append({name: column[mask] for name, column in row.items()})
-      update(done, int(mask.sum()))
-  columns = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+      row = fetch(batch | {'prediction': found})
+      update(number + 1, int(row['mask'].sum()))
+      return row
+
+    columns, corrupt = judge.rows_of(opened, batches, find)
   variant = columns.pop('variant')
   columns['corruption'] = np.array([c.name for c in shown])[variant]
   columns['severity'] = np.array([c.severity for c in shown])[variant]

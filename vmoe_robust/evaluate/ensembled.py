@@ -47,7 +47,11 @@ class Ensembled:
     self._runner = None
 
   def __call__(
-    self, params: PyTree, source: Source, folder: str | os.PathLike | None
+    self,
+    params: PyTree,
+    source: Source,
+    folder: str | os.PathLike | None,
+    identity: dict[str, object],
   ) -> robustness.Attacked:
     """Attacks every example of a source at every radius.
 
@@ -55,6 +59,7 @@ class Ensembled:
       params: weights.
       source: the examples.
       folder: where an attack that is cut short leaves what it has.
+      identity: by which it is known to be the same one.
     """
     config = self.config
     if self._runner is None:
@@ -70,7 +75,7 @@ class Ensembled:
         rows,
         config.attack.eps,
         shape=self._model.image_shape,
-        identity=robustness.identity(config),
+        identity=identity,
         folder=folder,
         keep_images=config.attack.save_images,
         on_progress=stages.update,

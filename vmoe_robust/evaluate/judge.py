@@ -21,10 +21,12 @@ from vmoe_robust.config import (
   from_json,
   validate,
 )
-from vmoe_robust.data import Source, open_source
-from vmoe_robust.evaluate.attack import combine
+from vmoe_robust.data import EvalBatches, Source, open_source
+from vmoe_robust.evaluate.attack import PROGRESS, combine
 from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.kept import Kept, identity
 from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
@@ -37,6 +39,7 @@ from vmoe_robust.report.results import (
 )
 from vmoe_robust.report.terminal import say
 
+Batch = dict[str, Array]
 Columns = dict[str, np.ndarray]
 
 
@@ -86,6 +89,36 @@ def opened(
     yield Opened(restore(saved_in, step, config), source, config, workdir)
 
 
+def rows_of(
+  opened: Opened,
+  batches: Callable[[int], EvalBatches],
+  find: Callable[[int, Batch], Columns],
+) -> tuple[Columns, set[int]]:
+  """A row an example, or several, and the examples skipped.
+
+  A run that was cut short goes on after the last batch that was finished.
+
+  Args:
+    opened: what is judged.
+    batches: of a number, the batches from that one on.
+    find: `(number, batch)` to columns, with the batch's 'mask' and 'index'.
+  """
+  folder = Path(opened.workdir, PROGRESS)
+  kept = Kept(folder, identity(opened.config, opened.restored.step))
+  rows, done = [], 0
+  while row := kept.get(done):
+    rows.append(row)
+    done += 1
+  with contextlib.closing(batches(done)) as rest:
+    for number, batch in enumerate(rest, done):
+      rows.append(find(number, batch))
+      kept.put(rows[-1], number)
+  columns = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+  mask, index = columns.pop('mask'), columns['index']
+  corrupt = set(index[~mask & (index >= 0)].tolist())
+  return {name: column[mask] for name, column in columns.items()}, corrupt
+
+
 def write(
   opened: Opened,
   columns: Columns,
@@ -127,6 +160,7 @@ def write(
   }
   if first:
     write_json(Path(opened.workdir) / RESULTS, results)
+  release(Path(opened.workdir) / PROGRESS)
   return results
 
 

@@ -6,8 +6,6 @@ reported.
 """
 
 import dataclasses
-import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,22 +17,17 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust import attacks
-from vmoe_robust.config import (
-  MACHINE_FIELDS,
-  UserError,
-  eps_name,
-  flatten,
-)
+from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.fall import Fall
-from vmoe_robust.evaluate.snapshot import claim
+from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.evaluate.sweep import Shown
 from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Aux, Model, losses
-from vmoe_robust.report.results import replacing
 
 Batch = dict[str, Array]
 Images = Float[Array, 'batch height width channels']
+_LOAD = 'load of '  # of a column that has no row an example
 
 
 class Program:
@@ -164,7 +157,7 @@ def run(
   params: PyTree,
   batches: Iterable[Batch],
   on_batch: Callable[[int, int], None] = lambda done, images: None,
-  folder: str | os.PathLike | None = None,
+  kept: Kept | None = None,
 ) -> Attacked:
   """Attacks every example at every eps of `config.attack`.
 
@@ -174,8 +167,7 @@ def run(
     batches: of `data.eval_batches`.
     on_batch: told after each batch and eps how many are done and how many
       images it had.
-    folder: what was found for each batch is kept there, and taken from there
-      when an attack that was cut short is run again; deleted by the caller.
+    kept: what an attack that was cut short has found.
 
   Raises:
     RuntimeError: a sound attack left its ball or [0, 1], so that its numbers
@@ -185,32 +177,31 @@ def run(
   settings = program.config.attack
   rows, loads, corrupt = [], {eps: {} for eps in settings.eps}, []
   spent, done = [0, 0.0], 0  # images and seconds
-  if folder is not None:
-    claim(folder, identity(program.config))
+  kept = kept or Kept(None, {})
   for number, batch in enumerate(batches):
     mask, labels, index = fetch((batch['mask'], batch['label'], batch['index']))
     corrupt += index[~mask & (index >= 0)].tolist()
     for eps in settings.eps:
-      kept = _kept(folder, number, eps)
-      if kept and kept.exists():
-        out, load = _read(kept)
-      else:
+      found = kept.get(number, eps_name(eps))
+      if found is None:
         attack = program(params, batch)
         start = time.perf_counter()
         x_adv, target, out, load = attack(params, batch, jnp.float32(eps))
         out['target'] = target
         if settings.save_images:
           out['x_adv'] = x_adv.reshape(len(mask), -1)
-        out, load = fetch((out, load))
+        found = fetch(out | {_LOAD + name: x for name, x in load.items()})
         spent[0] += len(mask)
         spent[1] += time.perf_counter() - start
-        _write(kept, out, load)
+        kept.put(found, number, eps_name(eps))
+      out = {n: x for n, x in found.items() if not n.startswith(_LOAD)}
       out |= {'index': index, 'label': labels, 'eps': np.full(len(mask), eps)}
       rows.append({name: column[mask] for name, column in out.items()})
       if settings.name != 'paper':  # which by design leaves [0, 1]
         _require_bounds(rows[-1])
-      for name, count in load.items():
-        loads[eps][name] = loads[eps].get(name, 0) + count
+      for name in [name for name in found if name.startswith(_LOAD)]:
+        block = name.removeprefix(_LOAD)
+        loads[eps][block] = loads[eps].get(block, 0) + found[name]
       done += 1
       on_batch(done, int(mask.sum()))
   columns = {
@@ -223,44 +214,6 @@ def run(
     )
   speed = spent[0] / max(spent[1], 1e-9)
   return Attacked(columns, loads, corrupt, speed)
-
-
-def identity(config: ConfigDict) -> dict[str, object]:
-  """What makes an attack that was cut short the same one."""
-  return {
-    name: value
-    for name, value in flatten(config).items()
-    if not name.startswith(MACHINE_FIELDS)
-  }
-
-
-def _kept(folder, batch: int, eps: float) -> pathlib.Path | None:
-  if folder is None:
-    return None
-  return pathlib.Path(folder, f'{batch}-{eps_name(eps)}.npz')
-
-
-def _write(path, out, load):
-  if path and jax.process_index() == 0:
-    with replacing(path) as draft, draft.open('wb') as file:
-      np.savez(
-        file,
-        **{f'out {name}': value for name, value in out.items()},
-        **{f'load {name}': value for name, value in load.items()},
-      )
-
-
-def _read(path):
-  with np.load(path) as file:
-    found = dict(file)
-  return tuple(
-    {
-      name.removeprefix(part): value
-      for name, value in found.items()
-      if name.startswith(part)
-    }
-    for part in ('out ', 'load ')
-  )
 
 
 def _require_bounds(row: dict[str, np.ndarray]):

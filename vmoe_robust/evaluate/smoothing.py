@@ -5,7 +5,6 @@ Smoothing" (arXiv:1902.02818), algorithm CERTIFY. The model judged is not the
 checkpoint's but the smoothed one: the class that wins under Gaussian noise.
 """
 
-import contextlib
 import os
 from collections.abc import Callable
 
@@ -137,29 +136,30 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
     batch_shards(opened.restored.mesh),
   )
   count = counter(opened.restored.model, config, copies)
-  batches = eval_batches(
-    config.data,
-    source,
-    batch_size=images,
-    sharding=batch_sharding(opened.restored.mesh),
-  )
-  total, rows, corrupt = settings.n0 + settings.n, [], set()
-  with (
-    contextlib.closing(batches),
-    judge.progress(len(batches) * total, 'certify', 'draw') as update,
-  ):
-    for i, batch in enumerate(batches):
-      told = _telling(update, i * total, images)
+  total, draws = -(-len(source) // images), settings.n0 + settings.n
+
+  def batches(first):
+    return eval_batches(
+      config.data,
+      source,
+      batch_size=images,
+      sharding=batch_sharding(opened.restored.mesh),
+      first=first,
+    )
+
+  with judge.progress(total * draws, 'certify', 'draw') as update:
+
+    def find(number, batch):
+      told = _telling(update, number * draws, images)
       votes = _vote(count, opened, batch, copies, told)
       row = {name: batch[name] for name in ('mask', 'label', 'index')}
       row = fetch(row | votes)
       row['index'] = np.where(
         row['index'] >= 0, row['index'] * settings.every, -1
       )
-      mask = row.pop('mask')
-      corrupt |= set(row['index'][~mask & (row['index'] >= 0)].tolist())
-      rows.append({name: column[mask] for name, column in row.items()})
-  columns = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+      return row
+
+    columns, corrupt = judge.rows_of(opened, batches, find)
   return _certified(columns, settings), corrupt
 
 
