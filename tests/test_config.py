@@ -67,6 +67,10 @@ def test_differences_name_the_field():
   assert config_lib.differences(sparse(seed=1), sparse()) == [
     'config.seed=1 (was 0)'
   ]
+  model = sparse(**{'model.hidden': 32})
+  ignoring = lambda *names: config_lib.differences(model, sparse(), names)
+  assert ignoring('config.model.') == ignoring('config.model.hidden') == []
+  assert len(ignoring('config.mode', 'config.model.hid')) == 1
 
 
 def test_groups_must_survive_accumulation():

@@ -32,12 +32,14 @@ def digits(count):
 
 
 def test_a_notebook_in_two_lines(run):
-  restored = vmoe_robust.load(run)
+  classifier = vmoe_robust.load(run)
   images, labels = digits(30)
   attacked = lambda eps: vmoe_robust.robust_accuracy(
-    restored, images, labels, attack='pgd', eps=eps, iterations=5
+    classifier, images, labels, attack='pgd', eps=eps, iterations=5
   )
-  logits, _ = restored.model.apply(restored.params, jnp.asarray(images) / 255)
+  logits, _ = classifier.model.apply(
+    classifier.params, jnp.asarray(images) / 255
+  )
   right = np.asarray(logits.argmax(-1)) == labels
   little, much = attacked(0.1), attacked(0.5)
   assert little.clean_accuracy == pytest.approx(right.mean())
@@ -46,10 +48,10 @@ def test_a_notebook_in_two_lines(run):
 
 
 def test_wrong_images_are_refused(run):
-  restored = vmoe_robust.load(run)
+  classifier = vmoe_robust.load(run)
   images, labels = digits(4)
   with pytest.raises(UserError, match=r'\[4, 8, 1\]; the model takes'):
-    vmoe_robust.robust_accuracy(restored, images[:, :4], labels)
+    vmoe_robust.robust_accuracy(classifier, images[:, :4], labels)
 
 
 def test_the_package_imports_without_a_model():

@@ -60,7 +60,7 @@ def elsewhere(tmp_path, monkeypatch):
     (['train.steps=3.5'], ['config.train.steps=3.5']),
     (['train.steps=0'], ['config.train.steps=0', '1 or more']),
     (['model.moe_blocks=(9,)', 'model.moe_every=0'], ['moe_blocks']),
-    (['init_from=nowhere'], ["config.init_from='nowhere'", 'does not exist']),
+    (['init_from=nowhere'], ["config.init_from='nowhere'", 'is no directory']),
     (['model.num_classes=7'], ['num_classes=7', '10']),
     (['data.name=cifar10', 'data.dir=/nowhere'], ['/nowhere', 'cifar10']),
   ],
@@ -92,7 +92,7 @@ def test_bad_checkpoints_are_refused(capsys, monkeypatch, tmp_path):
     capsys, monkeypatch, ATTACK, f'--config.checkpoint={path}'
   )
   assert 'names nothing' in attack('')
-  assert 'does not exist' in attack('nowhere')
+  assert 'is no directory' in attack('nowhere')
   (tmp_path / 'empty').mkdir()
   assert 'holds no checkpoint' in attack('empty')
   begun = tmp_path / 'begun'

@@ -2,8 +2,9 @@
 
 In a notebook:
 
-  restored = vmoe_robust.load('runs/digits_moe')
-  vmoe_robust.robust_accuracy(restored, images, labels, eps=8 / 255).accuracy
+  classifier = vmoe_robust.load('runs/digits_moe')
+  classifier(images)  # logits
+  vmoe_robust.robust_accuracy(classifier, images, labels, eps=8 / 255).accuracy
 """
 
 import importlib

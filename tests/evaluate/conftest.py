@@ -5,7 +5,7 @@ import pytest
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.evaluate import judge
-from vmoe_robust.evaluate.load import Restored
+from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.models import build, unbox
 
 
@@ -78,7 +78,7 @@ def opened(tmp_path_factory):
   def make(config, source, model, params, workdir=None):
     workdir = workdir or tmp_path_factory.mktemp('judged')
     mesh = model.module.mesh
-    restored = Restored(model, params, config, mesh, workdir, 3)
-    return judge.Opened(restored, source, config, workdir)
+    classifier = Classifier(model, params, config, mesh, workdir, 3)
+    return judge.Opened(classifier, source, config, workdir)
 
   return make

@@ -1,7 +1,17 @@
 """Checkpoints: Orbax behind a thin wrapper, and weights from elsewhere."""
 
-from vmoe_robust.checkpoint.foreign import read_npz, resize_positions
+from vmoe_robust.checkpoint.adapt import (
+  WAYS,
+  Plan,
+  flat,
+  matches,
+  plan,
+  shapes_of,
+  take,
+)
+from vmoe_robust.checkpoint.foreign import read_npz
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
+from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.checkpoint.weights import Weights, open_weights
 from vmoe_robust.checkpoint.workdir import (
   fingerprint,
@@ -12,13 +22,20 @@ from vmoe_robust.checkpoint.workdir import (
 
 __all__ = [
   'Checkpoints',
+  'Plan',
+  'RunWeights',
+  'WAYS',
   'Weights',
   'abstract',
   'fingerprint',
+  'flat',
   'locate',
+  'matches',
   'open_weights',
+  'plan',
   'read_config',
   'read_npz',
-  'resize_positions',
   'save_config',
+  'shapes_of',
+  'take',
 ]

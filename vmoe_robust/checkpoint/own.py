@@ -25,10 +25,10 @@ class RunWeights:
     path = (
       where if step is None else epath.Path(where) / 'checkpoints' / str(step)
     )
-    workdir, step = locate(path, field)
-    self.config = read_config(workdir)
-    checkpoints = Checkpoints(workdir)
-    self._folder = checkpoints.path(step) / checkpoints.weights(step)
+    self.workdir, self.step = locate(path, field)
+    self.config = read_config(self.workdir)
+    checkpoints = Checkpoints(self.workdir)
+    self._folder = checkpoints.path(self.step) / checkpoints.weights(self.step)
     checkpoints.close()
     with ocp.StandardCheckpointer() as reader:
       metadata = reader.metadata(self._folder).item_metadata

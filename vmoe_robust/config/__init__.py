@@ -12,6 +12,7 @@ from vmoe_robust.config.checks import (
   mesh_shape,
   validate,
   validate_attack,
+  validate_mesh,
 )
 from vmoe_robust.config.fields import (
   CORRUPTIONS,
@@ -47,4 +48,5 @@ __all__ = [
   'to_json',
   'validate',
   'validate_attack',
+  'validate_mesh',
 ]

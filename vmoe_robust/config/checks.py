@@ -74,6 +74,8 @@ def validate(config: ConfigDict, devices: int):
     UserError: names the field, its value and the way out.
   """
   choose('config.mode', config.mode, MODES)
+  _at_least('config.num_selected', config.num_selected, 0)
+  _at_least('config.init_from_noise', config.init_from_noise, 0)
   _validate_data(config.data)
   _validate_model(config)
   _validate_train(config)
@@ -81,7 +83,11 @@ def validate(config: ConfigDict, devices: int):
   _validate_save(config)
   _validate_corrupt(config.corrupt)
   _validate_certify(config.certify)
-  _validate_mesh(config, devices)
+  validate_mesh(config, devices)
+  data, expert, _ = mesh_shape(config, devices)
+  uses = ('train', 'eval', 'attack')
+  for use in uses if config.mode == 'train' else (config.mode,):
+    _validate_batch(config, use, data * expert)
 
 
 def _validate_data(data: ConfigDict):
@@ -345,7 +351,12 @@ def _validate_certify(certify: ConfigDict):
       )
 
 
-def _validate_mesh(config: ConfigDict, devices: int):
+def validate_mesh(config: ConfigDict, devices: int):
+  """Refuses a `config.mesh` over which the model cannot be spread.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
   expert, experts = config.mesh.expert, config.model.experts
   if expert > 0 and experts % expert:
     low = experts // expert * expert
@@ -354,7 +365,7 @@ def _validate_mesh(config: ConfigDict, devices: int):
       f'config.model.experts={experts} is not divisible by '
       f'config.mesh.expert={expert}; use {ways}'
     )
-  data, expert, model = mesh_shape(config, devices)
+  model = mesh_shape(config, devices)[2]
   for name in ('heads', 'mlp'):
     if config.model[name] % model:
       raise UserError(
@@ -362,9 +373,6 @@ def _validate_mesh(config: ConfigDict, devices: int):
         f'config.mesh.model={model}; use a mesh axis of '
         f'{_divisors_text(config.model[name])}'
       )
-  uses = ('train', 'eval', 'attack')
-  for use in uses if config.mode == 'train' else (config.mode,):
-    _validate_batch(config, use, data * expert)
 
 
 def _validate_batch(config: ConfigDict, use: str, unit: int):

@@ -38,8 +38,15 @@ def default() -> ConfigDict:
     dict(
       mode='train',  # 'train', 'attack', 'corrupt' or 'certify'
       seed=0,
-      checkpoint='',  # not train: the workdir, or one of its steps, to judge
-      init_from='',  # train: start from these weights (workdir or .npz)
+      checkpoint='',  # not train: what to judge: a workdir or one of its steps,
+      # an official V-MoE prefix (also gs://), a .npz or a .safetensors
+      num_selected=0,  # not train: another K to judge it with; 0: the run's,
+      # and 2 for weights that come without a configuration
+      init_from='',  # train: start from these weights, of whatever `checkpoint`
+      # may be; what fits in another way is adapted: see checkpoint/adapt.py
+      init_from_except=(),  # weights that are not taken, such as 'head' or
+      # 'Encoder/encoderblock_*/Moe', and may be missing here or there
+      init_from_noise=0.0,  # of experts that a dense MLP starts, relative
       data=_data(),
       model=_model(),
       mesh=_mesh(),
@@ -279,11 +286,14 @@ def differences(
   Args:
     a: one configuration.
     b: the other one, which the text calls the earlier.
-    ignore: beginnings of names that may differ.
+    ignore: fields that may differ, and groups of them with a dot at the end.
   """
   here, there = flatten(a), flatten(b)
+  groups = tuple(name for name in ignore if name.endswith('.'))
   return [
     f'{name}={here.get(name)!r} (was {there.get(name)!r})'
     for name in sorted(here | there)
-    if here.get(name) != there.get(name) and not name.startswith(ignore)
+    if here.get(name) != there.get(name)
+    and name not in ignore
+    and not name.startswith(groups)
   ]

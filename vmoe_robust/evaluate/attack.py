@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vmoe_robust.checkpoint import fingerprint, locate, read_config
+from vmoe_robust.checkpoint import Weights, fingerprint, open_weights
 from vmoe_robust.config import (
   MACHINE_FIELDS,
   WHOLE_ATTACKS,
@@ -24,7 +24,13 @@ from vmoe_robust.evaluate import outcome, robustness
 from vmoe_robust.evaluate.ensembled import Ensembled
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.kept import Kept, identity
-from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.evaluate.load import (
+  Classifier,
+  origin,
+  recognised,
+  restore,
+  select,
+)
 from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
@@ -36,9 +42,14 @@ from vmoe_robust.report.terminal import say
 # What a mode says for itself, with the fields of its name; everything else is
 # the saved run's.
 _OWN = (
-  *('config.mode', 'config.seed', 'config.checkpoint'),
+  *('config.mode', 'config.seed', 'config.checkpoint', 'config.num_selected'),
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   *MACHINE_FIELDS,
+)
+# What weights that come without a configuration do not tell, besides.
+_UNTOLD = (
+  *('config.data.', 'config.model.mean', 'config.model.std'),
+  'config.model.compute_dtype',
 )
 # In the work directory, what a run that is cut short leaves.
 PROGRESS = 'unfinished'
@@ -52,19 +63,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  saved_in, step = locate(config.checkpoint)
-  config = combine(config, read_config(saved_in))
-  validate(config, jax.device_count())
-  require_writable(workdir)
-  with locked(workdir):
-    if is_finished(config, workdir, step):
-      return
-    source = open_source(config.data, config.data.split)
-    check_fit(config, source)
-    restored = restore(saved_in, step, config)
-    program = make(restored.model, config)
-    results = attack(restored, source, program, workdir, {}, PROGRESS)
-    say(outcome.closing(results, workdir))
+  weights = open_weights(config.checkpoint, field='config.checkpoint')
+  with contextlib.closing(weights):
+    config = combine(config, weights)
+    validate(config, jax.device_count())
+    require_writable(workdir)
+    with locked(workdir):
+      if is_finished(config, workdir, origin(weights)[1]):
+        return
+      source = open_source(config.data, config.data.split)
+      check_fit(config, source)
+      classifier = restore(weights, config)
+      program = make(classifier.model, config)
+      results = attack(classifier, source, program, workdir, {}, PROGRESS)
+      say(outcome.closing(results, workdir))
 
 
 def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
@@ -73,17 +85,21 @@ def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
   return (robustness.Program if whole else Ensembled)(model, config)
 
 
-def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
-  """The configuration of a mode on the model and the data of a saved run.
+def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
+  """The configuration of a mode on the model and the data of saved weights.
 
   Its own are the fields of its name, such as `config.attack`. Of `config.data`
   the name, the directory and the split count where they are not empty, and how
-  to read; the rest is as the model was trained.
+  to read; the rest is as the model was trained. Weights that come without a
+  configuration tell the model's shapes alone: then all of `config.data` counts,
+  and what else of `config.model` it takes.
 
   Raises:
-    UserError: a field was set that would have no effect.
+    UserError: a field was set that would have no effect, or one is missing.
   """
-  own = (*_OWN, f'config.{config.mode}.')
+  saved, own = weights.config, (*_OWN, f'config.{config.mode}.')
+  if saved is None:
+    saved, own = _told(config, weights), (*own, *_UNTOLD)
   ignored = differences(config, default(), own)
   if ignored:
     raise UserError(
@@ -92,8 +108,10 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
       "checkpoint's own run; leave it out"
     )
   out = saved.copy_and_resolve_references()
-  for name in ('mode', 'seed', 'checkpoint', config.mode, 'mesh'):
+  own = ('mode', 'seed', 'checkpoint', 'num_selected', config.mode, 'mesh')
+  for name in own:
     out[name] = config[name]
+  select(out, config.num_selected, 'config.num_selected')
   out.data.split = config.data.split or saved.data.eval_split
   out.data.name = config.data.name or saved.data.name
   out.data.dir = config.data.dir or saved.data.dir
@@ -102,8 +120,29 @@ def combine(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
   return out
 
 
+def _told(config: ConfigDict, weights: Weights) -> ConfigDict:
+  """What weights tell without a configuration, and what that of a mode does."""
+  out, where = recognised(weights), f'config.checkpoint={weights.where!r}'
+  size = out.data.image_size
+  if not config.data.name:
+    raise UserError(
+      f'{where} does not say which data it was trained on; give them with '
+      '--config.data.name=NAME, --config.data.dir=DIR and --config.data.split'
+    )
+  if config.data.image_size not in (default().data.image_size, size):
+    raise UserError(
+      f'config.data.image_size={config.data.image_size} does not fit {where}, '
+      f'which takes {size}; leave it out'
+    )
+  out.data = config.data.copy_and_resolve_references()
+  out.data.image_size = size
+  for name in ('mean', 'std', 'compute_dtype'):
+    out.model[name] = config.model[name]
+  return out
+
+
 def attack(
-  restored: Restored,
+  classifier: Classifier,
   source: Source,
   program: robustness.Program | Ensembled,
   workdir: str | os.PathLike,
@@ -113,7 +152,7 @@ def attack(
   """Attacks every example of a source; returns what is in `results.json`.
 
   Args:
-    restored: what to attack.
+    classifier: what to attack.
     source: the examples.
     program: of the model; `program.config` says how.
     workdir: where the results go.
@@ -134,15 +173,16 @@ def attack(
     # Processes exchange images by files. Old ones are of no use.
     folder = Path(workdir, 'attack')
     release(folder)
-  same = identity(config, restored.step)
+  where, step = classifier.where, classifier.step
+  same = identity(config, step)
   if isinstance(program, Ensembled):
-    attacked = program(restored.params, source, folder, same)
+    attacked = program(classifier.params, source, folder, same)
   else:
-    attacked = _in_batches(restored, source, program, Kept(folder, same))
+    attacked = _in_batches(classifier, source, program, Kept(folder, same))
   about = about | {
-    'checkpoint': restored.workdir,
-    'checkpoint_checksum': fingerprint(restored.workdir, restored.step),
-    'step': restored.step,
+    'checkpoint': where,
+    'checkpoint_checksum': None if step is None else fingerprint(where, step),
+    'step': step,
     'split': f'{config.data.name} {config.data.split}',
     'experts': config.attack.experts,
     'attacked_images_per_second': attacked.images_per_second,
@@ -154,13 +194,13 @@ def attack(
   return results
 
 
-def _in_batches(restored, source, program, kept) -> robustness.Attacked:
+def _in_batches(classifier, source, program, kept) -> robustness.Attacked:
   config, radii = program.config, len(program.config.attack.eps)
   batches = eval_batches(
     config.data,
     source,
     batch_size=batch_size(config, 'attack'),
-    sharding=batch_sharding(restored.mesh),
+    sharding=batch_sharding(classifier.mesh),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
@@ -169,11 +209,11 @@ def _in_batches(restored, source, program, kept) -> robustness.Attacked:
       progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
       on_batch = progress.update
-    return robustness.run(program, restored.params, batches, on_batch, kept)
+    return robustness.run(program, classifier.params, batches, on_batch, kept)
 
 
 def is_finished(
-  config: ConfigDict, workdir: str | os.PathLike, step: int
+  config: ConfigDict, workdir: str | os.PathLike, step: int | None
 ) -> bool:
   """Whether this very attack on this step is done; if so, shows its table.
 

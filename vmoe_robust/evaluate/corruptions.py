@@ -56,7 +56,7 @@ def variants(config: ConfigDict) -> tuple[Corruption, ...]:
 def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
   """A row for each variant and example, and the examples skipped."""
   config, shown = opened.config, variants(opened.config)
-  predict = program(opened.restored.model)
+  predict = program(opened.classifier.model)
   size = batch_size(config, 'corrupt')
   total = -(-len(opened.source) * len(shown) // size)
 
@@ -65,7 +65,7 @@ def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
       config.data,
       opened.source,
       batch_size=size,
-      sharding=batch_sharding(opened.restored.mesh),
+      sharding=batch_sharding(opened.classifier.mesh),
       corruptions=shown,
       first=first,
     )
@@ -74,7 +74,7 @@ def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
 
     def find(number, batch):
       image = batch.pop('image')
-      found = predict(opened.restored.params, image, batch['mask'])
+      found = predict(opened.classifier.params, image, batch['mask'])
       row = fetch(batch | {'prediction': found})
       update(number + 1, int(row['mask'].sum()))
       return row

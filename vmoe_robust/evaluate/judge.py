@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.checkpoint import locate, read_config
+from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.config import (
   MACHINE_FIELDS,
   UserError,
@@ -25,7 +25,7 @@ from vmoe_robust.data import EvalBatches, Source, open_source
 from vmoe_robust.evaluate.attack import PROGRESS, combine
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.kept import Kept, identity
-from vmoe_robust.evaluate.load import Restored, restore
+from vmoe_robust.evaluate.load import Classifier, origin, restore
 from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
@@ -47,7 +47,7 @@ Columns = dict[str, np.ndarray]
 class Opened:
   """A checkpoint and the examples it is judged on."""
 
-  restored: Restored
+  classifier: Classifier
   source: Source
   config: ConfigDict
   workdir: str | os.PathLike
@@ -72,21 +72,22 @@ def opened(
     UserError: the checkpoint, the data, the configuration or the results that
       are in the work directory do not fit.
   """
-  saved_in, step = locate(config.checkpoint)
-  config = combine(config, read_config(saved_in))
-  validate(config, jax.device_count())
-  require_writable(workdir)
-  path = Path(workdir) / RESULTS
-  with locked(workdir):
-    if path.exists():
-      results = json.loads(path.read_text())
-      _require_same(results, config, workdir, step)
-      say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
-      yield None
-      return
-    source = open_source(config.data, config.data.split)
-    check_fit(config, source)
-    yield Opened(restore(saved_in, step, config), source, config, workdir)
+  weights = open_weights(config.checkpoint, field='config.checkpoint')
+  with contextlib.closing(weights):
+    config = combine(config, weights)
+    validate(config, jax.device_count())
+    require_writable(workdir)
+    path = Path(workdir) / RESULTS
+    with locked(workdir):
+      if path.exists():
+        results = json.loads(path.read_text())
+        _require_same(results, config, workdir, origin(weights)[1])
+        say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
+        yield None
+        return
+      source = open_source(config.data, config.data.split)
+      check_fit(config, source)
+      yield Opened(restore(weights, config), source, config, workdir)
 
 
 def rows_of(
@@ -104,7 +105,7 @@ def rows_of(
     find: `(number, batch)` to columns, with the batch's 'mask' and 'index'.
   """
   folder = Path(opened.workdir, PROGRESS)
-  kept = Kept(folder, identity(opened.config, opened.restored.step))
+  kept = Kept(folder, identity(opened.config, opened.classifier.step))
   rows, done = [], 0
   while row := kept.get(done):
     rows.append(row)
@@ -149,8 +150,8 @@ def write(
     write_records(path, columns)
     columns = read_records(path)
   results = summarise(columns) | {
-    'checkpoint': str(opened.restored.workdir),
-    'step': opened.restored.step,
+    'checkpoint': str(opened.classifier.where),
+    'step': opened.classifier.step,
     'split': f'{config.data.name} {config.data.split}',
     'experts': 'dropless',
     'corrupt_images': [opened.source.describe(i) for i in sorted(corrupt)],
@@ -197,9 +198,10 @@ def progress(total: int, what: str, unit: str) -> Iterator[Callable]:
 
 def footer(results: dict, workdir: str | os.PathLike) -> str:
   """The lines below a mode's table."""
+  step = '' if results['step'] is None else f'step {results["step"]} of '
   lines = [
-    f'{results["examples"]} examples of {results["split"]}, step '
-    f'{results["step"]} of {results["checkpoint"]}'
+    f'{results["examples"]} examples of {results["split"]}, {step}'
+    f'{results["checkpoint"]}'
   ]
   if count := len(results['corrupt_images']):
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
@@ -207,7 +209,7 @@ def footer(results: dict, workdir: str | os.PathLike) -> str:
   return '\n'.join(lines)
 
 
-def _require_same(results: dict, config: ConfigDict, workdir, step: int):
+def _require_same(results: dict, config: ConfigDict, workdir, step):
   found = from_json(json.dumps(results['config']))
   changed = differences(config, found, MACHINE_FIELDS)
   if results['step'] != step:

@@ -50,12 +50,12 @@ class Kept:
     return self._folder / f'{batch}-{part}.npz'
 
 
-def identity(config: ConfigDict, step: int) -> dict[str, object]:
+def identity(config: ConfigDict, step: int | None) -> dict[str, object]:
   """What makes a run that was cut short the same one.
 
   Args:
     config: of the run.
-    step: of the checkpoint that it judges.
+    step: of the checkpoint that it judges, if it is of a run.
   """
   return {'step': step} | {
     name: value

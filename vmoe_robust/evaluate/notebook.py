@@ -15,7 +15,7 @@ from vmoe_robust.attacks import Budget, ensemble
 from vmoe_robust.config import UserError, choose
 from vmoe_robust.evaluate import sweep
 from vmoe_robust.evaluate.ensemble import Runner
-from vmoe_robust.evaluate.load import Restored
+from vmoe_robust.evaluate.load import Classifier, checked_images
 from vmoe_robust.evaluate.load import load as load
 from vmoe_robust.evaluate.victim import of_function, of_model, simple_score
 from vmoe_robust.mesh import batch_shards
@@ -59,7 +59,7 @@ class Result:
 
 
 def robust_accuracy(
-  model: Callable | Restored,
+  model: Callable | Classifier,
   images: np.ndarray,
   labels: Sequence[int] | np.ndarray,
   *,
@@ -114,14 +114,11 @@ def robust_accuracy(
   rows = _InMemory(images, labels)
   names = attack if isinstance(attack, str) else tuple(attack)
   budget = Budget(iterations, queries, restarts, targets)
-  make = _cached_runner
-  if isinstance(model, Restored):
-    make = _runner
-    if attack_through is not None:
-      raise UserError('attack_through is for functions; leave it out')
+  if isinstance(model, Classifier) and attack_through is not None:
+    raise UserError('attack_through is for functions; leave it out')
   size = min(batch_size, len(images))
   shape = images.shape[1:]
-  runner, classes = make(
+  runner, classes = _runner(
     model, attack_through, shape, names, norm, budget, seed, size
   )
   if labels.max() >= classes:
@@ -164,9 +161,11 @@ def robust_accuracy(
   )
 
 
+# The same model at another radius, or on other images, compiles nothing.
+@functools.lru_cache(maxsize=4)
 def _runner(model, through, shape, names, norm, budget, seed, size):
   """What attacks the model, and the number of its classes."""
-  if isinstance(model, Restored):
+  if isinstance(model, Classifier):
     wanted, loss = model.model.image_shape, model.config.train.loss
     if shape != wanted:
       raise UserError(
@@ -188,24 +187,8 @@ def _runner(model, through, shape, names, norm, budget, seed, size):
   return Runner(victim, chosen, score, seed, batch), classes
 
 
-# The same function at another radius, or on other images, compiles nothing.
-_cached_runner = functools.lru_cache(maxsize=4)(_runner)
-
-
 def _checked(images, labels, eps):
-  images, labels = np.asarray(images), np.asarray(labels)
-  if images.ndim != 4 or not len(images):
-    raise UserError(
-      f'images are of shape {images.shape}; give [batch, height, width, '
-      'channels], one image at least'
-    )
-  if images.dtype != np.uint8:
-    images = images.astype(np.float32)
-    if not ((images >= 0) & (images <= 1)).all():
-      raise UserError(
-        f'images are between {images.min()} and {images.max()}; give pixels in '
-        '[0, 1], and let the model normalise'
-      )
+  images, labels = checked_images(images), np.asarray(labels)
   if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
     raise UserError(
       f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import Record
@@ -32,6 +32,21 @@ def selected(
   images = len(before) * record.images
   by_image = lambda x: x.reshape(images, -1, model.experts)[:batch]
   return by_image(before), by_image(after)
+
+
+def by_weight(
+  record: Record, model: ConfigDict
+) -> Int[Array, 'groups tokens selected']:
+  """The experts each token selected and had, heaviest first; -1 is none.
+
+  Of Soft MoE, the expert whose slot weighs most in a token's output.
+  """
+  routing, kept = record.routing, record.placement.kept
+  if model.router.name == 'soft':
+    return routing.gates.argmax(-1)[..., None] // model.router.slots
+  order = jnp.argsort(-jnp.where(kept, routing.gates, -1), axis=-1, stable=True)
+  experts = jnp.where(kept, routing.experts, -1)
+  return jnp.take_along_axis(experts, order, axis=-1)
 
 
 def change(before: Selected, after: Selected) -> Float[Array, 'batch']:

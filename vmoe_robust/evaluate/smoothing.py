@@ -133,9 +133,9 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
   images, copies = _shape(
     len(source),
     batch_size(config, 'certify'),
-    batch_shards(opened.restored.mesh),
+    batch_shards(opened.classifier.mesh),
   )
-  count = counter(opened.restored.model, config, copies)
+  count = counter(opened.classifier.model, config, copies)
   total, draws = -(-len(source) // images), settings.n0 + settings.n
 
   def batches(first):
@@ -143,7 +143,7 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
       config.data,
       source,
       batch_size=images,
-      sharding=batch_sharding(opened.restored.mesh),
+      sharding=batch_sharding(opened.classifier.mesh),
       first=first,
     )
 
@@ -183,7 +183,7 @@ def _shape(examples: int, wanted: int, shards: int) -> tuple[int, int]:
 
 def _vote(count, opened: judge.Opened, batch, copies, told) -> dict[str, Array]:
   """Counts of the selecting and of the estimating draws."""
-  settings, params = opened.config.certify, opened.restored.params
+  settings, params = opened.config.certify, opened.classifier.params
   classes = opened.config.model.num_classes
   zeros = np.zeros((batch['mask'].shape[0], classes), np.int32)
   found, running = {}, None
@@ -191,7 +191,7 @@ def _vote(count, opened: judge.Opened, batch, copies, told) -> dict[str, Array]:
   for name, first, end in zip(
     ('counts_n0', 'counts'), bounds, bounds[1:], strict=False
   ):
-    votes = jax.device_put(zeros, batch_sharding(opened.restored.mesh))
+    votes = jax.device_put(zeros, batch_sharding(opened.classifier.mesh))
     for start in range(first, end, _PASSES * copies):
       stop = min(start + _PASSES * copies, end)
       votes = count(params, batch, votes, np.int32(start), np.int32(stop))

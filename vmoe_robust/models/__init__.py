@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vmoe_robust.models.moe import Grouping, Record, padded_batch
+from vmoe_robust.models.recognise import recognise as recognise
 from vmoe_robust.models.vit import VisionTransformer
 
 

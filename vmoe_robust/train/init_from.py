@@ -1,82 +1,130 @@
-"""Starting weights from another run or from a released file."""
+"""Starting weights from another run or from what others released."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
 
 import jax
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import (
-  Checkpoints,
-  locate,
-  read_npz,
-  resize_positions,
+  WAYS,
+  Plan,
+  Weights,
+  flat,
+  matches,
+  open_weights,
+  plan,
+  shapes_of,
+  take,
 )
 from vmoe_robust.config import UserError
+from vmoe_robust.report.results import write_json
+from vmoe_robust.report.table import table
+from vmoe_robust.report.terminal import say
 
-# Weights that belong to the task or the way of pooling, not to the encoder.
-_MAY_DIFFER = ('head/', 'pre_logits/', 'cls', 'map_')
+# In the work directory: how each weight started.
+REPORT = 'init_from.json'
+# Groups of weights that are shown of each kind.
+_SHOWN = 3
 
 
-def start_from(path: str, params: PyTree) -> tuple[PyTree, list[str]]:
-  """Replaces fresh weights by those of `config.init_from`.
+def start_from(
+  config: ConfigDict, params: PyTree, workdir: str | os.PathLike
+) -> PyTree:
+  """Replaces fresh weights by those of `config.init_from`, and says how.
 
-  Position embeddings of another resolution are resized. A head of another
-  number of classes or another kind stays fresh.
+  What fits in another way is adapted (see `checkpoint.plan`). A head of another
+  number of classes or another kind stays fresh. A table is shown, and the full
+  list is left as `init_from.json`.
 
   Args:
-    path: a work directory, one of its checkpoints, or a released .npz file.
-    params: fresh weights on their mesh.
-
-  Returns:
-    The weights, placed as `params` are, and the names that stayed fresh.
+    config: of the run.
+    params: fresh weights on their mesh; what is read is placed as they are.
+    workdir: for the list.
 
   Raises:
-    UserError: the weights are missing or are those of another model.
+    UserError: there are no such weights; or some of them, or of the model's,
+      are unexpected and not named in `config.init_from_except`.
   """
-  there, fresh = _flat(_read(path)), []
-  surplus = there.keys() - _flat(params).keys()
-  surplus = sorted(n for n in surplus if not n.startswith(_MAY_DIFFER))
-  if surplus:
+  with contextlib.closing(open_weights(config.init_from)) as weights:
+    there, wanted = shapes_of(weights.shapes), shapes_of(flat(params))
+    excepted = config.init_from_except
+    found = plan(there, wanted, weights.renamed, excepted)
+    _check(config, found, {**there, **wanted})
+    params = take(weights, found, params, config.init_from_noise, config.seed)
+    if jax.process_index() == 0:
+      write_json(Path(workdir) / REPORT, _listed(weights, found, wanted))
+    say(f'started from {weights.where}\n\n{_shown(found, there, wanted)}\n')
+  return params
+
+
+def _check(config: ConfigDict, found: Plan, names: dict):
+  for pattern in config.init_from_except:
+    if not any(matches(name, (pattern,)) for name in names):
+      raise UserError(
+        f'config.init_from_except={pattern!r} names no weight, here or in '
+        f'{config.init_from!r}; write it like {next(iter(names))!r}, or the '
+        'beginning of that'
+      )
+  if found.unexpected:
+    some, more = found.unexpected[:4], len(found.unexpected) - 4
     raise UserError(
-      f'config.init_from={path!r} is of another model: it has {surplus[0]}'
-      f'{" and more" * (len(surplus) > 1)}, which this one lacks; use the '
-      'sizes of config.model it was trained with'
+      f'config.init_from={config.init_from!r} is of another model: '
+      f'{"; ".join(some)}{f"; and {more} more" if more > 0 else ""}. Set '
+      'config.model as it was trained with, or name in '
+      'config.init_from_except what is not to be taken'
     )
 
-  def choose(keys, leaf):
-    name = _name(keys)
-    value = there.get(name)
-    if name.endswith('pos_embedding') and value is not None:
-      same_width = value.shape[2:] == leaf.shape[2:]
-      if same_width and value.shape != leaf.shape:
-        value = resize_positions(value, leaf.shape[1])
-    if value is None or value.shape != leaf.shape:
-      if not name.startswith(_MAY_DIFFER):
-        shape = 'absent' if value is None else value.shape
-        raise UserError(
-          f'config.init_from={path!r} is of another model: {name} is {shape} '
-          f'in it and {leaf.shape} in this one; use the sizes of config.model '
-          'it was trained with'
-        )
-      fresh.append(name)
-      return leaf
-    return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
-  return jax.tree_util.tree_map_with_path(choose, params), fresh
-
-
-def _read(path: str) -> PyTree:
-  if path.endswith('.npz'):
-    return read_npz(path)
-  workdir, step = locate(path, 'config.init_from')
-  checkpoints = Checkpoints(workdir)
-  tree = checkpoints.read(step, checkpoints.weights(step))
-  checkpoints.close()
-  return tree
+def _listed(weights: Weights, found: Plan, wanted: dict) -> dict:
+  """How each weight started, for people and programs to look up."""
+  shape = lambda name: list(weights.shapes[name].shape)
+  there = lambda name: {
+    'from': weights.renamed.get(name, name),
+    'shape_there': shape(name),
+  }
+  return {
+    'init_from': weights.where,
+    'weights': {
+      name: {'how': way, 'shape': list(wanted[name])}
+      | (there(found.source[name]) if name in found.source else {})
+      for name, way in found.how.items()
+    },
+    'left_over': {
+      weights.renamed.get(name, name): shape(name) for name in found.left_over
+    },
+  }
 
 
-def _flat(tree) -> dict:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {_name(keys): leaf for keys, leaf in leaves}
+def _shown(found: Plan, there: dict, wanted: dict) -> str:
+  rows = []
+  for way in WAYS:
+    names = [name for name, how in found.how.items() if how == way]
+    same = way in ('loaded', 'renamed')
+    rows.append((way, len(names), '' if same else _groups(names, wanted)))
+  left = found.left_over
+  rows.append(('left over', len(left), _groups(left, there)))
+  return table(('weights', 'arrays', 'which'), [row for row in rows if row[1]])
 
 
-def _name(keys) -> str:
-  return '/'.join(key.key for key in keys)
+def _groups(names: list[str], shapes: dict) -> str:
+  """Modules instead of their weights, and those of all blocks as one."""
+  groups = {}
+  for name in names:
+    block = re.search(r'(?<=encoderblock_)\d+', name)
+    module = name.rpartition('/')[0] or name
+    parts = re.sub(r'(?<=encoderblock_)\d+', '{}', module).split('/')
+    blocks, members = groups.setdefault('/'.join(parts[:4]), ({}, []))
+    blocks[block and block[0]] = None
+    members.append(name)
+  shown = [
+    group.replace('{}', f'{{{",".join(blocks)}}}' if '{}' in group else '')
+    + (f' {shapes[members[0]]}' if len(members) == 1 else '')
+    for group, (blocks, members) in groups.items()
+  ]
+  rest = len(shown) - _SHOWN
+  more = [f'{rest} more'] if rest > 0 else []
+  return ', '.join(shown[:_SHOWN] + more)

@@ -16,7 +16,7 @@ from vmoe_robust.config import batch_size, mesh_shape, validate
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.evaluate import accuracy, outcome
 from vmoe_robust.evaluate.attack import PROGRESS, attack, is_finished, make
-from vmoe_robust.evaluate.load import Restored
+from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.mesh import pod
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.lock import locked
@@ -100,7 +100,7 @@ class Trainer:
     if saved is not None:
       data_state = self._restore(saved, places)
     elif config.init_from:
-      self._start_from(config.init_from)
+      self._start_from()
     if jax.process_index() == 0:
       save_config(workdir, config)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
@@ -176,7 +176,7 @@ class Trainer:
 
   def attack(self, progress: str | None = None) -> dict:
     """Attacks the evaluation split and writes the results; see `attack`."""
-    restored = Restored(
+    classifier = Classifier(
       self.model,
       self.state.evaluated(),
       self.config,
@@ -185,7 +185,12 @@ class Trainer:
       self.step,
     )
     return attack(
-      restored, self.held_out, self._program, self.workdir, self.about, progress
+      classifier,
+      self.held_out,
+      self._program,
+      self.workdir,
+      self.about,
+      progress,
     )
 
   @functools.cached_property
@@ -238,11 +243,10 @@ class Trainer:
     say(f'resumed from step {saved} of {self.workdir}')
     return extra['data']
 
-  def _start_from(self, path: str | os.PathLike):
-    params, fresh = start_from(path, self.state.params)
+  def _start_from(self):
+    params = start_from(self.config, self.state.params, self.workdir)
     ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else ()
     self.state = self.state.replace(params=params, ema=ema)
-    say(f'started from {path}' + (f'; fresh: {fresh}' if fresh else ''))
 
   def _save(self, measured: dict[str, float], now: bool):
     extra = {'data': self.batches.state()}

@@ -1,0 +1,225 @@
+"""Weights of one model as the start of another: what fits, and how."""
+
+import dataclasses
+import fnmatch
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+from scipy import ndimage
+
+from vmoe_robust.checkpoint.weights import Weights
+
+# Weights of the task and of the way of pooling, not of the encoder: they may
+# differ without being named.
+HEAD = ('head', 'pre_logits', 'cls', 'map_*')
+WAYS = ('loaded', 'renamed', 'resized', 'upcycled', 'fresh')
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Where each weight of a model comes from; nothing is read yet."""
+
+  how: dict[str, str]  # of each weight of the model, one of WAYS
+  source: dict[str, str]  # of those that are not fresh, the weight it is from
+  left_over: list[str]  # what is there and not used
+  unexpected: list[str]  # what nobody asked for, in words
+
+
+def plan(
+  there: Shapes,
+  wanted: Shapes,
+  renamed: Iterable[str] = (),
+  excepted: Iterable[str] = (),
+) -> Plan:
+  """How the weights that are there make those of a model.
+
+  Position embeddings of another grid are resized. Where a block of the model
+  has experts and that of the weights an MLP, it starts every expert
+  (arXiv:2212.05055) and the router stays fresh. All else fits as it is or not.
+
+  Args:
+    there: of the weights, by their names here.
+    wanted: of the model.
+    renamed: names that are others in the file.
+    excepted: patterns of what is not to be taken; see `matches`.
+  """
+  how, source, unexpected = {}, {}, []
+  renamed, free = set(renamed), (*HEAD, *excepted)
+  for name, shape in wanted.items():
+    way, dense = 'fresh', _dense(name)
+    if not matches(name, excepted):
+      way = _way(there.get(name), there.get(dense), name, shape)
+    if way == 'loaded' and name in renamed:
+      way = 'renamed'
+    how[name] = way
+    if way != 'fresh':
+      source[name] = dense if way == 'upcycled' else name
+    elif not matches(name, free) and not _new_router(name, there):
+      unexpected.append(
+        f'{name} is {there[name]} in it and {shape} in the model'
+        if name in there
+        else f'{name} is not in it'
+      )
+  used = set(source.values())
+  left_over = [name for name in there if name not in used]
+  unexpected += [
+    f'{name} is in it alone'
+    for name in left_over
+    if name not in wanted and not matches(name, free)
+  ]
+  return Plan(how, source, left_over, unexpected)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+  """Whether a weight, or a group that it is in, is one of the patterns.
+
+  `*` stands for anything: 'Encoder/encoderblock_*/Moe' is all experts and
+  routers.
+  """
+  return any(
+    fnmatch.fnmatchcase(name, end) for p in patterns for end in (p, p + '/*')
+  )
+
+
+def take(
+  weights: Weights,
+  plan: Plan,
+  params: PyTree,
+  noise: float = 0.0,
+  seed: int = 0,
+) -> PyTree:
+  """Reads what a plan takes; each device's part by itself.
+
+  Args:
+    weights: whose shapes were planned with.
+    plan: of `plan`.
+    params: the model's weights, or `jax.ShapeDtypeStruct`s with shardings
+      where nothing stays fresh. What is read gets their types and places.
+    noise: of upcycled weights, normal, relative to each array's deviation. It
+      follows the seed, the weight and the expert, so no mesh changes it.
+    seed: of the noise.
+  """
+
+  def one(keys, leaf):
+    name = name_of(keys)
+    if plan.how[name] == 'fresh':
+      return leaf
+    source, read = plan.source[name], weights.read
+    if plan.how[name] == 'resized':
+      whole = resize_positions(read(source), leaf.shape[1])
+      part = lambda index: whole[index]
+    elif plan.how[name] == 'upcycled':
+      part = _experts(read(source), leaf.shape[0], name, noise, seed)
+    else:
+      part = lambda index: read(source, index)
+    return _place(part, leaf)
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def shapes_of(arrays: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+  """Shapes alone, of arrays or of what stands for them."""
+  return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def flat(tree: PyTree) -> dict[str, PyTree]:
+  """The leaves of a tree by their names."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {name_of(keys): leaf for keys, leaf in leaves}
+
+
+def name_of(keys: tuple) -> str:
+  """The name of a weight, such as 'head/kernel'."""
+  return '/'.join(key.key for key in keys)
+
+
+def resize_positions(
+  embedding: Float[np.ndarray, '1 tokens dim'], tokens: int
+) -> Float[np.ndarray, '1 {tokens} dim']:
+  """Position embeddings of another resolution, linear on the square grid.
+
+  A first row that the grid does not account for is the class token's, and is
+  kept.
+  """
+  old, new = _front(embedding.shape[1]), _front(tokens)
+  # A new token of the class starts from zero; a superfluous one is left out.
+  front = np.zeros((1, new, embedding.shape[2]), embedding.dtype)
+  front[:, : min(old, new)] = embedding[:, : min(old, new)]
+  grid = embedding[0, old:]
+  side, wanted = _side(len(grid)), _side(tokens - new)
+  grid = grid.reshape(side, side, -1)
+  zoom = (wanted / side, wanted / side, 1)
+  grid = ndimage.zoom(grid, zoom, order=1).reshape(1, wanted**2, -1)
+  return np.concatenate([front, grid], axis=1)
+
+
+def _way(same, dense, name: str, shape: tuple[int, ...]) -> str:
+  """How weights of the same name, or a dense MLP's, make one of a shape."""
+  if same == shape:
+    return 'loaded'
+  if same is None:
+    return 'upcycled' if dense is not None and dense == shape[1:] else 'fresh'
+  if not name.endswith('pos_embedding') or same[2:] != shape[2:]:
+    return 'fresh'
+  square = _front(same[1]) is not None and _front(shape[1]) is not None
+  return 'resized' if square else 'fresh'
+
+
+def _dense(name: str) -> str:
+  """The dense MLP's weight in the place of an expert's."""
+  return name.replace('/Moe/Mlp/', '/Mlp/') if '/Moe/Mlp/' in name else ''
+
+
+def _new_router(name: str, there: Shapes) -> bool:
+  """Whether it routes to experts that a dense MLP starts."""
+  block, is_router, _ = name.partition('/Moe/Router/')
+  return bool(is_router) and f'{block}/Mlp/Dense_0/kernel' in there
+
+
+def _experts(
+  dense: np.ndarray, experts: int, name: str, noise: float, seed: int
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
+  """Parts of the experts' weights that all start from one array."""
+  dense = np.asarray(dense, np.float32)
+
+  def one(expert):
+    if not noise:
+      return dense
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), expert])
+    draw = rng.standard_normal(dense.shape, np.float32)
+    return dense + np.float32(noise) * dense.std() * draw
+
+  def part(index):
+    which = range(experts)[index[0]]
+    return np.stack([one(expert)[index[1:]] for expert in which])
+
+  return part
+
+
+def _place(part: Callable, leaf) -> jax.Array:
+  read = {}  # devices that hold the same part read it once
+
+  def on_device(index):
+    key = tuple((s.start, s.stop) for s in index)
+    if key not in read:
+      read[key] = np.asarray(part(index)).astype(leaf.dtype)
+    return read[key]
+
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, on_device)
+
+
+def _side(count: int) -> int:
+  return round(count**0.5)
+
+
+def _front(tokens: int) -> int | None:
+  """Tokens before the square grid: 0 or 1; None if neither is square."""
+  for front in (0, 1):
+    if _side(tokens - front) ** 2 == tokens - front:
+      return front
+  return None

@@ -1,0 +1,79 @@
+"""The model that weights are of, read off their shapes."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError, default
+
+# Fields of `config.model` that shapes tell.
+TOLD = (
+  *('patch', 'hidden', 'layers', 'heads', 'mlp', 'num_classes', 'channels'),
+  *('head', 'positions', 'pre_logits', 'experts'),
+  *('moe_every', 'moe_last', 'moe_blocks'),
+)
+_BLOCK = re.compile(r'Encoder/encoderblock_(\d+)/')
+
+
+def recognise(
+  shapes: Mapping[str, tuple[int, ...]], where: str
+) -> tuple[ConfigDict, int]:
+  """`config.model` and the side of the images.
+
+  What shapes do not tell has its default: above all K (`router.selected`), and
+  the mean and deviation of pixels.
+
+  Args:
+    shapes: of the weights, by their names.
+    where: they are, for the errors.
+
+  Raises:
+    UserError: they are not those of a ViT or V-MoE with learned positions.
+  """
+
+  def shape(name, rank):
+    if len(found := shapes.get(name, ())) != rank:
+      raise UserError(
+        f'{where} is no ViT or V-MoE that is known: {name} is '
+        f'{found or "absent"} in it; give the weights of one'
+      )
+    return found
+
+  model, block = default().model, 'Encoder/encoderblock_0'
+  model.patch, _, model.channels, model.hidden = shape('embedding/kernel', 4)
+  numbers = {int(m[1]) for m in map(_BLOCK.match, shapes) if m}
+  model.layers = max(numbers, default=-1) + 1
+  if len(numbers) < model.layers:
+    missing = min(set(range(model.layers)) - numbers)
+    shape(f'Encoder/encoderblock_{missing}/LayerNorm_0/scale', 1)
+  model.heads = shape(f'{block}/SelfAttention/query/kernel', 3)[1]
+  router = 'Moe/Router/dense/kernel'
+  sparse = [
+    number
+    for number in sorted(numbers)
+    if any(n.startswith(f'Encoder/encoderblock_{number}/Moe/') for n in shapes)
+  ]
+  if sparse:
+    first = f'Encoder/encoderblock_{sparse[0]}'
+    model.experts = shape(f'{first}/{router}', 2)[1]
+    model.mlp = shape(f'{first}/Moe/Mlp/Dense_0/kernel', 3)[2]
+    model.moe_blocks = tuple(sparse)
+    model.router.selected = min(2, model.experts)
+  else:
+    model.mlp = shape(f'{block}/Mlp/Dense_0/kernel', 2)[1]
+  model.num_classes = shape('head/kernel', 2)[1]
+  if 'pre_logits/kernel' in shapes:
+    model.pre_logits = shape('pre_logits/kernel', 2)[1]
+  model.head = 'map' if 'map_probe' in shapes else 'gap'
+  model.head = 'token' if 'cls' in shapes else model.head
+  positions = shape('Encoder/posembed_input/pos_embedding', 3)[1]
+  patches = positions - (model.head == 'token')
+  side = math.isqrt(max(patches, 0))
+  if not side or side**2 != patches:
+    raise UserError(
+      f'{where} has position embeddings of {patches} patches, which are no '
+      'square; only square images are known'
+    )
+  return model, side * model.patch
