@@ -1,10 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
 
 NAME = 'layer/kernel'
@@ -12,7 +16,7 @@ NAME = 'layer/kernel'
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('run')
+  workdir = tmp_path_factory.mktemp('a run #1 %20')
   config = config_lib.default()
   checkpoints = checkpoint.Checkpoints(workdir, config.save)
   for step in (1, 2):
@@ -53,3 +57,22 @@ def test_a_step_of_a_run(workdir):
     )
   with pytest.raises(UserError, match=r'clf=.*steps \[1, 2\]'):
     checkpoint.open_weights(workdir, step=3, field='clf')
+
+
+def test_each_device_reads_its_part(workdir):
+  weights = checkpoint.open_weights(workdir)
+  places = NamedSharding(mesh_lib.create((4, 1, 2)), PartitionSpec('data'))
+  read = functools.partial(weights.read, NAME)
+  found = jax.make_array_from_callback((4, 3), places, read)
+  np.testing.assert_array_equal(found, weights.read(NAME))
+
+
+def test_nothing_there(tmp_path):
+  for path in (tmp_path / 'absent', tmp_path / 'file'):
+    with pytest.raises(UserError, match='clf=.*no directory.*give the workdir'):
+      checkpoint.open_weights(path, field='clf')
+    (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='clf=.*holds no checkpoint'):
+    checkpoint.open_weights(tmp_path, field='clf')
+  with pytest.raises(UserError, match="clf='' names nothing"):
+    checkpoint.open_weights('', field='clf')

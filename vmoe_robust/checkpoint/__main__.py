@@ -1,13 +1,16 @@
-"""`python -m vmoe_robust.checkpoint verify WORKDIR`."""
+"""`python -m vmoe_robust.checkpoint verify WORKDIR`, and other commands."""
 
 import argparse
+import contextlib
 import sys
 
+from vmoe_robust.checkpoint.export import export
 from vmoe_robust.checkpoint.verify import show, verify
+from vmoe_robust.checkpoint.weights import open_weights
 from vmoe_robust.config import UserError
 
 
-def main():
+def main(words: list[str] | None = None) -> int:
   """Does what the first word says; bad news are exit code 1."""
   parser = argparse.ArgumentParser(prog='python -m vmoe_robust.checkpoint')
   commands = parser.add_subparsers(required=True)
@@ -16,11 +19,25 @@ def main():
   )
   command.add_argument('path', help='WORKDIR, or WORKDIR/checkpoints/STEP')
   command.set_defaults(run=_verify)
-  arguments = parser.parse_args()
+  command = commands.add_parser(
+    'export', help='writes weights to a file for other programs'
+  )
+  command.add_argument(
+    'source', help='WORKDIR, WORKDIR/checkpoints/STEP, V-MoE prefix or file'
+  )
+  command.add_argument(
+    'out', help='FILE.safetensors, or FILE.npz as released ViTs have it'
+  )
+  command.add_argument(
+    '--overwrite', action='store_true', help='replace a file that is there'
+  )
+  command.set_defaults(run=_export)
+  arguments = parser.parse_args(words)
   try:
-    sys.exit(arguments.run(arguments))
-  except UserError as error:
-    sys.exit(f'error: {error}')
+    return arguments.run(arguments)
+  except (UserError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
 
 
 def _verify(arguments) -> int:
@@ -29,5 +46,13 @@ def _verify(arguments) -> int:
   return int(any(one.state != 'good' for one in found))
 
 
+def _export(arguments) -> int:
+  source, out = arguments.source, arguments.out
+  with contextlib.closing(open_weights(source, field='source')) as weights:
+    export(weights, out, overwrite=arguments.overwrite)
+    print(f'{out}: {len(weights.shapes)} arrays of {source}')
+  return 0
+
+
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

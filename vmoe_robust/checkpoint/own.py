@@ -30,30 +30,25 @@ class RunWeights:
     checkpoints = Checkpoints(self.workdir)
     self._folder = checkpoints.path(self.step) / checkpoints.weights(self.step)
     checkpoints.close()
-    with ocp.StandardCheckpointer() as reader:
-      metadata = reader.metadata(self._folder).item_metadata
+    metadata = ocp.StandardCheckpointHandler().metadata(self._folder)
     self._driver = 'zarr3' if metadata.use_zarr3 else 'zarr'
-    leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
-    self.shapes = {
-      '/'.join(key.key for key in keys): jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype
-      )
-      for keys, leaf in leaves
-    }
+    self.shapes, self._keys = {}, {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.tree)[0]:
+      name = '/'.join(part.key for part in path)
+      self.shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      self._keys[name] = leaf.name
 
   def read(
     self, name: str, index: tuple[slice, ...] | None = None
   ) -> np.ndarray:
     """An array, or a part of it."""
-    key = name.replace('/', '.')
-    store = dict(driver='ocdbt', base=f'{self._url()}/', path=f'{key}/')
+    base = f'{self._folder}/'
+    if '://' not in base:
+      base = dict(driver='file', path=base)
+    store = dict(driver='ocdbt', base=base, path=f'{self._keys[name]}/')
     spec = dict(driver=self._driver, kvstore=store)
     array = tensorstore.open(spec, open=True, read=True).result()
     return np.asarray(array[index or ...].read().result())
 
   def close(self):
     """There is nothing to let go of."""
-
-  def _url(self) -> str:
-    path = str(self._folder)
-    return path if '://' in path else f'file://{path}'

@@ -10,6 +10,7 @@ from vmoe_robust.checkpoint.files import file_system
 from vmoe_robust.checkpoint.npz import NpzWeights
 from vmoe_robust.checkpoint.official import OfficialWeights
 from vmoe_robust.checkpoint.own import RunWeights
+from vmoe_robust.checkpoint.safe_tensors import SafeTensorsWeights
 from vmoe_robust.config import ConfigDict, UserError
 
 
@@ -52,9 +53,10 @@ def open_weights(
   """Opens weights, whoever made them.
 
   Args:
-    path: a work directory (its newest whole checkpoint),
-      `WORKDIR/checkpoints/STEP`, a released ViT `.npz`, or the prefix of an
-      official V-MoE checkpoint. The latter two may be in the cloud (`gs://`).
+    path: a work directory (its newest whole checkpoint), one of its
+      checkpoints (`WORKDIR/checkpoints/STEP` or `best`), a `.safetensors` that
+      was exported, a released ViT `.npz`, or the prefix of an official V-MoE
+      checkpoint. The last two may be in the cloud (`gs://`).
     step: another checkpoint of a work directory than the newest.
     field: what the user set, for the errors.
 
@@ -65,15 +67,17 @@ def open_weights(
   files, place = file_system(where, field)
   if where.endswith('.npz'):
     kind = NpzWeights
+  elif where.endswith('.safetensors'):
+    kind = SafeTensorsWeights
   elif files.exists(place + '.index'):
     kind = OfficialWeights
-  elif files.isdir(place) or not where:
+  elif files.isdir(place) or '/checkpoints/' in place:
     return RunWeights(where, step, field)
   else:
     raise UserError(
       f'{field}={where!r} is no directory, and there is no {where}.index; give '
       'the workdir of a run, WORKDIR/checkpoints/STEP, the PREFIX of the files '
-      'PREFIX.index and PREFIX.data-* of V-MoE, or an .npz file'
+      'PREFIX.index and PREFIX.data-* of V-MoE, a .npz or a .safetensors file'
     )
   if step is not None:
     raise UserError(

@@ -1,0 +1,122 @@
+"""Weights for other programs: a .safetensors or a released ViT's .npz file."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import zipfile
+from typing import BinaryIO
+
+import numpy as np
+
+from vmoe_robust.checkpoint.npz import RENAMED
+from vmoe_robust.checkpoint.safe_tensors import CONFIG, NAMES
+from vmoe_robust.checkpoint.weights import Weights
+from vmoe_robust.config import UserError, to_json
+
+_CODES = {np.dtype(kind): code for code, kind in NAMES.items()}
+# What a released ViT may have.
+_POSITIONS = 'Encoder/posembed_input/pos_embedding'
+_AFFINE = r'/(kernel|bias)'
+_RELEASED = re.compile(
+  rf'cls|(embedding|head|pre_logits){_AFFINE}|{_POSITIONS}'
+  r'|Encoder/encoder_norm/(scale|bias)|Encoder/encoderblock_\d+/('
+  rf'LayerNorm_[01]/(scale|bias)|SelfAttention/(query|key|value|out){_AFFINE}'
+  rf'|Mlp/Dense_[01]{_AFFINE})'
+)
+_THERE = {ours: theirs for theirs, ours in RENAMED.items()}
+
+
+def export(
+  weights: Weights, out: str | os.PathLike, *, overwrite: bool = False
+):
+  """Writes weights to a file, one array after the other.
+
+  It appears whole or not at all.
+
+  Args:
+    weights: of whatever format.
+    out: `.safetensors`, which `open_weights` reads with the configuration of
+      the run; or `.npz`, under the names of the released ViT files.
+    overwrite: replace a file that is there.
+
+  Raises:
+    UserError: there is a file already, or the format has no place for such
+      weights.
+  """
+  if '://' in os.fspath(out):
+    raise UserError(f'{out} is not on this machine; write here, then copy')
+  out = pathlib.Path(out)
+  if out.exists() and not overwrite:
+    raise UserError(f'{out} exists; choose another name, or add --overwrite')
+  if out.suffix == '.safetensors':
+    write, names = _write_safetensors, {n: n for n in weights.shapes}
+  elif out.suffix == '.npz':
+    write, names = _write_npz, _released_names(weights, out)
+  else:
+    raise UserError(f'{out} must end in .safetensors or .npz')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  draft = out.with_name(out.name + '.incomplete')
+  try:
+    with draft.open('wb') as file:
+      write(weights, names, file)
+      file.flush()
+      os.fsync(file.fileno())
+    draft.replace(out)
+  finally:
+    draft.unlink(missing_ok=True)
+
+
+def _write_safetensors(weights, names, file: BinaryIO):
+  """The format's own library would need all arrays at once."""
+  header, end = {}, 0
+  if weights.config is not None:
+    header['__metadata__'] = {CONFIG: to_json(weights.config)}
+  # The widest first, so that each array begins where its type may.
+  order = sorted(names, key=lambda n: (-weights.shapes[n].dtype.itemsize, n))
+  for name in order:
+    leaf = weights.shapes[name]
+    begin, end = end, end + math.prod(leaf.shape) * leaf.dtype.itemsize
+    code = _CODES[leaf.dtype]
+    header[name] = dict(dtype=code, shape=leaf.shape, data_offsets=(begin, end))
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
+  file.write(len(text).to_bytes(8, 'little') + text)
+  for name in order:
+    file.write(_as_bytes(weights.read(name)))
+
+
+def _write_npz(weights, names, file: BinaryIO):
+  with zipfile.ZipFile(file, 'w') as archive:
+    for name, there in names.items():
+      # Its size is not known to the archive before it is written.
+      with archive.open(f'{there}.npy', 'w', force_zip64=True) as member:
+        array = _named_by_numpy(weights.read(name))
+        np.lib.format.write_array(member, array, allow_pickle=False)
+        del array  # two at a time are one too many
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _named_by_numpy(array: np.ndarray) -> np.ndarray:
+  return array.view('V2') if array.dtype.name == 'bfloat16' else array
+
+
+def _released_names(weights, out) -> dict[str, str]:
+  """Names there by names here."""
+  unknown = [n for n in weights.shapes if not _RELEASED.fullmatch(n)]
+  if _POSITIONS not in weights.shapes:
+    unknown.append('a position embedding that is not learnt')
+  if unknown:
+    raise UserError(
+      f'{out} cannot be written: {unknown[0]} has no name in the released ViT '
+      'files, which are dense models with learnt positions; export to '
+      f'{out.with_suffix(".safetensors").name}'
+    )
+  return {
+    name: '/'.join(_THERE.get(part, part) for part in name.split('/'))
+    for name in weights.shapes
+  }
