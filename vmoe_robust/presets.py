@@ -115,6 +115,35 @@ FINETUNE = dict(
   attack=dict(eps=PAPER_EPS),
 )
 
+# The V-MoE checkpoints that Google released (google-research/vmoe): all have 8
+# experts of which a token selects 2.
+OFFICIAL = 'gs://vmoe_checkpoints/'
+OFFICIAL_S32 = OFFICIAL + 'vmoe_s32_last2_ilsvrc2012_randaug_light1'
+OFFICIAL_B16 = OFFICIAL + 'vmoe_b16_imagenet21k_randaug_strong'
+# AutoAttack on those for ImageNet, at the radii at which models that were not
+# trained against attacks fall, and at 4/255, where others are compared.
+ATTACK_OFFICIAL = dict(
+  mode='attack',
+  data=dict(name='imagenet2012', split='validation'),
+  attack=dict(
+    name='autoattack',
+    eps=(0.25 / 255, 1 / 255, 4 / 255),
+    steps=100,
+    batch_size=256,
+  ),
+)
+# How google-research/vmoe fine-tunes them on ImageNet at 384 pixels. Their
+# heads are of another loss.
+FINETUNE_OFFICIAL = dict(
+  model=dict(
+    experts=8,
+    compute_dtype='bfloat16',
+    router=dict(selected=2, capacity_factor=1.5, group_images=8),
+  ),
+  init_from_except=('head',),
+  train=dict(optimizer=dict(learning_rate=0.003)),
+)
+
 # What the two models of each small data set share.
 DIGITS = dict(
   data=dict(

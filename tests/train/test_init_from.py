@@ -1,11 +1,14 @@
 """Starting from the weights of others, through the trainer's own state."""
 
 import json
+import pathlib
+import runpy
 
 import jax
 import numpy as np
 import pytest
 
+from vmoe_robust import checkpoint, presets
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import flat
@@ -13,6 +16,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.models import build, unbox
 from vmoe_robust.train.init_from import start_from
 
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 RELEASED = {
   'Encoder/': 'Transformer/',
   'SelfAttention': 'MultiHeadDotProductAttention_1',
@@ -30,12 +34,21 @@ def config_of(**fields):
   return config
 
 
+def boxed_of(config, mesh):
+  size = config.data.image_size
+  model = build(config.model, (size, size, config.model.channels), mesh)
+  return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def shapes_of(config):
+  mesh = mesh_lib.create((1, 1, 1), jax.devices()[:1])
+  return checkpoint.shapes_of(flat(unbox(boxed_of(config, mesh))))
+
+
 def weights_of(config, seed, shape=(1, 1, 1)):
   """Random weights in their places; no two are alike."""
   mesh = mesh_lib.create(shape, jax.devices()[: int(np.prod(shape))])
-  size = config.data.image_size
-  model = build(config.model, (size, size, config.model.channels), mesh)
-  boxed = jax.eval_shape(model.init, jax.random.key(0))
+  boxed = boxed_of(config, mesh)
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf, place: jax.device_put(
@@ -147,3 +160,27 @@ def test_noise_makes_experts_differ(released, tmp_path):
   _, found = started(config, released, tmp_path)
   kernel = np.asarray(found['Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel'])
   assert 0 < np.abs(kernel[0] - kernel[1]).max() < 0.2 * kernel.std()
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'blocks', 'more'),
+  [
+    # As google-research/vmoe describes what it released.
+    ('s32', 'S/32', (5, 7), {'pre_logits': 512, 'num_classes': 1000}),
+    ('b16', 'B/16', (1, 3, 5, 7, 9, 11), {'num_classes': 21_843}),
+  ],
+)
+def test_the_official_checkpoints_fit_their_configs(name, size, blocks, more):
+  path = CONFIGS / f'finetune_vmoe_{name}.py'
+  config = runpy.run_path(str(path))['get_config']()
+  config.model.update(num_classes=1000, channels=3)
+  released = config_of(**{f'model.{n}': value for n, value in more.items()})
+  released.model.update(presets.model_size(size), moe_blocks=blocks, experts=8)
+  released.data.image_size = 224
+  there, wanted = shapes_of(released), shapes_of(config)
+  found = checkpoint.plan(there, wanted, excepted=config.init_from_except)
+  assert not found.unexpected
+  ways = {n: way for n, way in found.how.items() if way != 'loaded'}
+  positions = 'Encoder/posembed_input/pos_embedding'
+  heads = {'head/kernel': 'fresh', 'head/bias': 'fresh'}
+  assert ways == heads | {positions: 'resized'}
