@@ -42,13 +42,18 @@ def test_bfloat16_and_the_order_of_fortran(tmp_path):
   np.testing.assert_array_equal(weights.read('turned'), turned)
 
 
-def test_only_what_is_asked_for_is_read(tmp_path, peak_of):
+@pytest.mark.parametrize(
+  'save, times',
+  [(np.savez, 1.5), (np.savez_compressed, 2.5)],
+  ids=['stored', 'compressed'],
+)
+def test_only_what_is_asked_for_is_read(tmp_path, peak_of, save, times):
   arrays = {f'{i}': np.full((512, 512), i, np.float32) for i in range(8)}
   path, size = tmp_path / 'vit.npz', arrays['3'].nbytes
-  np.savez_compressed(path, **arrays)
+  save(path, **arrays)
   assert peak_of(lambda: open_weights(path).close()) < size / 2
   weights = open_weights(path)
-  assert peak_of(lambda: weights.read('3')) < 2 * size
+  assert peak_of(lambda: weights.read('3')) < times * size
   np.testing.assert_array_equal(weights.read('3'), arrays['3'])
   weights.close()
 

@@ -9,7 +9,6 @@ from vmoe_robust.checkpoint.adapt import (
   shapes_of,
   take,
 )
-from vmoe_robust.checkpoint.foreign import read_npz
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
 from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.checkpoint.weights import Weights, open_weights
@@ -34,7 +33,6 @@ __all__ = [
   'open_weights',
   'plan',
   'read_config',
-  'read_npz',
   'save_config',
   'shapes_of',
   'take',

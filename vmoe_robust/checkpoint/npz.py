@@ -1,13 +1,14 @@
 """Released ViT weights: arrays in a .npz file, which is never unpickled."""
 
 import contextlib
+import math
 import zipfile
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vmoe_robust.checkpoint.files import file_system, open_to_hop
 from vmoe_robust.config import UserError
 
 # Released ViT names (AugReg and the ViT paper) to those used here.
@@ -32,9 +33,10 @@ class NpzWeights:
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field
     self.shapes, self.renamed, self._members = {}, {}, {}
+    files, path = file_system(where, field)
     with contextlib.ExitStack() as stack:
       with self._explained():
-        file = stack.enter_context(fsspec.open(where, 'rb'))
+        file = stack.enter_context(open_to_hop(files, path))
         self._zip = stack.enter_context(zipfile.ZipFile(file))
         for member in self._zip.infolist():
           self._add(member)
@@ -44,12 +46,12 @@ class NpzWeights:
     self, name: str, index: tuple[slice, ...] | None = None
   ) -> np.ndarray:
     """An array, or a part of it."""
-    member = self._members[name]
-    with self._explained(), self._zip.open(member) as file:
-      array = np.lib.format.read_array(file, allow_pickle=False)
-      file.read(1)  # at the end its checksum is compared
-    if array.dtype.str == '|V2':
-      array = array.view(_BFLOAT16)
+    member, start, order = self._members[name]
+    leaf = self.shapes[name]
+    with self._explained():
+      content = self._zip.read(member)  # and compares its checksum
+      array = np.frombuffer(content, leaf.dtype, offset=start)
+      array = array.reshape(leaf.shape, order=order)
     return array if index is None else array[index]
 
   def close(self):
@@ -58,16 +60,17 @@ class NpzWeights:
 
   def _add(self, member: zipfile.ZipInfo):
     there = member.filename.removesuffix('.npy')
-    shape, dtype = self._header(member)
+    shape, dtype, start, order = self._header(member)
     name = '/'.join(RENAMED.get(part, part) for part in there.split('/'))
     if name in self.shapes:
       raise ValueError(f'it has {name} twice')
     self.shapes[name] = jax.ShapeDtypeStruct(shape, dtype)
-    self._members[name] = member
+    self._members[name] = member, start, order
     if name != there:
       self.renamed[name] = there
 
-  def _header(self, member) -> tuple[tuple[int, ...], np.dtype]:
+  def _header(self, member) -> tuple[tuple[int, ...], np.dtype, int, str]:
+    """Shape, type, where the data begin and which axis comes first."""
     with self._zip.open(member) as file:
       version = np.lib.format.read_magic(file)
       if version == (1, 0):
@@ -76,8 +79,9 @@ class NpzWeights:
         header = np.lib.format.read_array_header_2_0(file, _HEADER)
       else:
         raise ValueError(f'{member.filename} is of .npy version {version}')
-      shape, _, dtype = header
-      size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+      start = file.tell()
+    shape, turned, dtype = header
+    size = start + math.prod(shape) * dtype.itemsize
     if dtype.str == '|V2':  # bfloat16, which NumPy does not name
       dtype = _BFLOAT16
     elif dtype.kind not in 'fiub':
@@ -92,7 +96,7 @@ class NpzWeights:
         f'{member.filename} unpacks {member.compress_size} bytes to {size}, '
         'which weights do not'
       )
-    return shape, dtype
+    return shape, dtype, start, 'F' if turned else 'C'
 
   @contextlib.contextmanager
   def _explained(self):

@@ -15,7 +15,7 @@ import math
 import jax
 import numpy as np
 
-from vmoe_robust.checkpoint.files import file_system
+from vmoe_robust.checkpoint.files import file_system, open_to_hop
 from vmoe_robust.checkpoint.msgpack import Broken, Scanner
 from vmoe_robust.checkpoint.official_format import (
   Bounds,
@@ -131,7 +131,7 @@ class OfficialWeights:
   def _look_through(self, shard, leaves):
     with self._blamed(self._data(shard)) as path:
       size = self._fs.size(path)
-      with self._fs.open(path, 'rb', block_size=1 << 16) as file:
+      with open_to_hop(self._fs, path) as file:
         found = read_places(Scanner(file, size), leaves)
       for number, leaf in enumerate(leaves):
         for chunk, holder in leaf.chunks.items():
