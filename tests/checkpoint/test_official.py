@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.checkpoint import official_writer
@@ -189,3 +191,49 @@ def test_from_elsewhere(tmp_path, monkeypatch):
     open_weights('gs://bucket/params')
   with pytest.raises(UserError, match='give a path'):
     open_weights('nowhere://bucket/params')
+
+
+class Far(LocalFileSystem):
+  """Files that are fetched in ranges, as those in the cloud are."""
+
+  protocol = 'far'
+  root_marker, fetched = '', []
+
+  def _open(self, path, mode='rb', **how):
+    return FarFile(self, path, mode, **how)
+
+  def exists(self, path, **how):
+    if 'unreachable' in path:
+      raise ConnectionError('no route')
+    return super().exists(path, **how)
+
+
+class FarFile(AbstractBufferedFile):
+  def __init__(self, fs, path, mode, cache_type='none', **how):
+    super().__init__(fs, path, mode, cache_type=cache_type, **how)
+
+  def _fetch_range(self, start, end):
+    self.fs.fetched.append(end - start)
+    with open(self.path, 'rb') as file:
+      file.seek(start)
+      return file.read(end - start)
+
+
+def test_little_is_fetched(tmp_path):
+  fsspec.register_implementation('far', Far, clobber=True)
+  arrays = {f'{i}/bias': normal(8) for i in range(100)}
+  arrays[KERNEL] = normal(8, 512, 256)
+  shards = {KERNEL: split(arrays[KERNEL], (8, 1, 1), 2)}
+  weights_of(tmp_path / 'params', arrays, shards)
+  Far.fetched.clear()
+  weights = open_weights(f'far://{tmp_path}/params')
+  assert len(Far.fetched) < 15  # the index, and twice four experts hopped over
+  assert sum(Far.fetched) < 12 * (1 << 16) < arrays[KERNEL].nbytes / 4
+  Far.fetched.clear()
+  part = (slice(2, 3), slice(4, 8), slice(None))
+  np.testing.assert_array_equal(
+    weights.read(KERNEL, part), arrays[KERNEL][part]
+  )
+  assert Far.fetched == [arrays[KERNEL][2].nbytes]
+  with pytest.raises(UserError, match='clf=.* cannot be reached: no route'):
+    open_weights('far://unreachable', field='clf')

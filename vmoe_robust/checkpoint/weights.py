@@ -65,13 +65,17 @@ def open_weights(
   """
   where = os.fspath(path)
   files, place = file_system(where, field)
+  try:
+    is_official, is_folder = files.exists(place + '.index'), files.isdir(place)
+  except OSError as error:
+    raise UserError(f'{field}={where!r} cannot be reached: {error}') from error
   if where.endswith('.npz'):
     kind = NpzWeights
   elif where.endswith('.safetensors'):
     kind = SafeTensorsWeights
-  elif files.exists(place + '.index'):
+  elif is_official:
     kind = OfficialWeights
-  elif files.isdir(place) or '/checkpoints/' in place:
+  elif is_folder or '/checkpoints/' in place:
     return RunWeights(where, step, field)
   else:
     raise UserError(
