@@ -6,6 +6,7 @@ files it wrote, the first one seals them and gives the checkpoint its name,
 name is whole.
 """
 
+import contextlib
 import threading
 import time
 
@@ -59,7 +60,9 @@ class Writer:
       there = _metrics(self._directory).values()
       scores = [policy.score(self._save.best, found) for found in there]
       self._best = max(scores, default=-np.inf)
-    better = policy.score(self._save.best, metrics) > self._best
+    # One that is being written is taken to succeed.
+    best = max(self._best, policy.score(self._save.best, self._pending))
+    better = policy.score(self._save.best, metrics) > best
     return self._schedule(step) or better
 
   def save(
@@ -122,6 +125,7 @@ class Writer:
     elif self._best is not None:
       score = policy.score(self._save.best, self._pending)
       self._best = max(self._best, score)
+    self._pending = {}
     return not failed
 
   def _try_to_write(self, step: int) -> str | None:
@@ -156,7 +160,8 @@ class Writer:
       self._meeting.fail(self._trouble, _PATIENCE)
       self._tell(step)
     else:
-      self._prune()
+      if jax.process_index() == 0:
+        self._prune()
 
   def _tell(self, step: int):
     """Says that a checkpoint failed, and makes room."""
@@ -164,24 +169,19 @@ class Writer:
       return
     logging.warning(
       'the checkpoint of step %s was not written: %s. Training goes on, and '
-      'tries again when the next one is due; %s',
+      'tries again when the next one is due; older ones stay',
       step,
       self._trouble,
-      f'checkpoints of steps {steps(self._directory)} are there',
     )
     _clear(self._directory)
 
   def _prune(self):
     """Removes what need not stay, by a name that says so."""
-    if jax.process_index():
-      return
-    best = best_step(self._directory, self._save.best)
-    for step in policy.surplus(self._save, steps(self._directory), best):
-      path = self._directory / str(step)
-      try:
+    with _as_warning('old checkpoints cannot be removed'):
+      best = best_step(self._directory, self._save.best)
+      for step in policy.surplus(self._save, steps(self._directory), best):
+        path = self._directory / str(step)
         path.rename(self._directory / f'{step}.removed')
-      except OSError as error:
-        logging.warning('%s cannot be removed: %s', path, _short(error))
     _clear(self._directory)
 
   def _draft(self, step: int) -> epath.Path:
@@ -221,11 +221,17 @@ def _metrics(directory: epath.Path) -> dict[int, dict[str, float]]:
 
 
 def _clear(directory):
-  for path in unfinished(directory):
-    try:
+  with _as_warning('what is unfinished cannot be removed'):
+    for path in unfinished(directory):
       path.rmtree() if path.is_dir() else path.unlink()
-    except OSError as error:
-      logging.warning('%s cannot be removed: %s', path, _short(error))
+
+
+@contextlib.contextmanager
+def _as_warning(what):
+  try:
+    yield
+  except OSError as error:
+    logging.warning('%s: %s', what, _short(error))
 
 
 def _anywhere(trouble: str | None) -> bool:
@@ -238,4 +244,4 @@ def _anywhere(trouble: str | None) -> bool:
 def _short(error: Exception) -> str:
   """The last words of an error's first line: what the system said."""
   text = str(error).strip().split('\n')[0] or type(error).__name__
-  return text if len(text) < 200 else f'...{text[-200:]}'
+  return text if len(text) < 300 else f'...{text[-200:]}'

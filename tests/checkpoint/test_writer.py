@@ -1,0 +1,208 @@
+"""What is saved when, what stays, and what happens when writing fails."""
+
+import contextlib
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust import config as config_lib
+from vmoe_robust.checkpoint import Checkpoints, locate, policy, save_config
+from vmoe_robust.checkpoint import writer as writer_lib
+from vmoe_robust.config import UserError
+
+HERE = pathlib.Path(__file__).parent
+
+
+def settings(**values):
+  save = config_lib.default().save
+  save.update(values)
+  return save
+
+
+def trees(step):
+  noise = np.random.default_rng(step).normal(size=(100, 100))
+  return {'params': {'kernel': jnp.asarray(noise)}}
+
+
+def save(checkpoints, step, metrics=None, **how):
+  checkpoints.save(step, trees(step), {'step': step}, metrics, **how)
+
+
+@contextlib.contextmanager
+def full_disk():
+  """No file may grow beyond 10 kB, which the system refuses as a full disk."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def unwritable(directory):
+  """Even to root: there is a file in its place."""
+  aside = directory.with_name('aside')
+  directory.rename(aside)
+  directory.write_text('')
+  try:
+    yield
+  finally:
+    directory.unlink()
+    aside.rename(directory)
+
+
+def test_a_full_disk_costs_one_save_and_no_old_one(tmp_path, caplog):
+  checkpoints = Checkpoints(tmp_path, settings(keep=1))
+  save(checkpoints, 1, now=True)
+  with full_disk():
+    save(checkpoints, 2)
+    save(checkpoints, 3)  # waits for 2
+    assert 'step 2 was not written' in caplog.text
+    assert 'File too large' in caplog.text
+    checkpoints.close()  # waits for 3
+  assert checkpoints.steps() == [1]
+  checkpoints = Checkpoints(tmp_path, settings(keep=1))
+  save(checkpoints, 4)
+  checkpoints.close()
+  assert 'step 3 was not written' in caplog.text
+  assert 'step 4' not in caplog.text
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
+  found = Checkpoints(tmp_path)
+  assert found.newest_whole() == 4
+  kernel = found.read(4, 'params')['kernel']
+  np.testing.assert_array_equal(kernel, trees(4)['params']['kernel'])
+
+
+def test_an_unwritable_directory_is_said_at_once(tmp_path, caplog):
+  checkpoints = Checkpoints(tmp_path, settings(keep=1))
+  save(checkpoints, 1, now=True)
+  with unwritable(tmp_path / 'checkpoints'):
+    save(checkpoints, 2)
+    assert 'step 2 was not written: ' in caplog.text
+    assert 'Not a directory' in caplog.text
+  save(checkpoints, 3, now=True)
+  assert checkpoints.steps() == [3]
+  checkpoints.close()
+
+
+def test_the_last_save_is_tried_again_and_then_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(writer_lib, '_PAUSES', (0.01, 0.01))
+  checkpoints = Checkpoints(tmp_path, settings())
+  save(checkpoints, 1, now=True)
+  attempts = []
+  begin = writer_lib.Writer.save
+  monkeypatch.setattr(
+    writer_lib.Writer, 'save', lambda *args: attempts.append(begin(*args))
+  )
+  with full_disk(), pytest.raises(UserError) as error:
+    save(checkpoints, 2, now=True)
+  assert len(attempts) == 3
+  message = str(error.value)
+  assert 'step 2 could not be written' in message
+  assert 'File too large' in message and 'goes on from step 1' in message
+  save(checkpoints, 2, now=True)
+  assert checkpoints.steps() == [1, 2]
+  checkpoints.close()
+
+
+def test_old_ones_go_only_when_the_new_one_is_sealed(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path, settings(keep=1))
+  save(checkpoints, 1, now=True)
+  there = []
+  prune = writer_lib.Writer._prune
+
+  def look_first(self):
+    there.append((checkpoints.steps(), checkpoints.damage(2)))
+    prune(self)
+
+  monkeypatch.setattr(writer_lib.Writer, '_prune', look_first)
+  save(checkpoints, 2, now=True)
+  assert there == [([1, 2], '')] and checkpoints.steps() == [2]
+  checkpoints.close()
+
+
+def test_the_best_stays_and_has_a_name(tmp_path):
+  config = config_lib.default()
+  config.save.update(dict(keep=1, best='eval_loss', every_steps=0))
+  save_config(tmp_path, config)
+  checkpoints = Checkpoints(tmp_path, config.save)
+  best = str(tmp_path / 'checkpoints' / 'best')
+  losses = {1: 0.9, 2: 0.4, 3: float('nan'), 4: 0.6, 5: 0.3, 6: 0.3}
+  saved = []
+  for step, loss in losses.items():
+    if checkpoints.due(step, {'eval_loss': loss}):
+      save(checkpoints, step, {'eval_loss': loss})
+      saved.append(step)
+    if step == 4:  # as after a restart
+      checkpoints.close()
+      assert locate(best) == (str(tmp_path), 2)
+      checkpoints = Checkpoints(tmp_path, config.save)
+  assert saved == [1, 2, 5]
+  save(checkpoints, 6, {'eval_loss': 0.3}, now=True)
+  save(checkpoints, 7, now=True)
+  checkpoints.close()
+  assert checkpoints.steps() == [5, 7]
+  assert locate(best) == (str(tmp_path), 5)
+  assert locate(tmp_path) == (str(tmp_path), 7)
+
+
+def test_without_a_measure_there_is_no_best(tmp_path):
+  save_config(tmp_path, config_lib.default())
+  checkpoints = Checkpoints(tmp_path, settings())
+  save(checkpoints, 1, now=True)
+  checkpoints.close()
+  with pytest.raises(UserError, match="best was ''.*name one of the steps .1."):
+    locate(tmp_path / 'checkpoints' / 'best')
+
+
+def test_saves_by_steps_and_by_minutes():
+  due = policy.Schedule(settings(every_steps=4))
+  assert [step for step in range(1, 10) if due(step)] == [4, 8]
+  due = policy.Schedule(settings(every_steps=0, every_minutes=0.1 / 60))
+  assert not due(1)
+  time.sleep(0.1)
+  assert due(2) and due(3)
+  due.saved()
+  assert not due(4)
+  assert not policy.Schedule(settings(every_steps=0))(1000)
+
+
+def test_what_fails_on_one_process_fails_on_both_and_soon(tmp_path):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  devices = '--xla_force_host_platform_device_count=2'
+  pair = [
+    subprocess.Popen(
+      [sys.executable, HERE / 'pair.py', address, str(process), tmp_path],
+      env=os.environ
+      | {'PYTHONPATH': str(HERE.parents[1]), 'XLA_FLAGS': devices},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for process in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=150)[0] for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  for process, output in zip(pair, outputs, strict=True):
+    assert process.returncode == 0 and 'all is well' in output, output
+  assert 'step 2 was not written: process 1: ' in outputs[0]
+  assert 'File too large' in outputs[0] and 'Not a directory' in outputs[0]
+  assert 'was not written' not in outputs[1]
+  found = Checkpoints(tmp_path)  # one process, eight devices
+  whole = np.random.default_rng(6).normal(size=(400, 100))
+  kernel = found.read(6, 'params')['kernel']
+  np.testing.assert_array_equal(kernel, whole.astype(np.float32))
