@@ -1,4 +1,5 @@
 import json
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,25 @@ def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path):
   ]
   starts = [e.step for e in _events(tmp_path) if e.HasField('session_log')]
   assert 21 in starts
+
+
+def test_a_full_disk_costs_no_line(tmp_path, caplog):
+  writer = MetricWriter(tmp_path)
+  writer.write(1, {'loss': 1})
+  writer.flush()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))  # in the second line
+  try:
+    for step in range(2, 20):
+      writer.write(step, {'loss': 1})
+    writer.flush()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert 'File too large' in caplog.text
+  writer.write(200, {'loss': 1})
+  writer.close()
+  assert [line['step'] for line in _lines(tmp_path)] == [*range(1, 20), 200]
+  assert [event.step for event in _events(tmp_path)] == [0, 0, *range(1, 20)]
 
 
 def test_a_fresh_run_starts_empty(tmp_path):
