@@ -57,6 +57,37 @@ def test_restores_onto_another_sharding(tmp_path):
   assert extra == {'data': None}
 
 
+def test_any_mesh_reads_what_any_other_wrote(tmp_path):
+  """Every axis, on 1, 2, 4 and 8 devices; weights alone; another type."""
+  shapes = [(1, 1, 1), (2, 1, 1), (1, 2, 2), (8, 1, 1), (2, 2, 2)]
+  kernel = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+  places = []
+  for shape in shapes:
+    devices = jax.devices()[: np.prod(shape)]
+    axes = jax.sharding.PartitionSpec(('data', 'expert'), 'model')
+    mesh = mesh_lib.create(shape, devices)
+    places.append(jax.sharding.NamedSharding(mesh, axes))
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path, settings(keep=9))
+  for step, place in enumerate(places):
+    value = jax.device_put(kernel, place)
+    rest = {'moments': value, 'step': jnp.int32(step)}
+    trees = {'params': {'kernel': value}, 'rest': rest}
+    checkpoints.save(step, trees, {'data': step})
+  checkpoints.close()
+  for step in range(len(places)):
+    (tmp_path / 'checkpoints' / str(step) / 'rest').rename(tmp_path / f'{step}')
+    for place in places:
+      half = jax.ShapeDtypeStruct((16, 8), jnp.bfloat16, sharding=place)
+      full = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=place)
+      for wanted in (half, full):
+        params = {'kernel': wanted}
+        trees, extra = checkpoints.restore(step, {'params': params})
+        found = trees['params']['kernel']
+        assert found.sharding == place and found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, kernel.astype(wanted.dtype))
+        assert trees.keys() == {'params'} and extra == {'data': step}
+
+
 def test_keeps_the_newest_and_every_kth(tmp_path):
   saved(tmp_path, steps=range(1, 8), keep=2, keep_every=3)
   assert checkpoint_lib.Checkpoints(tmp_path).steps() == [3, 6, 7]

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +14,15 @@ import numpy as np
 import pytest
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.checkpoint import Checkpoints, read_config, save_config
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.checkpoint import (
+  Checkpoints,
+  locate,
+  read_config,
+  save_config,
+)
 from vmoe_robust.config import UserError
+from vmoe_robust.data import open_source
 from vmoe_robust.report.records import read_records
 from vmoe_robust.train import loop, start
 
@@ -159,21 +167,82 @@ def run_here(config, workdir):
   return losses(workdir)
 
 
-def test_resumes_on_another_mesh(tmp_path, monkeypatch):
-  """Saved on a 2 x 2 x 2 mesh, resumed on 8 x 1 x 1 with sharded weights."""
-  alone = run_here(small(**{'attack.at_end': False}), tmp_path / 'a')
-  two = small(**{'attack.at_end': False, 'mesh.expert': 2, 'mesh.model': 2})
-  stops = iter([False] * 5 + [True])
-  with monkeypatch.context() as patch:
-    patch.setattr(loop.Stopping, '__call__', lambda self, step: next(stops))
-    run_here(two, tmp_path / 'b')
-  assert Checkpoints(tmp_path / 'b').steps()[-1] == 6
-  rest = small(**{'attack.at_end': False, 'mesh.fsdp': True})
-  found = run_here(rest, tmp_path / 'b')
-  assert found.keys() == alone.keys()
+# One sparse block, and an optimizer that does not turn rounding into steps.
+TINY = {
+  'model.layers': 1,
+  'model.moe_every': 1,
+  'train.optimizer.name': 'sgd',
+  'train.ema': 0.0,
+  'attack.at_end': False,
+  'eval.batch_size': 360,
+}
+
+
+class StopAt(loop.Stopping):
+  def __init__(self, step):
+    self.step = step
+
+  def __call__(self, step):
+    return step == self.step
+
+
+def train_on(devices, shape, config, workdir, until):
+  """Trains to a step on some of the devices there are; returns the trainer."""
+  source = open_source(config.data, 'train')
+  held_out = open_source(config.data, 'test')
+  config = start.resolve(config, source, held_out)
+  mesh = mesh_lib.create(shape, jax.devices()[:devices])
+  trainer = loop.Trainer(config, workdir, mesh, source, held_out)
+  trainer.train(StopAt(until))
+  return trainer
+
+
+def test_any_mesh_goes_on_where_another_stopped(tmp_path):
+  """1, 2, 4 and 8 devices; data, expert and model axes; split weights."""
+  tiny = lambda **changes: small(**TINY, **{'train.steps': 8}, **changes)
+  train_on(1, (1, 1, 1), tiny(), tmp_path / 'whole', None)
+  for step, devices, shape, changes in (
+    (2, 8, (2, 2, 2), {}),
+    (4, 2, (2, 1, 1), {'mesh.zero1': True}),
+    (6, 4, (1, 4, 1), {}),
+    (8, 8, (8, 1, 1), {'mesh.fsdp': True}),
+  ):
+    moved = tmp_path / 'moved'
+    trainer = train_on(devices, shape, tiny(**changes), moved, step)
+    assert trainer.step == step and trainer.mesh.size == devices
+  alone, found = losses(tmp_path / 'whole'), losses(moved)
+  assert list(found) == list(alone) == list(range(1, 9))
   np.testing.assert_allclose(
     list(found.values()), list(alone.values()), atol=1e-5
   )
+
+
+def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch, caplog):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  save = Checkpoints.save
+
+  def save_to_a_full_disk(self, step, *rest):
+    room = 3000 if step == 4 else soft
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    save(self, step, *rest)
+
+  monkeypatch.setattr(Checkpoints, 'save', save_to_a_full_disk)
+  config = small(**TINY, **{'train.steps': 8, 'save.every_steps': 2})
+  config.save.update(dict(keep=1, best='eval_accuracy'))
+  config.eval.every_steps = 2
+  loop.run(config, str(tmp_path))
+  assert 'step 4 was not written' in caplog.text
+  assert sorted(losses(tmp_path)) == list(range(1, 9))
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  accuracies = {
+    line['step']: line['eval_accuracy']
+    for line in lines
+    if line.get('eval_accuracy') is not None and line['step'] != 4
+  }
+  best = max(accuracies, key=accuracies.get)
+  assert Checkpoints(tmp_path).steps() == sorted({best, 8})
+  assert locate(tmp_path / 'checkpoints' / 'best') == (str(tmp_path), best)
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -263,8 +332,6 @@ def test_starts_from_another_run(tmp_path):
 
 
 def test_resolve_refuses_what_the_data_contradict():
-  from vmoe_robust.data import open_source
-
   config = small()
   source = open_source(config.data, 'train')
   config.model.num_classes = 7
