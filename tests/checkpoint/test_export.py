@@ -291,6 +291,15 @@ def test_damaged_safetensors(tmp_path, peak_of, content, match):
   assert peak_of(refused) < 1 << 20
 
 
+def test_any_bit_may_flip(tmp_path, flipped):
+  """There are no checksums; but values, or a name, are all that may differ."""
+  arrays = {'a': np.arange(6.0), 'b': np.ones((2, 3), np.float32)}
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(arrays, path)
+  seen = flipped(path, [path], arrays, 300)
+  assert seen - {'other name', 'equal'} == {'refused', 'other value'}
+
+
 def test_no_safetensors(tmp_path):
   with pytest.raises(UserError, match='clf=.*[Nn]o such file'):
     open_weights(tmp_path / 'a.safetensors', field='clf')

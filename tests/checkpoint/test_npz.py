@@ -1,5 +1,4 @@
 import pathlib
-import random
 import zipfile
 
 import fsspec
@@ -139,33 +138,11 @@ def test_one_name_twice(tmp_path):
     open_weights(tmp_path / 'vit.npz')
 
 
-def test_any_bit_may_flip(tmp_path):
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_any_bit_may_flip(tmp_path, flipped, save):
   """The archive has checksums, so no value is wrong; a name may be."""
   arrays = {'a': np.arange(6.0), 'b': np.ones((2, 3), np.float32)}
-  path, rng, seen = tmp_path / 'vit.npz', random.Random(0), set()
-  for save in (np.savez, np.savez_compressed):
-    save(path, **arrays)
-    whole = path.read_bytes()
-    for trial in range(200):
-      changed = bytearray(whole)
-      changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
-      if trial % 4 == 0:
-        del changed[rng.randrange(len(whole)) :]
-      path.write_bytes(changed)
-      seen.add(outcome(path, arrays))
-  assert seen == {'refused', 'equal', 'other name'}
-
-
-def outcome(path, arrays):
-  try:
-    weights = open_weights(path)
-    found = {name: weights.read(name) for name in weights.shapes}
-    weights.close()
-  except UserError:
-    return 'refused'
-  if found.keys() != arrays.keys():
-    return 'other name'
-  for name, array in arrays.items():
-    np.testing.assert_array_equal(found[name], array)
-    assert found[name].dtype == array.dtype
-  return 'equal'
+  path = tmp_path / 'vit.npz'
+  save(path, **arrays)
+  seen = flipped(path, [path], arrays, 200)
+  assert seen - {'other name'} == {'refused', 'equal'}

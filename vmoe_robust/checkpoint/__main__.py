@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import sys
 
+import jax
+
 from vmoe_robust.checkpoint.export import export
 from vmoe_robust.checkpoint.verify import show, verify
 from vmoe_robust.checkpoint.weights import open_weights
@@ -55,4 +57,5 @@ def _export(arguments) -> int:
 
 
 if __name__ == '__main__':
+  jax.config.update('jax_platforms', 'cpu')  # a run may hold the accelerators
   sys.exit(main())
