@@ -173,8 +173,9 @@ def test_one_array_at_a_time(tmp_path, peak_of):
     (dict(experts=4, moe_every=2), 'Encoder/encoderblock_1/Moe/'),
     (dict(head='map'), 'map_'),
     (dict(positions='sincos'), 'a position embedding that is not learnt'),
+    (dict(mean=(0.4,)), 'mean=(0.4,) with std=(0.5,)'),
   ],
-  ids=['sparse', 'map', 'sincos'],
+  ids=['sparse', 'map', 'sincos', 'pixels'],
 )
 def test_what_released_files_do_not_have(tmp_path, capsys, fields, what):
   run_of(tmp_path / 'run', **fields)

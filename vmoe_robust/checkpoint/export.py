@@ -110,11 +110,14 @@ def _released_names(weights, out) -> dict[str, str]:
   unknown = [n for n in weights.shapes if not _RELEASED.fullmatch(n)]
   if _POSITIONS not in weights.shapes:
     unknown.append('a position embedding that is not learnt')
+  model = weights.config and weights.config.model
+  if model and {*model.mean, *model.std} != {0.5}:
+    unknown.append(f'mean={model.mean} with std={model.std}')
   if unknown:
     raise UserError(
-      f'{out} cannot be written: {unknown[0]} has no name in the released ViT '
-      'files, which are dense models with learnt positions; export to '
-      f'{out.with_suffix(".safetensors").name}'
+      f'{out} cannot be written: {unknown[0]} has no place in the released ViT '
+      'files, which are dense models with learnt positions that take pixels in '
+      f'[-1, 1]; export to {out.with_suffix(".safetensors").name}'
     )
   return {
     name: '/'.join(_THERE.get(part, part) for part in name.split('/'))
