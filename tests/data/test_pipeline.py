@@ -7,6 +7,7 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import eval_batches, open_source, pipeline, train_batches
+from vmoe_robust.mesh.batch import process_rows
 
 
 @pytest.fixture
@@ -192,9 +193,7 @@ def test_several_labels_an_image(make_data, sharding, multi_label_root):
 def shards(device_sets, size, sharding):
   """Each process's rows, if the devices belonged to several processes."""
   parts = list(sharding.devices_indices_map((size,)).items())
-  return [
-    pipeline.process_rows(dict(parts[i] for i in s), size) for s in device_sets
-  ]
+  return [process_rows(dict(parts[i] for i in s), size) for s in device_sets]
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,20 @@ hold.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 
 import grain
 import jax
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data.corruptions import Corruption
 from vmoe_robust.data.load import Loader, Variants
 from vmoe_robust.data.source import Source
+from vmoe_robust.mesh.batch import BatchRows
 
 _CHUNK = 16  # at most so many rows are loaded as one task
 
@@ -98,20 +98,6 @@ def eval_batches(
   return EvalBatches(data, source, positions, batch_size, sharding, start)
 
 
-def process_rows(
-  shards: Mapping[jax.Device, tuple[slice, ...]], batch_size: int
-) -> Int[np.ndarray, 'rows']:
-  """The rows of the global batch on some devices, ascending, each once.
-
-  Args:
-    shards: each device's part of the batch, as
-      `sharding.addressable_devices_indices_map` gives it.
-    batch_size: of all devices together.
-  """
-  parts = [np.arange(batch_size)[index[0]] for index in shards.values()]
-  return np.unique(np.concatenate(parts))
-
-
 class _Batches:
   """Loads ahead in the background and keeps batches ready on the devices."""
 
@@ -124,14 +110,13 @@ class _Batches:
     sharding: jax.sharding.NamedSharding,
     start: int = 0,
   ):
-    self._source, self._sharding = source, sharding
-    self._batch_size, self._start = batch_size, start
-    shards = sharding.addressable_devices_indices_map((batch_size,))
-    self._rows = process_rows(shards, batch_size)
-    rows = ProcessRows(positions, self._rows, batch_size, start)
-    self._chunks = _chunks(len(self._rows))
+    self._source, self._start = source, start
+    self._rows = BatchRows(sharding, batch_size)
+    mine = self._rows.mine
+    rows = ProcessRows(positions, mine, batch_size, start)
+    self._chunks = _chunks(len(mine))
     self._iterator = iter(_iter_dataset(rows, self._chunks, data))
-    self._total = len(rows) // len(self._rows)  # batches there are
+    self._total = len(rows) // len(mine)  # batches there are
     self._taken = 0
     self._corrupt: dict[str, None] = {}
     # One thread, so that batches come in order; it waits for the loading
@@ -177,16 +162,7 @@ class _Batches:
     }
     skipped = rows['index'][~rows['mask'] & (rows['index'] >= 0)]
     corrupt = [self._source.describe(int(i)) for i in skipped]
-    return {name: self._place(x) for name, x in rows.items()}, corrupt
-
-  def _place(self, rows: np.ndarray) -> jax.Array:
-    def part(index):
-      first, stop, _ = index[0].indices(self._batch_size)
-      low, high = np.searchsorted(self._rows, (first, stop))
-      return rows[low:high]
-
-    shape = (self._batch_size, *rows.shape[1:])
-    return jax.make_array_from_callback(shape, self._sharding, part)
+    return {name: self._rows.put(x) for name, x in rows.items()}, corrupt
 
   def _note_corrupt(self, name: str):
     if name not in self._corrupt:
@@ -217,7 +193,7 @@ class TrainBatches(_Batches):
 
   def state(self) -> dict:
     """What `train_batches` needs to go on after the last batch taken."""
-    consumed = self._start + self._taken * self._batch_size
+    consumed = self._start + self._taken * self._rows.batch_size
     return dict(self._identity, consumed=consumed)
 
 

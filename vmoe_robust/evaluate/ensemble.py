@@ -14,11 +14,9 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vmoe_robust.attacks import Ensemble
 from vmoe_robust.config import UserError
-from vmoe_robust.data.pipeline import process_rows
 from vmoe_robust.evaluate import slots as slots_lib
 from vmoe_robust.evaluate import warn
 from vmoe_robust.evaluate.fall import (
@@ -39,7 +37,8 @@ from vmoe_robust.evaluate.victim import (
   is_broken,
   predict,
 )
-from vmoe_robust.mesh import batch_sharding, batch_shards
+from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
+from vmoe_robust.mesh.batch import BatchRows
 
 # Steps that slots take between two looks of the host, at most.
 _MOST_STEPS = 50
@@ -72,6 +71,19 @@ class Clean:
   ranked: np.ndarray  # classes from the likeliest on, as many as are needed
 
 
+@dataclasses.dataclass
+class _Radius:
+  """What `Runner.attack` was given."""
+
+  rows: Rows
+  clean: Clean
+  eps: float
+  snapshots: Snapshots
+  x_adv: np.ndarray
+  on_progress: Callable[[str, int, int, int], None]
+  saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+
 class Runner:
   """Programs for one model, one ensemble and one shape, compiled once."""
 
@@ -102,10 +114,8 @@ class Runner:
         f'batch_size={batch_size} is not divisible by the {shards} devices '
         f'that share it; use {batch_size // shards * shards or shards}'
       )
-    self._place = batch_sharding(victim.mesh)
-    self._whole = NamedSharding(victim.mesh, PartitionSpec())
-    devices = self._place.addressable_devices_indices_map((batch_size,))
-    self._mine = process_rows(devices, batch_size)
+    self._batch_rows = BatchRows(batch_sharding(victim.mesh), batch_size)
+    self._whole = replicated(victim.mesh)
     self._programs, self._begins = {}, {}
     self._checks = warn.Checks(victim)
     self._all = jax.jit(lambda x: x, out_shardings=self._whole)
@@ -123,7 +133,7 @@ class Runner:
     """Judges every example as it is."""
     found = []
     for indices in self._batches(len(rows)):
-      batch = self._put(rows(indices[self._mine]), indices)
+      batch = self._put(rows(indices[self._batch_rows.mine]), indices)
       found.append(jax.device_get(self._look(self.victim.params, batch)))
       found[-1] = {k: v[indices >= 0] for k, v in found[-1].items()}
     return Clean(
@@ -152,54 +162,14 @@ class Runner:
         of examples that stand.
     """
     state = self._restore(snapshots, clean, eps)
-    saved_at = time.monotonic()
+    radius = _Radius(rows, clean, eps, snapshots, x_adv, on_progress)
     for number, stage in enumerate(self.ensemble.stages):
       if number < state.stage:
         continue
       if number > state.stage:
         state.enter(number)
       begun = time.perf_counter()
-      program = self._program(number)
-      standing = state.fall.fallen == STANDS
-      queue = Queue(standing, stage.attempts, state.attempt, state.position)
-      slots = None
-      while True:
-        enter = self._fill(state, queue)
-        active = state.index >= 0
-        if not active.any():
-          break
-        items = self._items(rows, clean, state, stage, enter)
-        if slots is None:
-          slots = self._empty(number, items, snapshots, state)
-        slots, report = program(
-          self.victim.params,
-          slots,
-          items,
-          self._spread(enter),
-          self._spread(active),
-          np.float32(eps),
-          np.int32(state.tick),
-        )
-        if jax.process_count() == 1:  # of several, who needs them is not known
-          rows.ahead(queue.coming(self.batch))
-        report = jax.device_get(report)
-        state.tick += 1
-        done = active & (
-          report['broken'] | (report['turn'] >= stage.attack.steps)
-        )
-        self._collect(state, slots, report, done, x_adv, number)
-        standing[:] = state.fall.fallen == STANDS
-        on_progress(
-          f'{stage.name} {eps:.4g}',
-          queue.left() + int((state.index >= 0).sum()),
-          int(done.sum()),
-          int(standing.sum()),
-        )
-        if time.monotonic() - saved_at >= self._save_every:
-          _flush(x_adv)
-          state.attempt, state.position = queue.attempt, queue.position
-          snapshots.save(state.arrays(), slots)
-          saved_at = time.monotonic()
+      standing = self._stage(number, state, radius)
       fall, name = state.fall, unique(stage.name, state.fall.robust_after)
       fall.robust_after[name] = float(standing.sum() / clean.mask.sum())
       fall.seconds[name] = time.perf_counter() - begun
@@ -212,9 +182,9 @@ class Runner:
     """Judges every x_adv as mere numbers; columns by example, and sums."""
     columns, sums = [], {}
     for indices in self._batches(len(rows)):
-      mine = indices[self._mine]
+      mine = indices[self._batch_rows.mine]
       batch = self._put(rows(mine), indices)
-      images = self._array(x_adv[np.maximum(mine, 0)])
+      images = self._batch_rows.put(x_adv[np.maximum(mine, 0)])
       out, load = jax.device_get(
         self._score(self.victim.params, batch, images, np.float32(eps))
       )
@@ -237,7 +207,7 @@ class Runner:
       UserError: images change each other's predictions.
     """
     indices = next(self._batches(len(rows)))
-    batch = self._put(rows(indices[self._mine]), indices)
+    batch = self._put(rows(indices[self._batch_rows.mine]), indices)
     images = as_floats(batch['image'])
     return self._checks(
       self.victim.params, images, batch['label'], batch['mask']
@@ -252,23 +222,11 @@ class Runner:
 
   def _put(self, mine: dict, indices: np.ndarray) -> dict[str, jax.Array]:
     out = {
-      k: self._array(np.asarray(v)) for k, v in mine.items() if k != 'index'
+      k: self._batch_rows.put(np.asarray(v))
+      for k, v in mine.items()
+      if k != 'index'
     }
-    return out | {'index': self._spread(indices)}
-
-  def _array(self, mine: np.ndarray) -> jax.Array:
-    """An array over the devices, of the rows that this process has."""
-    shape = (self.batch, *mine.shape[1:])
-
-    def part(index):
-      first, stop, _ = index[0].indices(self.batch)
-      low, high = np.searchsorted(self._mine, (first, stop))
-      return mine[low:high]
-
-    return jax.make_array_from_callback(shape, self._place, part)
-
-  def _spread(self, whole: np.ndarray) -> jax.Array:
-    return self._array(whole[self._mine])
+    return out | {'index': self._batch_rows.spread(indices)}
 
   def _look_at(self, params, batch):
     victim = dataclasses.replace(self.victim, params=params)
@@ -303,6 +261,50 @@ class Runner:
     fallen[~clean.mask] = CORRUPT
     return State(Fall(eps, fallen, {}, {}), np.full(self.batch, -1, np.int32))
 
+  def _stage(self, number: int, state: State, radius: _Radius):
+    """One attack on what stands; returns what still does."""
+    stage, program = self.ensemble.stages[number], self._program(number)
+    standing = state.fall.fallen == STANDS
+    queue = Queue(standing, stage.attempts, state.attempt, state.position)
+    slots = None
+    while True:
+      enter = self._fill(state, queue)
+      active = state.index >= 0
+      if not active.any():
+        return standing
+      items = self._items(radius, state, stage, enter)
+      if slots is None:
+        slots = self._empty(number, items, radius.snapshots, state)
+      slots, report = program(
+        self.victim.params,
+        slots,
+        items,
+        self._batch_rows.spread(enter),
+        self._batch_rows.spread(active),
+        np.float32(radius.eps),
+        np.int32(state.tick),
+      )
+      if jax.process_count() == 1:  # of several, who needs them is not known
+        radius.rows.ahead(queue.coming(self.batch))
+      report = jax.device_get(report)
+      state.tick += 1
+      done = active & (
+        report['broken'] | (report['turn'] >= stage.attack.steps)
+      )
+      self._collect(state, slots, report, done, radius.x_adv, number)
+      standing[:] = state.fall.fallen == STANDS
+      radius.on_progress(
+        f'{stage.name} {radius.eps:.4g}',
+        queue.left() + int((state.index >= 0).sum()),
+        int(done.sum()),
+        int(standing.sum()),
+      )
+      if time.monotonic() - radius.saved_at >= self._save_every:
+        _flush(radius.x_adv)
+        state.attempt, state.position = queue.attempt, queue.position
+        radius.snapshots.save(state.arrays(), slots)
+        radius.saved_at = time.monotonic()
+
   def _program(self, number: int):
     if number not in self._programs:
       stage = self.ensemble.stages[number]
@@ -315,7 +317,9 @@ class Runner:
         self.ensemble.draws,
       )
       self._programs[number] = jax.jit(
-        program, donate_argnums=1, out_shardings=(self._place, self._whole)
+        program,
+        donate_argnums=1,
+        out_shardings=(self._batch_rows.sharding, self._whole),
       )
     return self._programs[number]
 
@@ -333,15 +337,15 @@ class Runner:
       enter[slot] = True
     return enter
 
-  def _items(self, rows, clean, state, stage, enter) -> slots_lib.Items:
+  def _items(self, radius, state, stage, enter) -> slots_lib.Items:
     wanted = np.where(enter, state.index, -1)
-    mine = rows(wanted[self._mine])
+    clean, mine = radius.clean, radius.rows(wanted[self._batch_rows.mine])
     where = np.maximum(state.index, 0)
     rank = 1 + np.maximum(state.tried, 0) // stage.restarts
     rank = np.minimum(rank, clean.ranked.shape[1] - 1)
-    spread = lambda x: self._spread(x.astype(np.int32))
+    spread = lambda x: self._batch_rows.spread(x.astype(np.int32))
     return slots_lib.Items(
-      image=self._array(mine['image']),
+      image=self._batch_rows.put(mine['image']),
       label=spread(clean.label[where]),
       target=spread(clean.ranked[where, rank]),
       index=spread(state.index),
@@ -353,7 +357,9 @@ class Runner:
     if number not in self._begins:
       stage = self.ensemble.stages[number]
       start = slots_lib.begin(stage, self._seed, number)
-      self._begins[number] = jax.jit(start, out_shardings=self._place)
+      self._begins[number] = jax.jit(
+        start, out_shardings=self._batch_rows.sharding
+      )
     made = self._begins[number](items, np.float32(0))
     if not state.resumed:
       return made
@@ -365,22 +371,12 @@ class Runner:
     fallen = state.fall.fallen
     fell = done & report['broken']
     first = (number == 0) & (state.tried == 0)
-    self._fetch(slots.state.x_adv, state.index, fell | (done & first), x_adv)
+    wanted = fell | (done & first)
+    self._batch_rows.take(slots.state.x_adv, wanted, x_adv, state.index)
     fallen[state.index[fell]] = number
     # Other attempts on what fell are not needed.
     gone = (state.index >= 0) & (fallen[state.index] != STANDS)
     state.index[done | gone] = -1
-
-  def _fetch(self, images, index, wanted, x_adv):
-    """Writes images of some slots to their place; each process its own."""
-    for shard in images.addressable_shards:
-      here = np.zeros(self.batch, bool)
-      here[shard.index[0]] = True
-      here &= wanted
-      if here.any() and shard.replica_id == 0:
-        first = shard.index[0].indices(self.batch)[0]
-        rows = np.flatnonzero(here)
-        x_adv[index[rows]] = np.asarray(shard.data)[rows - first]
 
 
 def _flush(x_adv: np.ndarray):
