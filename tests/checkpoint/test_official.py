@@ -122,6 +122,8 @@ def test_layouts(tmp_path):
     'block_10/bias': normal(4),
     'block_2/bias': -normal(4),
     'block_2/bias_too': normal(5),
+    # Sorted by the parts of the names: 'block' is before 'block-2'.
+    'block/bias': normal(2),
     'block-2/count': np.arange(3, dtype=np.int32),
   }
   shards = {
