@@ -27,7 +27,7 @@ class Plan:
   how: dict[str, str]  # of each weight of the model, one of WAYS
   source: dict[str, str]  # of those that are not fresh, the weight it is from
   left_over: list[str]  # what is there and not used
-  unexpected: list[str]  # what nobody asked for, in words
+  unexpected: list[str]  # fresh, or left over, and nobody asked for it
 
 
 def plan(
@@ -60,17 +60,11 @@ def plan(
     if way != 'fresh':
       source[name] = dense if way == 'upcycled' else name
     elif not matches(name, free) and not _new_router(name, there):
-      unexpected.append(
-        f'{name} is {there[name]} in it and {shape} in the model'
-        if name in there
-        else f'{name} is not in it'
-      )
+      unexpected.append(name)
   used = set(source.values())
   left_over = [name for name in there if name not in used]
   unexpected += [
-    f'{name} is in it alone'
-    for name in left_over
-    if name not in wanted and not matches(name, free)
+    name for name in left_over if name not in wanted and not matches(name, free)
   ]
   return Plan(how, source, left_over, unexpected)
 

@@ -53,7 +53,7 @@ def start_from(
     there, wanted = shapes_of(weights.shapes), shapes_of(flat(params))
     excepted = config.init_from_except
     found = plan(there, wanted, weights.renamed, excepted)
-    _check(config, found, {**there, **wanted})
+    _check(config, found, there, wanted)
     params = take(weights, found, params, config.init_from_noise, config.seed)
     if jax.process_index() == 0:
       write_json(Path(workdir) / REPORT, _listed(weights, found, wanted))
@@ -61,22 +61,34 @@ def start_from(
   return params
 
 
-def _check(config: ConfigDict, found: Plan, names: dict):
+def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):
   for pattern in config.init_from_except:
-    if not any(matches(name, (pattern,)) for name in names):
+    if not any(matches(name, (pattern,)) for name in there | wanted):
       raise UserError(
         f'config.init_from_except={pattern!r} names no weight, here or in '
-        f'{config.init_from!r}; write it like {next(iter(names))!r}, or the '
+        f'{config.init_from!r}; write it like {next(iter(wanted))!r}, or the '
         'beginning of that'
       )
-  if found.unexpected:
-    some, more = found.unexpected[:4], len(found.unexpected) - 4
-    raise UserError(
-      f'config.init_from={config.init_from!r} is of another model: '
-      f'{"; ".join(some)}{f"; and {more} more" if more > 0 else ""}. Set '
-      'config.model as it was trained with, or name in '
-      'config.init_from_except what is not to be taken'
-    )
+  if not found.unexpected:
+    return
+  absent = [name for name in found.unexpected if name not in there]
+  alone = [name for name in found.unexpected if name not in wanted]
+  differ = [
+    name for name in found.unexpected if name in there and name in wanted
+  ]
+  said = [
+    f'{name} is {there[name]} in it and {wanted[name]} in the model'
+    for name in differ[:_SHOWN]
+  ]
+  rest = len(differ) - _SHOWN
+  said += [f'{rest} more differ'] if rest > 0 else []
+  said += [f'it lacks {_groups(absent, wanted)}'] if absent else []
+  said += [f'it alone has {_groups(alone, there)}'] if alone else []
+  raise UserError(
+    f'config.init_from={config.init_from!r} is of another model: '
+    f'{"; ".join(said)}. Set config.model as it was trained with, or name in '
+    'config.init_from_except what is not to be taken'
+  )
 
 
 def _listed(weights: Weights, found: Plan, wanted: dict) -> dict:
@@ -117,7 +129,8 @@ def _groups(names: list[str], shapes: dict) -> str:
     block = re.search(r'(?<=encoderblock_)\d+', name)
     module = name.rpartition('/')[0] or name
     parts = re.sub(r'(?<=encoderblock_)\d+', '{}', module).split('/')
-    blocks, members = groups.setdefault('/'.join(parts[:4]), ({}, []))
+    depth = 4 if 'Moe' in parts else 3
+    blocks, members = groups.setdefault('/'.join(parts[:depth]), ({}, []))
     blocks[block and block[0]] = None
     members.append(name)
   shown = [
