@@ -134,7 +134,8 @@ def test_any_number_of_images_and_either_type(run):
   assert logits.shape == (11, 4)
   for count in (1, 8, 9):
     np.testing.assert_allclose(clf(IMAGES[:count]), logits[:count], atol=1e-5)
-  np.testing.assert_allclose(clf(IMAGES / 255), logits, atol=1e-5)
+  floats = jnp.asarray(IMAGES) / 255
+  np.testing.assert_allclose(clf(floats), logits, atol=1e-5)
   many = np.concatenate(7 * [IMAGES])  # more than one call of the program
   np.testing.assert_allclose(clf(many), np.tile(logits, (7, 1)), atol=1e-5)
   assert clf.routing(many)['encoderblock_1'].shape == (77, 4, 2)

@@ -58,5 +58,10 @@ def test_what_is_no_such_model_is_refused():
   positions = 'Encoder/posembed_input/pos_embedding'
   with pytest.raises(UserError, match='11 patches.*square'):
     recognise(there | {positions: (1, 12, 24)}, 'nowhere')
+  with pytest.raises(UserError, match=r'query/kernel is \(24, 0, 8\)'):
+    query = 'Encoder/encoderblock_0/SelfAttention/query/kernel'
+    recognise(there | {query: (24, 0, 8)}, 'nowhere')
+  far = f'Encoder/encoderblock_{"9" * 5000}/LayerNorm_0/scale'
+  recognise(there | {far: (24,)}, 'nowhere')  # which then is left over
   with pytest.raises(UserError, match=r'head/kernel is \(7,\)'):
     recognise(there | {'head/kernel': (7,)}, 'nowhere')

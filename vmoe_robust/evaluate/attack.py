@@ -46,10 +46,13 @@ _OWN = (
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   *MACHINE_FIELDS,
 )
+# How images share the experts' slots, with `config.attack.experts='capacity'`.
+_ROOM = ('capacity_factor', 'batch_priority', 'group_images')
 # What weights that come without a configuration do not tell, besides.
 _UNTOLD = (
   *('config.data.', 'config.model.mean', 'config.model.std'),
   'config.model.compute_dtype',
+  *(f'config.model.router.{name}' for name in _ROOM),
 )
 # In the work directory, what a run that is cut short leaves.
 PROGRESS = 'unfinished'
@@ -138,6 +141,8 @@ def _told(config: ConfigDict, weights: Weights) -> ConfigDict:
   out.data.image_size = size
   for name in ('mean', 'std', 'compute_dtype'):
     out.model[name] = config.model[name]
+  for name in _ROOM:
+    out.model.router[name] = config.model.router[name]
   return out
 
 

@@ -54,7 +54,9 @@ class Classifier:
   where: str | os.PathLike  # the work directory, or the weights' path
   step: int | None  # None: not of a run
 
-  def __call__(self, images: np.ndarray) -> Float[np.ndarray, 'batch classes']:
+  def __call__(
+    self, images: np.ndarray | jax.Array
+  ) -> Float[np.ndarray, 'batch classes']:
     """Logits of any number of images.
 
     They are padded to 1, 8 or 64 for each device (more than that in several
@@ -70,7 +72,7 @@ class Classifier:
     return self._run(images)[0]
 
   def routing(
-    self, images: np.ndarray
+    self, images: np.ndarray | jax.Array
   ) -> dict[str, Int[np.ndarray, 'batch tokens selected']]:
     """The experts that each token selected, by sparse block, heaviest first.
 
@@ -227,7 +229,7 @@ def select(config: ConfigDict, selected: int, field: str):
     model.router.selected = selected
 
 
-def checked_images(images: np.ndarray) -> np.ndarray:
+def checked_images(images: np.ndarray | jax.Array) -> np.ndarray:
   """A batch of images as uint8 or float32.
 
   Raises:

@@ -14,7 +14,7 @@ TOLD = (
   *('head', 'positions', 'pre_logits', 'experts'),
   *('moe_every', 'moe_last', 'moe_blocks'),
 )
-_BLOCK = re.compile(r'Encoder/encoderblock_(\d+)/')
+_BLOCK = re.compile(r'Encoder/encoderblock_(\d{1,4})/')
 
 
 def recognise(
@@ -34,7 +34,8 @@ def recognise(
   """
 
   def shape(name, rank):
-    if len(found := shapes.get(name, ())) != rank:
+    found = shapes.get(name, ())
+    if len(found) != rank or 0 in found:
       raise UserError(
         f'{where} is no ViT or V-MoE that is known: {name} is '
         f'{found or "absent"} in it; give the weights of one'
@@ -45,9 +46,8 @@ def recognise(
   model.patch, _, model.channels, model.hidden = shape('embedding/kernel', 4)
   numbers = {int(m[1]) for m in map(_BLOCK.match, shapes) if m}
   model.layers = max(numbers, default=-1) + 1
-  if len(numbers) < model.layers:
-    missing = min(set(range(model.layers)) - numbers)
-    shape(f'Encoder/encoderblock_{missing}/LayerNorm_0/scale', 1)
+  for number in range(model.layers):
+    shape(f'Encoder/encoderblock_{number}/LayerNorm_0/scale', 1)
   model.heads = shape(f'{block}/SelfAttention/query/kernel', 3)[1]
   router = 'Moe/Router/dense/kernel'
   sparse = [
