@@ -134,6 +134,31 @@ def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
   config_lib.validate(config, 6)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'keep': 0}, 'config.save.keep=0'),
+    ({'every_minutes': -1.0}, 'config.save.every_minutes=-1.0'),
+    ({'on_damage': 'fallback'}, "did you mean 'fall_back'"),
+    ({'best': 'eval_acc'}, "did you mean 'eval_accuracy'"),
+    ({'best': 'robust_accuracy/0.1'}, "config.save.best='robust_accuracy/0.1'"),
+  ],
+  ids=str,
+)
+def test_saves_that_make_no_sense(changes, words):
+  config = config_lib.default()
+  config.save.update(changes)
+  with pytest.raises(UserError, match=words):
+    config_lib.validate(config, 1)
+
+
+def test_the_best_under_attack_needs_attacks():
+  config = config_lib.default()
+  config.attack.update(dict(eps=(0.1,), every_steps=10))
+  config.save.best = 'robust_accuracy/0.1'
+  config_lib.validate(config, 1)
+
+
 def test_a_foreign_configuration_is_refused():
   with pytest.raises(UserError, match="field 'lr'"):
     config_lib.from_json('{"lr": 1}')

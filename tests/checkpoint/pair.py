@@ -38,6 +38,7 @@ def main(address, process, workdir):
   save(3, now=True)
   assert time.monotonic() < began + 30, 'one waited in vain for the other'
   assert checkpoints.steps() == [3], checkpoints.steps()
+  multihost_utils.sync_global_devices('both have seen it')
   if process:
     save(4)
   else:

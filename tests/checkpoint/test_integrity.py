@@ -132,7 +132,11 @@ def test_a_flipped_bit_never_changes_the_configuration(workdir, caplog):
     path.write_bytes(data)
     found = checkpoint_lib.read_config(workdir)
     assert not config_lib.differences(found, a_config())
+  assert 'damaged; ' in caplog.text
+  path.unlink()
+  assert checkpoint_lib.locate(workdir) == (str(workdir), 2)
   path.write_bytes(before)
+  assert 'lost; ' in caplog.text
   assert 'checkpoints/2/config.json is taken instead' in caplog.text
 
 

@@ -197,6 +197,7 @@ def test_what_fails_on_one_process_fails_on_both_and_soon(tmp_path):
   finally:
     for process in pair:
       process.kill()
+      process.communicate()
   for process, output in zip(pair, outputs, strict=True):
     assert process.returncode == 0 and 'all is well' in output, output
   assert 'step 2 was not written: process 1: ' in outputs[0]

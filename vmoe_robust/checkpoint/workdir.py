@@ -26,22 +26,23 @@ def save_config(workdir: str | os.PathLike, config: ConfigDict):
 def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
   """The configuration that `save_config` wrote; None if there is none.
 
-  If it is damaged, the newest checkpoint that has a copy gives it.
+  If it is damaged or lost, the newest checkpoint that has a copy gives it.
 
   Raises:
     UserError: it is damaged, and there is no copy.
   """
   path = epath.Path(workdir) / CONFIG
-  if not path.exists():
-    return None
   saved = path.parent / 'checkpoints'
   copies = [saved / str(step) / CONFIG for step in reversed(steps(saved))]
   for place in (path, *copies):
     found = _parse(place)
     if found is not None:
       if place != path:
-        logging.warning('%s is damaged; %s is taken instead', path, place)
+        what = 'damaged' if path.exists() else 'lost'
+        logging.warning('%s is %s; %s is taken instead', path, what, place)
       return found
+  if not path.exists():
+    return None
   raise UserError(
     f'{path} is not as it was written, and no checkpoint has a copy of it; '
     'restore it from a copy, or start again in another --workdir'
@@ -94,7 +95,7 @@ def locate(
     raise UserError(
       f'{field} does not exist; give the --workdir of a training run'
     )
-  if not (path / CONFIG).exists() or not (path / 'checkpoints').exists():
+  if not (path / 'checkpoints').exists() or read_config(path) is None:
     raise UserError(
       f'{field} holds no checkpoint (there is no {CONFIG} or no '
       'checkpoints/ in it); give the --workdir of a training run that has '

@@ -7,6 +7,7 @@ name is whole.
 """
 
 import contextlib
+import itertools
 import threading
 import time
 
@@ -27,6 +28,10 @@ _PAUSES = (1, 4)
 _PATIENCE = 1200  # seconds to wait for the checksums of other processes
 
 
+# The processes of a pod number their saves alike.
+_numbers = itertools.count()
+
+
 class Writer:
   """Saves one checkpoint at a time; what goes wrong is told, not raised."""
 
@@ -40,7 +45,7 @@ class Writer:
     self._directory, self._save = directory, save
     self._schedule = policy.Schedule(save)
     self._thread, self._trouble = None, None
-    self._attempts, self._meeting = 0, None
+    self._meeting = None  # of the processes, at the last save
     self._best, self._pending = None, {}
     if jax.process_index() == 0:
       directory.mkdir(parents=True, exist_ok=True)
@@ -71,8 +76,8 @@ class Writer:
     """Starts writing; the arrays may be donated as soon as this returns."""
     self._settle()
     self._schedule.saved()
-    self._attempts += 1
-    self._meeting, self._pending = Meeting(f'save/{self._attempts}'), metrics
+    self._meeting = Meeting(f'save/{next(_numbers)}')
+    self._pending = metrics
     self._trouble = self._try_to_write(step)
     if _anywhere(self._trouble):
       self._tell(step)
@@ -114,7 +119,7 @@ class Writer:
 
   def _settle(self) -> bool:
     """Waits for the last save; whether it succeeded on every process."""
-    if not self._attempts:
+    if not self._meeting:
       return True
     if self._thread:
       self._thread.join()
