@@ -173,6 +173,6 @@ def test_every_field_has_a_full_name():
 
 def test_lists_of_attacks_are_the_same_here_and_there():
   from vmoe_robust.attacks import ensembles
-  from vmoe_robust.config import checks
+  from vmoe_robust.config import judging
 
-  assert {*checks.ATTACKS} == {*ensembles.names(), *checks.WHOLE_ATTACKS}
+  assert {*judging.ATTACKS} == {*ensembles.names(), *judging.WHOLE_ATTACKS}

@@ -7,11 +7,8 @@ what cannot work before anything is compiled.
 
 from vmoe_robust.config.checks import (
   ROUTERS,
-  WHOLE_ATTACKS,
-  choose,
   mesh_shape,
   validate,
-  validate_attack,
   validate_mesh,
 )
 from vmoe_robust.config.fields import (
@@ -28,6 +25,8 @@ from vmoe_robust.config.fields import (
   moe_blocks,
   to_json,
 )
+from vmoe_robust.config.judging import WHOLE_ATTACKS, validate_attack
+from vmoe_robust.config.limits import choose
 
 __all__ = [
   'CORRUPTIONS',

@@ -1,0 +1,153 @@
+"""Refusing attacks, corruptions and certificates that make no sense."""
+
+import math
+
+from vmoe_robust.config.fields import (
+  CORRUPTIONS,
+  ConfigDict,
+  UserError,
+  eps_name,
+)
+from vmoe_robust.config.limits import (
+  at_least,
+  choose,
+  numbers,
+  positive,
+  several,
+)
+
+EXPERT_MODES = ('capacity', 'dropless')
+DTYPES = ('float32', 'bfloat16')
+# Attacks on every image to the end, with all the settings of `config.attack`;
+# the others are parts of ensembles, which images leave as they fall.
+WHOLE_ATTACKS = ('pgd', 'paper')
+ATTACKS = WHOLE_ATTACKS + (
+  *('autoattack', 'autoattack_standard', 'autoattack_plus', 'autoattack_rand'),
+  *('fgsm', 'mim', 'apgd_ce', 'apgd_dlr', 'apgd_t', 'fab', 'fab_t', 'square'),
+)
+_VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
+NORMS = ('linf', 'l2', 'l1')
+TARGETS = ('', 'runner_up', 'least_likely', 'random')
+
+
+def validate_attack(attack: ConfigDict):
+  """Refuses a `config.attack` that makes no sense.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
+  parts = attack.name.split('+')
+  for part in parts:
+    choose('config.attack.name', part, ATTACKS)
+  if len(parts) > 1 and {'paper', *_VERSIONS} & {*parts}:
+    raise UserError(
+      f'config.attack.name={attack.name!r} has a part that stands alone; join '
+      "single attacks, as in 'apgd_ce+square'"
+    )
+  choose('config.attack.norm', attack.norm, NORMS)
+  choose('config.attack.target', attack.target, TARGETS)
+  choose('config.attack.experts', attack.experts, EXPERT_MODES)
+  for name in ('steps', 'restarts'):
+    positive(f'config.attack.{name}', attack[name])
+  for name in ('step_size', 'momentum', 'batch_size', 'every_steps'):
+    at_least(f'config.attack.{name}', attack[name], 0)
+  if isinstance(attack.eps, str) or not attack.eps:
+    raise UserError(
+      f'config.attack.eps={attack.eps!r} is no sweep; use a tuple such as '
+      '(0.01, 0.02)'
+    )
+  numbers('config.attack.eps', attack.eps)
+  for eps in attack.eps:
+    if not 0 <= eps <= 1 and attack.norm == 'linf':
+      raise UserError(
+        f'config.attack.eps={eps} is outside [0, 1]; pixels are in [0, 1], so '
+        'write 8/255 as 0.0314'
+      )
+    if not 0 <= eps < math.inf:
+      raise UserError(
+        f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
+      )
+  if len({eps_name(eps) for eps in attack.eps}) < len(attack.eps):
+    raise UserError(
+      f'config.attack.eps={attack.eps} has a radius twice; leave one out'
+    )
+  if attack.restarts > 1 and not attack.random_start:
+    raise UserError(
+      f'config.attack.restarts={attack.restarts} would all be the same with '
+      'config.attack.random_start=False; use restarts=1 or random_start=True'
+    )
+  if attack.compute_dtype:
+    choose('config.attack.compute_dtype', attack.compute_dtype, DTYPES)
+  positive('config.attack.queries', attack.queries)
+  if attack.name == 'paper':
+    _fixed(attack, dict(norm='linf', step_size=0.0, restarts=1, momentum=0.0))
+  if attack.name not in WHOLE_ATTACKS:
+    # Images come and go: a batch they share slots in is no group.
+    _fixed(attack, dict(experts='dropless', step_size=0.0, momentum=0.0))
+    _fixed(attack, dict(random_start=True, target='', class_weight=1.0))
+    _fixed(attack, dict(auxiliary_weight=0.0))
+    if 'square' in parts and attack.norm == 'l1':
+      raise UserError(
+        f"config.attack.norm='l1' does not fit config.attack.name="
+        f'{attack.name!r}, for square has no l1; leave it out'
+      )
+  elif attack.compute_dtype:
+    _fixed(attack, dict(compute_dtype=''))
+
+
+def _fixed(attack: ConfigDict, fields: dict):
+  for name, value in fields.items():
+    if attack[name] != value:
+      raise UserError(
+        f'config.attack.{name}={attack[name]!r} does not fit '
+        f'config.attack.name={attack.name!r}, which has {value!r}; use that, '
+        "or config.attack.name='pgd'"
+      )
+
+
+def validate_corrupt(corrupt: ConfigDict):
+  """Refuses a `config.corrupt` that makes no sense."""
+  names, severities = 'config.corrupt.names', 'config.corrupt.severities'
+  several(names, corrupt.names, "('fog', 'snow')")
+  for name in corrupt.names:
+    choose(names, name, CORRUPTIONS)
+  several(severities, corrupt.severities, '(1, 3, 5)')
+  for severity in corrupt.severities:
+    if severity not in (1, 2, 3, 4, 5):
+      raise UserError(
+        f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
+      )
+  at_least('config.corrupt.batch_size', corrupt.batch_size, 0)
+
+
+def validate_certify(certify: ConfigDict):
+  """Refuses a `config.certify` that makes no sense."""
+  for name in ('n0', 'n', 'every'):
+    positive(f'config.certify.{name}', certify[name])
+  at_least('config.certify.batch_size', certify.batch_size, 0)
+  if not 0 < certify.sigma < math.inf:
+    raise UserError(
+      f'config.certify.sigma={certify.sigma} is no noise; use a number above '
+      '0, such as 0.25'
+    )
+  if not 0 < certify.alpha < 1:
+    raise UserError(
+      f'config.certify.alpha={certify.alpha} is the probability of a false '
+      'certificate; use a number between 0 and 1, such as 0.001'
+    )
+  # Even if all n draws agree, the lower bound is alpha^(1/n).
+  if certify.alpha ** (1 / certify.n) <= 0.5:
+    least = math.floor(-math.log2(certify.alpha)) + 1
+    raise UserError(
+      f'config.certify.n={certify.n} can certify nothing at '
+      f'config.certify.alpha={certify.alpha}; use {least} or more, such as '
+      '10000'
+    )
+  several('config.certify.radii', certify.radii, '(0.0, 0.5)')
+  numbers('config.certify.radii', certify.radii)
+  for radius in certify.radii:
+    if not 0 <= radius < math.inf:
+      raise UserError(
+        f'config.certify.radii={radius} is no radius; use 0 or more, such as '
+        '0.5'
+      )

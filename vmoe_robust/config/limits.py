@@ -1,0 +1,71 @@
+"""What a single value may be, and how a refusal reads."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from vmoe_robust.config.fields import UserError
+
+
+def choose(field: str, value: str, choices: Iterable[str]) -> str:
+  """Returns `value` if it is one of `choices`.
+
+  Raises:
+    UserError: it is not; the nearest is named.
+  """
+  choices = list(choices)
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.5)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise UserError(
+      f'{field}={value!r} is not known{hint}; use one of '
+      + ', '.join(repr(c) for c in choices)
+    )
+  return value
+
+
+def several(field: str, values: Iterable, example: str):
+  """Refuses text, nothing, and anything twice."""
+  if isinstance(values, str) or not values:
+    raise UserError(
+      f'{field}={values!r} is no tuple of values; use one such as {example}'
+    )
+  if len(set(values)) < len(values):
+    raise UserError(f'{field}={values} has a value twice; leave one out')
+
+
+def numbers(field: str, values: Iterable):
+  """Refuses what is not a number."""
+  for value in values:
+    if not isinstance(value, int | float):
+      top, _, bottom = str(value).partition('/')
+      hint = 'a number'
+      if top.strip().isdigit() and bottom.strip().isdigit() and int(bottom):
+        hint = f'{int(top) / int(bottom):.6g}'
+      raise UserError(f'{field}={value!r} is not a number; write {hint}')
+
+
+def positive(field: str, value: int) -> int:
+  """Returns `value` if it is 1 or more."""
+  if value < 1:
+    raise UserError(f'{field}={value} must be 1 or more')
+  return value
+
+
+def at_least(field: str, value: float, least: float):
+  """Refuses what is less."""
+  if not value >= least:
+    raise UserError(f'{field}={value} must be {least} or more')
+
+
+def between(field: str, value: float, low: float, high: float):
+  """Refuses what is outside [low, high]."""
+  if not low <= value <= high:
+    raise UserError(f'{field}={value} must be between {low} and {high}')
+
+
+def divisors_text(n: int) -> str:
+  """The numbers that divide n, the first eight, as a sentence has them."""
+  divisors = [d for d in range(1, n + 1) if n % d == 0]
+  shown = divisors if len(divisors) < 9 else divisors[:8]
+  return re.sub(r', (\d+)$', r' or \1', ', '.join(map(str, shown)))
