@@ -114,6 +114,16 @@ def test_a_released_vit():
   assert clf.routing(images) == {}
 
 
+def test_weights_of_no_known_model(official, tmp_path):
+  with np.load(official) as file:
+    arrays = dict(file) | {'conv_root/kernel': np.zeros((3, 3))}
+  np.savez(tmp_path / 'hybrid.npz', **arrays)
+  with pytest.raises(
+    UserError, match=r'conv_root/kernel is \(3, 3\).*only ViT'
+  ):
+    vmoe_robust.load(tmp_path / 'hybrid.npz', mesh=ONE)
+
+
 def test_a_run_and_its_steps(run):
   workdir, model, params = run
   clf = vmoe_robust.load(workdir, mesh=ONE)
@@ -174,6 +184,7 @@ def test_meshes_do_not_change_logits(run, sizes):
   ('mesh', 'words'),
   [
     ({'experts': 2}, 'axes.*experts.*expert'),
+    (8, r"axes \('data',\); they are"),
     ({'data': 16}, '16 devices; there are 8'),
     ({'expert': 3}, 'config.model.experts=4 is not divisible'),
     ({'model': 4}, 'config.model.heads=2'),
@@ -181,6 +192,8 @@ def test_meshes_do_not_change_logits(run, sizes):
   ],
 )
 def test_meshes_that_do_not_fit(run, mesh, words):
+  if mesh == 8:
+    mesh = jax.make_mesh((8,), ('data',))
   with pytest.raises(UserError, match=words):
     vmoe_robust.load(run[0], mesh=mesh)
 

@@ -178,15 +178,17 @@ def restore(
   )
   params = abstract(unbox(boxed), places)
   there, wanted = shapes_of(weights.shapes), shapes_of(flat(params))
-  found = plan(there, wanted, weights.renamed)
+  way = 'use the configuration it was trained with'
+  if weights.config is None:
+    way = 'of models without a configuration only ViT and V-MoE are known'
   for name in sorted(there.keys() | wanted.keys()):
     if there.get(name) != wanted.get(name):
       raise UserError(
         f'{weights.where} is a checkpoint of another model: {name} is '
         f'{there.get(name, "absent")} in it and {wanted.get(name, "absent")} '
-        'in this one; use the configuration it was trained with'
+        f'in this one; {way}'
       )
-  params = take(weights, found, params)
+  params = take(weights, plan(there, wanted, weights.renamed), params)
   return Classifier(model, params, config, mesh, *origin(weights))
 
 
@@ -255,8 +257,9 @@ def _mesh(mesh, config: ConfigDict) -> Mesh:
   """The devices that `load` was given, as a mesh of this project's axes."""
   devices, sizes = jax.devices(), {'data': -1, 'expert': -1, 'model': 1}
   if mesh is not None:
-    given = dict(mesh.shape if isinstance(mesh, Mesh) else mesh)
-    sizes = dict.fromkeys(mesh_lib.AXES, 1) | given
+    given = sizes = dict(mesh.shape if isinstance(mesh, Mesh) else mesh)
+    if not isinstance(mesh, Mesh):
+      sizes = dict.fromkeys(mesh_lib.AXES, 1) | given
     if set(sizes) != set(mesh_lib.AXES):
       raise UserError(
         f'mesh has axes {tuple(given)}; they are {mesh_lib.AXES} here'
