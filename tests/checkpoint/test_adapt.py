@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -151,6 +152,14 @@ def test_each_device_reads_its_part_and_the_type_is_the_models():
   # Two devices hold each part; it is read once.
   starts = sorted(index[0].start or 0 for index in weights.indices)
   assert starts == [0, 2, 4, 6]
+
+
+def test_positions_of_half_precision_are_resized():
+  old = jnp.arange(17, dtype=jnp.bfloat16).reshape(1, 17, 1)
+  wanted = {POSITIONS: (1, 50, 1)}
+  found, _ = taken({POSITIONS: np.asarray(old)}, wanted, (1, 1, 1))
+  assert found[POSITIONS].dtype == np.float32
+  np.testing.assert_allclose(found[POSITIONS][0, [0, 1, -1], 0], [0, 1, 16])
 
 
 EXPERTS = {n: s for n, s in MOE.items() if 'Router' not in n}

@@ -1,5 +1,6 @@
 """`vmoe_robust.load` and what it returns."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ import vmoe_robust
 from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.checkpoint.export import export
 from vmoe_robust.config import UserError
 from vmoe_robust.models import build, unbox
 
@@ -136,6 +138,15 @@ def test_a_run_and_its_steps(run):
   assert np.abs(first(IMAGES) - clf(IMAGES)).max() > 0.1
   with pytest.raises(UserError, match=r'path=.*steps \[1, 2\]'):
     vmoe_robust.load(workdir, step=3)
+
+
+def test_an_exported_run(run, tmp_path):
+  path = tmp_path / 'run.safetensors'
+  with contextlib.closing(checkpoint.open_weights(run[0])) as weights:
+    export(weights, path)
+  clf, same = (vmoe_robust.load(p, mesh=ONE) for p in (path, run[0]))
+  np.testing.assert_array_equal(clf(IMAGES), same(IMAGES))
+  assert clf.config == same.config and clf.step is None
 
 
 def test_any_number_of_images_and_either_type(run):

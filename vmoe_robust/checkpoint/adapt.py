@@ -105,7 +105,9 @@ def take(
       return leaf
     source, read = plan.source[name], weights.read
     if plan.how[name] == 'resized':
-      whole = resize_positions(read(source), leaf.shape[1])
+      # SciPy has no bfloat16.
+      whole = np.asarray(read(source), np.float32)
+      whole = resize_positions(whole, leaf.shape[1])
       part = lambda index: whole[index]
     elif plan.how[name] == 'upcycled':
       part = _experts(read(source), leaf.shape[0], name, noise, seed)
