@@ -122,10 +122,9 @@ class Checkpoints:
     text = integrity.listed(found)
     if parts == 1:
       return text
-    padded = np.zeros(1000, np.uint8)
-    padded[: len(text.encode())] = list(text.encode()[:1000])
-    gathered = multihost_utils.process_allgather(padded)
-    texts = [bytes(row).rstrip(b'\0').decode() for row in gathered]
+    row = np.frombuffer(text.encode()[:1000].ljust(1000, b'\0'), np.uint8)
+    rows = multihost_utils.process_allgather(row)
+    texts = [bytes(r).rstrip(b'\0').decode(errors='replace') for r in rows]
     return ', '.join(dict.fromkeys(filter(None, texts)))
 
   def newest_whole(self) -> int | None:
@@ -133,13 +132,19 @@ class Checkpoints:
 
     A warning says what is wrong with newer ones.
     """
-    for step in reversed(self.steps()):
+    step = None
+    while True:
+      older = [s for s in self.steps() if step is None or s < step]
+      step = max(older, default=-1)
+      if jax.process_count() > 1:  # a run may write and remove them meanwhile
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+      if step < 0:
+        return None
       bad = self.damage(step)
       if not bad:
         return step
       if jax.process_index() == 0:
         logging.warning('checkpoint %s is damaged: %s', self.path(step), bad)
-    return None
 
   def resume(self) -> int | None:
     """The step to go on from: the newest whole one; None to begin at 0.
@@ -151,7 +156,7 @@ class Checkpoints:
         to go on from another.
     """
     steps, good = self.steps(), self.newest_whole()
-    damaged = [step for step in steps if step > (good or -1)]
+    damaged = [step for step in steps if good is None or step > good]
     where = self._directory
     if damaged and good is None:
       raise UserError(

@@ -26,8 +26,6 @@ CONFIG = 'config.json'
 # Seconds between attempts at a checkpoint that nothing comes after.
 _PAUSES = (1, 4)
 _PATIENCE = 1200  # seconds to wait for the checksums of other processes
-
-
 # The processes of a pod number their saves alike.
 _numbers = itertools.count()
 
@@ -205,8 +203,8 @@ def unfinished(directory: epath.Path) -> list[epath.Path]:
   """What was not finished when a run was killed, or not removed to its end."""
   if not directory.exists():
     return []
-  found = [(path, *path.name.partition('.')) for path in directory.iterdir()]
-  return sorted(path for path, step, dot, _ in found if dot and step.isdigit())
+  there = [path for path in directory.iterdir() if '.' in path.name]
+  return sorted(p for p in there if p.name.split('.')[0].isdecimal())
 
 
 def best_step(directory: epath.Path, name: str) -> int | None:
