@@ -60,10 +60,11 @@ def show(states: list[State]) -> str:
     (s.name, s.state, f'{s.bytes / 1e6:,.1f}', s.remarks) for s in states
   ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
+  lines = [
     f'{name:<{widths[0]}}  {state:<{widths[1]}}  {size:>{widths[2]}}  {remarks}'
     for name, state, size, remarks in rows
-  )
+  ]
+  return '\n'.join(line.rstrip() for line in lines)
 
 
 def _state(path, remarks: str) -> State:
