@@ -19,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vmoe_robust.checkpoint import integrity, policy
+from vmoe_robust.checkpoint.hush import Hush
 from vmoe_robust.config import ConfigDict, UserError
 from vmoe_robust.mesh.meeting import Meeting
 
@@ -48,6 +49,7 @@ class Writer:
     if jax.process_index() == 0:
       directory.mkdir(parents=True, exist_ok=True)
       _clear(directory)
+    self._hush = Hush()
     self._orbax = ocp.AsyncCheckpointer(
       handler,
       async_options=ocp.AsyncOptions(
@@ -114,6 +116,7 @@ class Writer:
     if self._thread:
       self._thread.join()
     self._orbax.close()
+    self._hush.close()
 
   def _settle(self) -> bool:
     """Waits for the last save; whether it succeeded on every process."""
@@ -156,7 +159,9 @@ class Writer:
         if config.exists():
           (draft / CONFIG).write_bytes(config.read_bytes())
         integrity.seal(draft, metrics, jax.process_count())
-        draft.rename(self._directory / str(step))
+        named = self._directory / str(step)
+        if not named.exists():  # else another process failed after all was done
+          draft.rename(named)
       self._meeting.wait(_PATIENCE)
     except Exception as error:  # of whatever kind: training goes on
       self._trouble = _short(error)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -153,6 +154,7 @@ def attack(
   workdir: str | os.PathLike,
   about: dict,
   progress: str | None = None,
+  on_turn: Callable[[], None] = lambda: None,
 ) -> dict:
   """Attacks every example of a source; returns what is in `results.json`.
 
@@ -164,6 +166,8 @@ def attack(
     about: what else the results should say.
     progress: a folder in it from which an attack that was cut short goes on;
       None: it does not.
+    on_turn: called again and again, at the same places on every process; what
+      it raises ends the attack.
   """
   config, radii = program.config, len(program.config.attack.eps)
   pixels = radii * len(source) * config.data.image_size**2 * source.channels
@@ -181,9 +185,11 @@ def attack(
   where, step = classifier.where, classifier.step
   same = identity(config, step)
   if isinstance(program, Ensembled):
-    attacked = program(classifier.params, source, folder, same)
+    attacked = program(classifier.params, source, folder, same, on_turn)
   else:
-    attacked = _in_batches(classifier, source, program, Kept(folder, same))
+    attacked = _in_batches(
+      classifier, source, program, Kept(folder, same), on_turn
+    )
   about = about | {
     'checkpoint': where,
     'checkpoint_checksum': None if step is None else fingerprint(where, step),
@@ -199,7 +205,9 @@ def attack(
   return results
 
 
-def _in_batches(classifier, source, program, kept) -> robustness.Attacked:
+def _in_batches(
+  classifier, source, program, kept, on_turn
+) -> robustness.Attacked:
   config, radii = program.config, len(program.config.attack.eps)
   batches = eval_batches(
     config.data,
@@ -209,11 +217,16 @@ def _in_batches(classifier, source, program, kept) -> robustness.Attacked:
   )
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
-    on_batch = lambda done, images: None
+    show = lambda done, images: None
     if jax.process_index() == 0:
       progress = Progress(len(batches) * radii, 'attack', 'batch')
       stack.callback(progress.close)
-      on_batch = progress.update
+      show = progress.update
+
+    def on_batch(done, images):
+      show(done, images)
+      on_turn()
+
     return robustness.run(program, classifier.params, batches, on_batch, kept)
 
 

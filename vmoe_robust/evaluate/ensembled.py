@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -52,6 +53,7 @@ class Ensembled:
     source: Source,
     folder: str | os.PathLike | None,
     identity: dict[str, object],
+    on_turn: Callable[[], None] = lambda: None,
   ) -> robustness.Attacked:
     """Attacks every example of a source at every radius.
 
@@ -60,6 +62,7 @@ class Ensembled:
       source: the examples.
       folder: where an attack that is cut short leaves what it has.
       identity: by which it is known to be the same one.
+      on_turn: called after each turn of the slots, on every process.
     """
     config = self.config
     if self._runner is None:
@@ -69,6 +72,11 @@ class Ensembled:
     )
     rows = Rows(source, config.data)
     stages = Stages(len(source))
+
+    def on_progress(*told):
+      stages.update(*told)
+      on_turn()
+
     try:
       found = sweep.run(
         self._runner,
@@ -78,7 +86,7 @@ class Ensembled:
         identity=identity,
         folder=folder,
         keep_images=config.attack.save_images,
-        on_progress=stages.update,
+        on_progress=on_progress,
       )
     finally:
       stages.close()

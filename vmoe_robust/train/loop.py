@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
 from vmoe_robust.train.start import check_same_run, resolve
-from vmoe_robust.train.stopping import Stopping
+from vmoe_robust.train.stopping import Stopped, Stopping
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
@@ -135,9 +136,14 @@ class Trainer:
         self.state, metrics = step(self.state, batch)
         self.step += 1
         log.add(self.step, metrics)
-        last, stop = self.step == total, stopping(self.step)
-        # Before saving, so that a run cut short here does them when resumed.
-        measured = self._measure(log, last, stop)
+        last, stop = self.step == total, stopping()
+        measured = {}
+        if not stop:
+          # Before saving, so that a run killed here does it when resumed.
+          try:
+            measured = self._measure(log, last, stopping)
+          except Stopped:
+            stop = True
         if self.checkpoints.due(self.step, measured) or last or stop:
           log.drain()  # what is not finite is not saved
           log.pause()
@@ -147,22 +153,28 @@ class Trainer:
         batch = next(self.batches)
       self.about['trained_images_per_second'] = log.rate()
 
-  def _measure(self, log: Log, last: bool, stop: bool) -> dict[str, float]:
-    """Evaluates and attacks if it is time to, unless time is running out."""
+  def _measure(
+    self, log: Log, last: bool, stopping: Stopping
+  ) -> dict[str, float]:
+    """Evaluates and attacks if it is time to, until it is asked to stop."""
     evaluates = last or _due(self.step, self.config.eval.every_steps)
     attacks = not last and _due(self.step, self.config.attack.every_steps)
-    if stop or not (evaluates or attacks):
+    if not (evaluates or attacks):
       return {}
     log.drain()
-    measured = self.evaluate() if evaluates else {}
+    measured = self.evaluate(stopping.between) if evaluates else {}
     if attacks:
-      measured |= _robust_accuracies(self.attack())
+      measured |= _robust_accuracies(self.attack(on_turn=stopping.check))
     log.write(self.step, measured)
     log.pause()
     return measured
 
-  def evaluate(self) -> dict[str, float]:
-    """Clean accuracy and loss on the evaluation split."""
+  def evaluate(self, between: Callable = iter) -> dict[str, float]:
+    """Clean accuracy and loss on the evaluation split.
+
+    Args:
+      between: what goes over the batches, and may raise.
+    """
     batches = eval_batches(
       self.config.data,
       self.held_out,
@@ -171,10 +183,14 @@ class Trainer:
     )
     with contextlib.closing(batches):
       params = self.state.evaluated()
-      found = accuracy.evaluate(self._forward, params, batches)
+      found = accuracy.evaluate(self._forward, params, between(batches))
     return {f'eval_{name}': value for name, value in found.items()}
 
-  def attack(self, progress: str | None = None) -> dict:
+  def attack(
+    self,
+    progress: str | None = None,
+    on_turn: Callable[[], None] = lambda: None,
+  ) -> dict:
     """Attacks the evaluation split and writes the results; see `attack`."""
     classifier = Classifier(
       self.model,
@@ -191,6 +207,7 @@ class Trainer:
       self.workdir,
       self.about,
       progress,
+      on_turn,
     )
 
   @functools.cached_property

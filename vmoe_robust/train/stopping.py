@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,6 +13,10 @@ from vmoe_robust.report.terminal import say
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):
+  """The run was asked to stop in the middle of something."""
+
+
 class Stopping:
   """Whether SIGTERM or an interrupt asked the run to stop, on any host.
 
@@ -19,7 +24,7 @@ class Stopping:
   """
 
   def __enter__(self):
-    self._asked = False
+    self._asked, self._turn = False, 0
     # On several hosts JAX catches SIGTERM, and tells the other hosts.
     ours = _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
     self._before = {n: signal.signal(n, self._ask) for n in ours}
@@ -29,11 +34,23 @@ class Stopping:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def __call__(self, step: int) -> bool:
-    """Whether to stop after this step, the same answer on every host."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+  def __call__(self) -> bool:
+    """Whether to stop now; all hosts ask equally often and hear the same."""
+    self._turn += 1
+    if jax.process_count() > 1 and not self._asked:
+      self._asked = multihost_utils.reached_preemption_sync_point(self._turn)
     return self._asked
+
+  def check(self):
+    """Raises `Stopped` if it is time to stop."""
+    if self():
+      raise Stopped
+
+  def between(self, items: Iterable) -> Iterator:
+    """The items, with a `check` before each."""
+    for item in items:
+      self.check()
+      yield item
 
   def at_once(self, message: str):
     """From now on a signal ends the program with a message, in good order.
@@ -45,13 +62,14 @@ class Stopping:
       say(message)
       sys.exit(0)
 
-    if self._asked and jax.process_count() == 1:
+    if self._asked:
       leave()
     for number in _SIGNALS:
       signal.signal(number, leave)
 
   def _ask(self, number, _):
-    self._asked = True
     signal.signal(number, self._before[number])
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      self._asked = True
