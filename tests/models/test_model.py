@@ -200,6 +200,21 @@ def test_remat_changes_nothing(vmoe, weights_of, images, close, how, experts):
   assert count(remat, ' exp ') > count(model, ' exp ')  # softmax does
 
 
+@pytest.mark.parametrize('sparse', [0, 4])
+def test_an_attack_holds_less_than_training(vmoe, weights_of, sparse):
+  """What only the weights' gradient needs is not kept for the image's."""
+  model = vmoe(layers=4, hidden=64, mlp=256, experts=sparse)
+  params = weights_of(model)
+  images = jax.ShapeDtypeStruct((64, *model.image_shape), jnp.float32)
+  loss = lambda *x: model.apply(*x, experts='dropless')[0].sum()
+
+  def held(by):
+    program = jax.jit(jax.grad(loss, by)).lower(params, images).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  assert held(by=1) < 0.9 * held(by=0)
+
+
 @pytest.mark.parametrize(
   'name, experts',
   [
