@@ -101,6 +101,7 @@ def test_two_ways_to_place_blocks():
     ({'eps': ()}, 'no sweep'),
     ({'eps': (0.1, 0.1000000001)}, 'twice'),
     ({'eps': ('8/255',)}, 'write 0.0313725'),
+    ({'eps': ('(1/255, 2 / 255)',)}, 'write (0.00392157, 0.00784314)'),
     ({'eps': ('much',)}, "'much' is not a number"),
     ({'norm': 'l2', 'eps': (float('inf'),)}, 'no radius'),
     ({'steps': 0}, 'config.attack.steps=0'),

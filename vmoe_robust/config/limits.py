@@ -38,10 +38,9 @@ def numbers(field: str, values: Iterable):
   """Refuses what is not a number."""
   for value in values:
     if not isinstance(value, int | float):
-      top, _, bottom = str(value).partition('/')
-      hint = 'a number'
-      if top.strip().isdigit() and bottom.strip().isdigit() and int(bottom):
-        hint = f'{int(top) / int(bottom):.6g}'
+      decimal = lambda m: f'{int(m[1]) / int(m[2]):.6g}'
+      text = re.sub(r'(\d+) */ *([1-9]\d*)', decimal, str(value))
+      hint = text if text != str(value) else 'a number'
       raise UserError(f'{field}={value!r} is not a number; write {hint}')
 
 
