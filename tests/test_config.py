@@ -142,6 +142,7 @@ def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
     ({'every_minutes': -1.0}, 'config.save.every_minutes=-1.0'),
     ({'on_damage': 'fallback'}, "did you mean 'fall_back'"),
     ({'best': 'eval_acc'}, "did you mean 'eval_accuracy'"),
+    ({'best': 'eval_loss'}, 'config.eval.every_steps=0'),
     ({'best': 'robust_accuracy/0.1'}, "config.save.best='robust_accuracy/0.1'"),
   ],
   ids=str,
@@ -149,6 +150,24 @@ def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
 def test_saves_that_make_no_sense(changes, words):
   config = config_lib.default()
   config.save.update(changes)
+  with pytest.raises(UserError, match=words):
+    config_lib.validate(config, 1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'checkpoint': 'runs/a'}, 'name the weights in config.init_from'),
+    ({'num_selected': 2}, 'set config.model.router.selected'),
+    ({'init_from_except': ('head',)}, "config.init_from_except=\\('head',\\)"),
+    ({'init_from_noise': 0.1}, 'config.init_from_noise=0.1 has no effect'),
+    ({'init_from_noise': float('inf')}, 'is no deviation'),
+  ],
+  ids=str,
+)
+def test_starts_that_would_be_ignored(changes, words):
+  config = config_lib.default()
+  config.update(changes)
   with pytest.raises(UserError, match=words):
     config_lib.validate(config, 1)
 

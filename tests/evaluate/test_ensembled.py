@@ -70,7 +70,7 @@ def test_a_whole_attack_goes_on_after_its_last_batch(
   program = robustness.Program(model, config)
 
   def run(folder, on_batch=lambda *_: None, step=3):
-    kept = Kept(folder, identity(config, step))
+    kept = Kept(folder, identity(config, step, None))
     batches = eval_batches(config.data, source, batch_size=8, sharding=place)
     try:
       return robustness.run(program, params, batches, on_batch, kept)

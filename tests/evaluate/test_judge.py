@@ -14,6 +14,7 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import corruptions, smoothing
+from vmoe_robust.evaluate.kept import identity
 from vmoe_robust.models import build, unbox
 from vmoe_robust.report.records import read_records
 
@@ -56,6 +57,18 @@ def of_mode(mode, saved, **more):
   return config
 
 
+def test_of_a_folder_the_directory_is_the_data():
+  config = config_lib.default()
+  config.data.update(name='folder', dir='here')
+  before = identity(config, 1, None)
+  config.data.dir = 'there'
+  assert identity(config, 1, None) != before
+  config.data.name = 'cifar10'
+  before = identity(config, 1, None)
+  config.data.dir = 'here'
+  assert identity(config, 1, None) == before
+
+
 @pytest.mark.parametrize('mode', RUN)
 def test_a_run_and_the_same_again(mode, saved, tmp_path, capsys):
   config = of_mode(mode, saved)
@@ -70,6 +83,10 @@ def test_a_run_and_the_same_again(mode, saved, tmp_path, capsys):
   again = capsys.readouterr().out
   assert 'is finished' in again and first.out.splitlines()[0] in again
   assert (tmp_path / 'results.json').stat().st_mtime_ns == stamp
+  results['checkpoint_checksum'] = 'of other weights'
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  with pytest.raises(UserError, match='weights that changed since'):
+    RUN[mode](config, tmp_path)
   config.seed = 1
   with pytest.raises(UserError, match=r'other results: config\.seed=1'):
     RUN[mode](config, tmp_path)

@@ -9,6 +9,7 @@ from vmoe_robust.checkpoint.adapt import (
   shapes_of,
   take,
 )
+from vmoe_robust.checkpoint.files import stamp
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
 from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.checkpoint.weights import Weights, open_weights
@@ -35,5 +36,6 @@ __all__ = [
   'read_config',
   'save_config',
   'shapes_of',
+  'stamp',
   'take',
 ]

@@ -34,3 +34,15 @@ def file_system(
 def open_to_hop(files: fsspec.AbstractFileSystem, path: str) -> io.IOBase:
   """Opens a file to read a little here and there, from front to back."""
   return files.open(path, 'rb', block_size=_AHEAD, cache_type='readahead')
+
+
+def stamp(where: str) -> str:
+  """Size and time of a file, by which a change of it is noticed.
+
+  Args:
+    where: a file, or the prefix of an official V-MoE checkpoint.
+  """
+  files, place = file_system(where, 'path')
+  if not files.exists(place):
+    place += '.index'
+  return f'{files.size(place)} bytes of {files.modified(place)}'

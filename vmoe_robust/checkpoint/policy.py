@@ -4,10 +4,9 @@ import math
 import time
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from vmoe_robust.config import ConfigDict
+from vmoe_robust.mesh import agreed
 
 # On several processes the first one's clock counts, and every so many steps it
 # is asked, because the others wait for the answer.
@@ -32,10 +31,7 @@ class Schedule:
     several = jax.process_count() > 1
     if not self._seconds or (several and step % _ASK_EVERY):
       return False
-    late = time.monotonic() >= self._last + self._seconds
-    if several:
-      late = bool(multihost_utils.broadcast_one_to_all(np.bool_(late)))
-    return late
+    return agreed(time.monotonic() >= self._last + self._seconds)
 
 
 def score(name: str, metrics: dict[str, float]) -> float:

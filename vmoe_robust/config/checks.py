@@ -73,8 +73,7 @@ def validate(config: ConfigDict, devices: int):
     UserError: names the field, its value and the way out.
   """
   choose('config.mode', config.mode, MODES)
-  at_least('config.num_selected', config.num_selected, 0)
-  at_least('config.init_from_noise', config.init_from_noise, 0)
+  _validate_start(config)
   _validate_data(config.data)
   _validate_model(config)
   _validate_train(config)
@@ -87,6 +86,27 @@ def validate(config: ConfigDict, devices: int):
   uses = ('train', 'eval', 'attack')
   for use in uses if config.mode == 'train' else (config.mode,):
     _validate_batch(config, use, data * expert)
+
+
+def _validate_start(config: ConfigDict):
+  at_least('config.num_selected', config.num_selected, 0)
+  if not 0 <= config.init_from_noise < math.inf:
+    raise UserError(
+      f'config.init_from_noise={config.init_from_noise} is no deviation; use 0 '
+      'or more, such as 0.01'
+    )
+  way = 'name the weights in config.init_from, or leave it out'
+  idle = [] if config.init_from else ['init_from_except', 'init_from_noise']
+  if config.mode == 'train':
+    idle += ['checkpoint', 'num_selected']
+  for name in idle:
+    if name == 'num_selected':
+      way = 'set config.model.router.selected, or leave it out'
+    if config[name]:
+      raise UserError(
+        f'config.{name}={config[name]!r} has no effect on config.mode='
+        f'{config.mode!r}; {way}'
+      )
 
 
 def _validate_data(data: ConfigDict):
@@ -227,6 +247,11 @@ def _validate_save(config: ConfigDict):
   if config.attack.every_steps:
     measured += [f'robust_accuracy/{eps_name(e)}' for e in config.attack.eps]
   choose('config.save.best', save.best, measured)
+  if save.best.startswith('eval_') and not config.eval.every_steps:
+    raise UserError(
+      f'config.save.best={save.best!r} is measured at the last step alone with '
+      'config.eval.every_steps=0; set that, to 1000 for example'
+    )
 
 
 def validate_mesh(config: ConfigDict, devices: int):

@@ -19,7 +19,8 @@ CORRUPTIONS = (
   *('snow', 'frost', 'fog', 'brightness'),
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
-# How a run is carried out. These change no number that it finds.
+# How a run is carried out. These change no number that it finds, as long as
+# config.data.dir has the same data.
 MACHINE_FIELDS = (
   'config.mesh.',
   'config.save.',

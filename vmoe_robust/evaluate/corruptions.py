@@ -16,6 +16,7 @@ from vmoe_robust.config import CORRUPTIONS, batch_size
 from vmoe_robust.data import Corruption, eval_batches, load_frost
 from vmoe_robust.data.corruptions import CLEAN, SMALL
 from vmoe_robust.evaluate import judge
+from vmoe_robust.evaluate.opened import Opened, opened
 from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
@@ -30,14 +31,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   """
   if config.corrupt.frost_dir and 'frost' in config.corrupt.names:
     load_frost(config.corrupt.frost_dir)  # or fails, before work is done
-  with judge.opened(config, workdir, closing) as opened:
-    if opened is None:
-      return
-    columns, corrupt = predictions(opened)
-    results = judge.write(
-      opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
-    )
-    say(closing(results, workdir))
+  with opened(config, workdir, closing) as here:
+    if here is not None:
+      columns, corrupt = predictions(here)
+      results = judge.write(
+        here, columns, corrupt, lambda rows: summarise(rows, here.config)
+      )
+      say(closing(results, workdir))
 
 
 def variants(config: ConfigDict) -> tuple[Corruption, ...]:
@@ -53,19 +53,19 @@ def variants(config: ConfigDict) -> tuple[Corruption, ...]:
   )
 
 
-def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
+def predictions(here: Opened) -> tuple[judge.Columns, set[int]]:
   """A row for each variant and example, and the examples skipped."""
-  config, shown = opened.config, variants(opened.config)
-  predict = program(opened.classifier.model)
+  config, shown = here.config, variants(here.config)
+  predict = program(here.classifier.model)
   size = batch_size(config, 'corrupt')
-  total = -(-len(opened.source) * len(shown) // size)
+  total = -(-len(here.source) * len(shown) // size)
 
   def batches(first):
     return eval_batches(
       config.data,
-      opened.source,
+      here.source,
       batch_size=size,
-      sharding=batch_sharding(opened.classifier.mesh),
+      sharding=batch_sharding(here.classifier.mesh),
       corruptions=shown,
       first=first,
     )
@@ -74,12 +74,12 @@ def predictions(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
 
     def find(number, batch):
       image = batch.pop('image')
-      found = predict(opened.classifier.params, image, batch['mask'])
+      found = predict(here.classifier.params, image, batch['mask'])
       row = fetch(batch | {'prediction': found})
       update(number + 1, int(row['mask'].sum()))
       return row
 
-    columns, corrupt = judge.rows_of(opened, batches, find)
+    columns, corrupt = judge.rows_of(here, batches, find)
   variant = columns.pop('variant')
   columns['corruption'] = np.array([c.name for c in shown])[variant]
   columns['severity'] = np.array([c.severity for c in shown])[variant]

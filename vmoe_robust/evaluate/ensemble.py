@@ -37,7 +37,12 @@ from vmoe_robust.evaluate.victim import (
   is_broken,
   predict,
 )
-from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
+from vmoe_robust.mesh import (
+  agreed,
+  batch_sharding,
+  batch_shards,
+  replicated,
+)
 from vmoe_robust.mesh.batch import BatchRows
 
 # Steps that slots take between two looks of the host, at most.
@@ -299,7 +304,8 @@ class Runner:
         int(done.sum()),
         int(standing.sum()),
       )
-      if time.monotonic() - radius.saved_at >= self._save_every:
+      # Clocks differ, and a snapshot is made by all processes together.
+      if agreed(time.monotonic() - radius.saved_at >= self._save_every):
         _flush(radius.x_adv)
         state.attempt, state.position = queue.attempt, queue.position
         radius.snapshots.save(state.arrays(), slots)

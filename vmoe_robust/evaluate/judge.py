@@ -1,8 +1,6 @@
 """What the modes share that judge a saved checkpoint without an attack."""
 
 import contextlib
-import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,87 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
-from vmoe_robust.checkpoint import open_weights
-from vmoe_robust.config import (
-  MACHINE_FIELDS,
-  UserError,
-  differences,
-  from_json,
-  validate,
-)
-from vmoe_robust.data import EvalBatches, Source, open_source
-from vmoe_robust.evaluate.attack import PROGRESS, combine
-from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.config import UserError
+from vmoe_robust.data import EvalBatches
 from vmoe_robust.evaluate.kept import Kept, identity
-from vmoe_robust.evaluate.load import Classifier, origin, restore
+from vmoe_robust.evaluate.opened import PROGRESS, Opened
 from vmoe_robust.evaluate.snapshot import release
-from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import (
-  RECORDS,
-  RESULTS,
-  environment,
-  require_writable,
-  write_json,
-)
-from vmoe_robust.report.terminal import say
+from vmoe_robust.report.results import RECORDS, RESULTS, environment, write_json
 
 Batch = dict[str, Array]
 Columns = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A checkpoint and the examples it is judged on."""
-
-  classifier: Classifier
-  source: Source
-  config: ConfigDict
-  workdir: str | os.PathLike
-
-
-@contextlib.contextmanager
-def opened(
-  config: ConfigDict,
-  workdir: str | os.PathLike,
-  closing: Callable[[dict, str | os.PathLike], str],
-) -> Iterator[Opened | None]:
-  """What `config` is to judge, or None if that is done and now shown.
-
-  Other runs are kept out of the work directory.
-
-  Args:
-    config: of a mode; `config.checkpoint` names the model.
-    workdir: where the results go.
-    closing: `(results, workdir)` to the text that ends a run.
-
-  Raises:
-    UserError: the checkpoint, the data, the configuration or the results that
-      are in the work directory do not fit.
-  """
-  weights = open_weights(config.checkpoint, field='config.checkpoint')
-  with contextlib.closing(weights):
-    config = combine(config, weights)
-    validate(config, jax.device_count())
-    require_writable(workdir)
-    path = Path(workdir) / RESULTS
-    with locked(workdir):
-      if path.exists():
-        results = json.loads(path.read_text())
-        _require_same(results, config, workdir, origin(weights)[1])
-        say(f'{workdir} is finished:\n\n{closing(results, workdir)}')
-        yield None
-        return
-      source = open_source(config.data, config.data.split)
-      check_fit(config, source)
-      yield Opened(restore(weights, config), source, config, workdir)
-
-
 def rows_of(
-  opened: Opened,
+  here: Opened,
   batches: Callable[[int], EvalBatches],
   find: Callable[[int, Batch], Columns],
 ) -> tuple[Columns, set[int]]:
@@ -100,12 +33,13 @@ def rows_of(
   A run that was cut short goes on after the last batch that was finished.
 
   Args:
-    opened: what is judged.
+    here: what is judged.
     batches: of a number, the batches from that one on.
     find: `(number, batch)` to columns, with the batch's 'mask' and 'index'.
   """
-  folder = Path(opened.workdir, PROGRESS)
-  kept = Kept(folder, identity(opened.config, opened.classifier.step))
+  subject = here.classifier
+  same = identity(here.config, subject.step, subject.checksum)
+  kept = Kept(Path(here.workdir, PROGRESS), same)
   rows, done = [], 0
   while row := kept.get(done):
     rows.append(row)
@@ -121,7 +55,7 @@ def rows_of(
 
 
 def write(
-  opened: Opened,
+  here: Opened,
   columns: Columns,
   corrupt: set[int],
   summarise: Callable[[Columns], dict],
@@ -131,7 +65,7 @@ def write(
   The first process writes; all return the same.
 
   Args:
-    opened: what was judged.
+    here: what was judged.
     columns: a row an example, or several.
     corrupt: the examples that were skipped.
     summarise: the records to the results that are the mode's own.
@@ -139,29 +73,30 @@ def write(
   Raises:
     UserError: no example could be read.
   """
-  config = opened.config
+  config = here.config
   if not len(columns['index']):
     raise UserError(
       f'all {len(corrupt)} images of config.data.split='
       f'{config.data.split!r} are corrupt; check config.data.dir'
     )
-  path, first = Path(opened.workdir) / RECORDS, jax.process_index() == 0
+  path, first = Path(here.workdir) / RECORDS, jax.process_index() == 0
   if first:
     write_records(path, columns)
     columns = read_records(path)
   results = summarise(columns) | {
-    'checkpoint': str(opened.classifier.where),
-    'step': opened.classifier.step,
+    'checkpoint': str(here.classifier.where),
+    'checkpoint_checksum': here.classifier.checksum,
+    'step': here.classifier.step,
     'split': f'{config.data.name} {config.data.split}',
     'experts': 'dropless',
-    'corrupt_images': [opened.source.describe(i) for i in sorted(corrupt)],
+    'corrupt_images': [here.source.describe(i) for i in sorted(corrupt)],
     'records': str(path),
     'config': config.to_dict(),
     **environment(),
   }
   if first:
-    write_json(Path(opened.workdir) / RESULTS, results)
-  release(Path(opened.workdir) / PROGRESS)
+    write_json(Path(here.workdir) / RESULTS, results)
+  release(Path(here.workdir) / PROGRESS)
   return results
 
 
@@ -207,15 +142,3 @@ def footer(results: dict, workdir: str | os.PathLike) -> str:
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
   lines.append(f'written to {workdir}: {RESULTS}, {RECORDS}')
   return '\n'.join(lines)
-
-
-def _require_same(results: dict, config: ConfigDict, workdir, step):
-  found = from_json(json.dumps(results['config']))
-  changed = differences(config, found, MACHINE_FIELDS)
-  if results['step'] != step:
-    changed.append(f'step {step} (was {results["step"]})')
-  if changed:
-    raise UserError(
-      f'--workdir={workdir} has other results: {"; ".join(changed[:3])}; use '
-      'another --workdir'
-    )

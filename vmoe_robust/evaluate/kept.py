@@ -50,15 +50,26 @@ class Kept:
     return self._folder / f'{batch}-{part}.npz'
 
 
-def identity(config: ConfigDict, step: int | None) -> dict[str, object]:
+def identity(
+  config: ConfigDict, step: int | None, checksum: str | None
+) -> dict[str, object]:
   """What makes a run that was cut short the same one.
 
   Args:
     config: of the run.
-    step: of the checkpoint that it judges, if it is of a run.
+    step: of the weights that it judges, if they are of a run.
+    checksum: of these weights.
   """
-  return {'step': step} | {
+  return {'step': step, 'the checksum of the weights': checksum} | {
     name: value
     for name, value in flatten(config).items()
-    if not name.startswith(MACHINE_FIELDS)
+    if not name.startswith(machine_fields(config))
   }
+
+
+def machine_fields(config: ConfigDict) -> tuple[str, ...]:
+  """Fields that change no number that is found."""
+  if config.data.name != 'folder':
+    return MACHINE_FIELDS
+  # Of a folder the directory is the data set.
+  return tuple(name for name in MACHINE_FIELDS if name != 'config.data.dir')

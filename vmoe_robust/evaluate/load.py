@@ -16,10 +16,12 @@ from vmoe_robust.checkpoint import (
   RunWeights,
   Weights,
   abstract,
+  fingerprint,
   flat,
   open_weights,
   plan,
   shapes_of,
+  stamp,
   take,
 )
 from vmoe_robust.config import (
@@ -53,6 +55,7 @@ class Classifier:
   mesh: Mesh
   where: str | os.PathLike  # the work directory, or the weights' path
   step: int | None  # None: not of a run
+  checksum: str | None = None  # by which the weights are known again
 
   def __call__(
     self, images: np.ndarray | jax.Array
@@ -192,11 +195,15 @@ def restore(
   return Classifier(model, params, config, mesh, *origin(weights))
 
 
-def origin(weights: Weights) -> tuple[str, int | None]:
-  """The work directory and step of a run's weights; of others their path."""
+def origin(weights: Weights) -> tuple[str, int | None, str | None]:
+  """The work directory, step and checksum of a run's weights.
+
+  Of others their path, no step, and what tells one file from another.
+  """
   if isinstance(weights, RunWeights):
-    return weights.workdir, weights.step
-  return weights.where, None
+    checksum = fingerprint(weights.workdir, weights.step)
+    return weights.workdir, weights.step, checksum
+  return weights.where, None, stamp(weights.where)
 
 
 def recognised(weights: Weights) -> ConfigDict:

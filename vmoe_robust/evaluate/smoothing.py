@@ -18,6 +18,7 @@ from scipy import stats
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.evaluate import judge
+from vmoe_robust.evaluate.opened import Opened, opened
 from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
@@ -40,14 +41,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  with judge.opened(config, workdir, closing) as opened:
-    if opened is None:
-      return
-    columns, corrupt = certificates(opened)
-    results = judge.write(
-      opened, columns, corrupt, lambda rows: summarise(rows, opened.config)
-    )
-    say(closing(results, workdir))
+  with opened(config, workdir, closing) as here:
+    if here is not None:
+      columns, corrupt = certificates(here)
+      results = judge.write(
+        here, columns, corrupt, lambda rows: summarise(rows, here.config)
+      )
+      say(closing(results, workdir))
 
 
 def lower_bound(
@@ -126,16 +126,16 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
   return jax.jit(count, out_shardings=place)
 
 
-def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
+def certificates(here: Opened) -> tuple[judge.Columns, set[int]]:
   """A row an example, and the examples skipped."""
-  config, settings = opened.config, opened.config.certify
-  source = Every(opened.source, settings.every)
+  config, settings = here.config, here.config.certify
+  source = Every(here.source, settings.every)
   images, copies = _shape(
     len(source),
     batch_size(config, 'certify'),
-    batch_shards(opened.classifier.mesh),
+    batch_shards(here.classifier.mesh),
   )
-  count = counter(opened.classifier.model, config, copies)
+  count = counter(here.classifier.model, config, copies)
   total, draws = -(-len(source) // images), settings.n0 + settings.n
 
   def batches(first):
@@ -143,7 +143,7 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
       config.data,
       source,
       batch_size=images,
-      sharding=batch_sharding(opened.classifier.mesh),
+      sharding=batch_sharding(here.classifier.mesh),
       first=first,
     )
 
@@ -151,7 +151,7 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
 
     def find(number, batch):
       told = _telling(update, number * draws, images)
-      votes = _vote(count, opened, batch, copies, told)
+      votes = _vote(count, here, batch, copies, told)
       row = {name: batch[name] for name in ('mask', 'label', 'index')}
       row = fetch(row | votes)
       row['index'] = np.where(
@@ -159,7 +159,7 @@ def certificates(opened: judge.Opened) -> tuple[judge.Columns, set[int]]:
       )
       return row
 
-    columns, corrupt = judge.rows_of(opened, batches, find)
+    columns, corrupt = judge.rows_of(here, batches, find)
   return _certified(columns, settings), corrupt
 
 
@@ -181,17 +181,17 @@ def _shape(examples: int, wanted: int, shards: int) -> tuple[int, int]:
   return images, max(wanted // images, 1)
 
 
-def _vote(count, opened: judge.Opened, batch, copies, told) -> dict[str, Array]:
+def _vote(count, here: Opened, batch, copies, told) -> dict[str, Array]:
   """Counts of the selecting and of the estimating draws."""
-  settings, params = opened.config.certify, opened.classifier.params
-  classes = opened.config.model.num_classes
+  settings, params = here.config.certify, here.classifier.params
+  classes = here.config.model.num_classes
   zeros = np.zeros((batch['mask'].shape[0], classes), np.int32)
   found, running = {}, None
   bounds = 0, settings.n0, settings.n0 + settings.n
   for name, first, end in zip(
     ('counts_n0', 'counts'), bounds, bounds[1:], strict=False
   ):
-    votes = jax.device_put(zeros, batch_sharding(opened.classifier.mesh))
+    votes = jax.device_put(zeros, batch_sharding(here.classifier.mesh))
     for start in range(first, end, _PASSES * copies):
       stop = min(start + _PASSES * copies, end)
       votes = count(params, batch, votes, np.int32(start), np.int32(stop))

@@ -52,6 +52,7 @@ def release(folder: str | os.PathLike):
   together('release')
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)
+  together('released')
 
 
 class Snapshots:

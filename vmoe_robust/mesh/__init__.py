@@ -120,6 +120,13 @@ def constrain_batch(
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
+def agreed(value: bool) -> bool:
+  """The first process's answer, on all of them; they wait for it."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
 def fetch(tree: PyTree) -> PyTree:
   """The whole arrays of a tree, on every host."""
   if jax.process_count() == 1:

@@ -12,12 +12,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.checkpoint import Checkpoints, abstract, save_config
+from vmoe_robust.checkpoint import (
+  Checkpoints,
+  abstract,
+  fingerprint,
+  save_config,
+)
 from vmoe_robust.config import batch_size, mesh_shape, validate
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.evaluate import accuracy, outcome
-from vmoe_robust.evaluate.attack import PROGRESS, attack, is_finished, make
+from vmoe_robust.evaluate.attack import attack, make
 from vmoe_robust.evaluate.load import Classifier
+from vmoe_robust.evaluate.opened import PROGRESS, finished
 from vmoe_robust.mesh import pod
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.lock import locked
@@ -48,7 +54,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   require_writable(workdir)
   with locked(workdir):
     check_same_run(config, workdir)
-    if not is_finished(_attacked(config), workdir, config.train.steps):
+    attacked, steps = _attacked(config), config.train.steps
+    if not finished(attacked, workdir, outcome.closing, steps):
       _run(config, workdir, source, held_out)
 
 
@@ -141,7 +148,7 @@ class Trainer:
         if not stop:
           # Before saving, so that a run killed here does it when resumed.
           try:
-            measured = self._measure(log, last, stopping)
+            self._measure(log, last, stopping, measured)
           except Stopped:
             stop = True
         if self.checkpoints.due(self.step, measured) or last or stop:
@@ -154,20 +161,22 @@ class Trainer:
       self.about['trained_images_per_second'] = log.rate()
 
   def _measure(
-    self, log: Log, last: bool, stopping: Stopping
-  ) -> dict[str, float]:
+    self, log: Log, last: bool, stopping: Stopping, measured: dict[str, float]
+  ):
     """Evaluates and attacks if it is time to, until it is asked to stop."""
     evaluates = last or _due(self.step, self.config.eval.every_steps)
     attacks = not last and _due(self.step, self.config.attack.every_steps)
     if not (evaluates or attacks):
-      return {}
+      return
     log.drain()
-    measured = self.evaluate(stopping.between) if evaluates else {}
+    if evaluates:
+      measured |= self.evaluate(stopping.between)
+      log.write(self.step, measured)
     if attacks:
-      measured |= _robust_accuracies(self.attack(on_turn=stopping.check))
-    log.write(self.step, measured)
+      robust = _robust_accuracies(self.attack(on_turn=stopping.check))
+      log.write(self.step, robust)
+      measured |= robust
     log.pause()
-    return measured
 
   def evaluate(self, between: Callable = iter) -> dict[str, float]:
     """Clean accuracy and loss on the evaluation split.
@@ -199,6 +208,7 @@ class Trainer:
       self.mesh,
       str(self.workdir),
       self.step,
+      fingerprint(self.workdir, self.step),
     )
     return attack(
       classifier,
