@@ -4,9 +4,18 @@ import os
 import pathlib
 import re
 
+import jax
 import nbformat
+import numpy as np
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from matplotlib import pyplot
 from nbclient import NotebookClient
+from PIL import Image
+
+from vmoe_robust import checkpoint, mesh
+from vmoe_robust import config as config_lib
+from vmoe_robust.models import build, unbox
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOK = ROOT / 'notebooks' / 'evaluate_checkpoint.ipynb'
@@ -62,3 +71,45 @@ def test_weights_of_others_see_photographs(notebook, tmp_path):
   )
   assert len(pictures) == 3  # no experts
   assert 'accuracy 100.0%' in said
+
+
+@pytest.fixture
+def colours(tmp_path):
+  """A small model as it was drawn, of a folder of images in three colours."""
+  config = config_lib.default()
+  config.data.update(dict(name='folder', dir=str(tmp_path / 'images')))
+  config.data.update(dict(image_size=8, resize=10))
+  config.model.update(dict(patch=4, hidden=8, layers=1, heads=2, mlp=8))
+  config.model.update(dict(num_classes=3, channels=3, experts=2, moe_every=1))
+  for colour in ('blue', 'green', 'red'):
+    folder = tmp_path / 'images' / 'test' / colour
+    folder.mkdir(parents=True)
+    for i in range(6):
+      Image.new('RGB', (20 + i, 15), colour).save(folder / f'{i}.png')
+  devices = mesh.create((1, 1, 1), jax.devices()[:1])
+  params = unbox(
+    build(config.model, (8, 8, 3), devices).init(jax.random.key(0))
+  )
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'run', config.save)
+  checkpoints.save(1, {'params': params}, {})
+  checkpoints.close()
+  checkpoint.save_config(tmp_path / 'run', config)
+  return tmp_path / 'run'
+
+
+def test_encoded_images_are_seen(notebook, colours, capsys):
+  values = {}
+  for cell in notebook.cells[:6]:  # but for the attack
+    if cell.cell_type == 'code':
+      exec(TransformerManager().transform_cell(cell.source), values)
+    if 'parameters' in cell.metadata.get('tags', ()):
+      values.update(CHECKPOINT=str(colours), IMAGES=6)
+  assert values['labels'].tolist() == [0, 0, 1, 1, 2, 2]
+  assert values['images'].shape == (6, 8, 8, 3)
+  main = np.array([2, 1, 0])[values['labels']]  # blue, green, red
+  assert (values['images'].mean((1, 2)).argmax(-1) == main).all()
+  assert 'accuracy 33.3%' in capsys.readouterr().out
+  looks, experts = map(pyplot.figure, pyplot.get_fignums())
+  assert [ax.get_title() for ax in looks.axes] == ['blue: 33%'] * 6
+  assert len(experts.axes) == 2 * 6 + 1
+  pyplot.close('all')

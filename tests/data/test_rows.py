@@ -5,7 +5,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
-from vmoe_robust.data import open_source
+from vmoe_robust.data import examples, open_source
 from vmoe_robust.data.rows import Rows
 
 
@@ -46,3 +46,24 @@ def test_a_corrupt_image_is_named():
   with contextlib.closing(Rows(Damaged(), data)) as rows:
     with pytest.raises(UserError, match='example 1 is corrupt'):
       rows(np.array([1]))
+
+
+def test_examples_are_from_all_over_the_split(image_folder, make_data):
+  data = make_data(name='folder', dir=str(image_folder), image_size=16)
+  source = open_source(data, 'train')
+  images, labels = examples(source, data, 4)
+  assert images.shape == (4, 16, 16, 3) and images.dtype == np.uint8
+  assert labels.tolist() == [0, 1, 2, 3]
+  with contextlib.closing(Rows(source, data)) as rows:
+    np.testing.assert_array_equal(images, rows(np.arange(0, 20, 5))['image'])
+  assert len(examples(source, data, 99)[1]) == len(source)
+
+
+def test_examples_lack_what_is_skipped(image_folder, make_data):
+  (image_folder / 'test' / 'dog' / '0.jpg').write_bytes(b'no jpeg')
+  data = make_data(name='folder', dir=str(image_folder), on_corrupt='skip')
+  images, labels = examples(open_source(data, 'test'), data, 6)
+  assert labels.tolist() == [0, 0, 1, 3, 3] and len(images) == 5
+  data.on_corrupt = 'error'
+  with pytest.raises(UserError, match='0.jpg is corrupt'):
+    examples(open_source(data, 'test'), data, 6)

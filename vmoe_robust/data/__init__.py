@@ -6,6 +6,7 @@ from vmoe_robust.data.mixup import mixup as mixup
 from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
 from vmoe_robust.data.pipeline import eval_batches as eval_batches
 from vmoe_robust.data.pipeline import train_batches as train_batches
+from vmoe_robust.data.rows import examples as examples
 from vmoe_robust.data.source import Every as Every
 from vmoe_robust.data.source import Source as Source
 from vmoe_robust.data.textures import load_frost as load_frost

@@ -1,9 +1,11 @@
 """Examples by number, for whoever does not want them in order."""
 
+import contextlib
 from collections.abc import Iterable
 from concurrent import futures
 
 import numpy as np
+from jaxtyping import Float, Int32, UInt8
 from ml_collections import ConfigDict
 
 from vmoe_robust.data.load import Loader, Row
@@ -51,3 +53,28 @@ class Rows:
     place = index if index >= 0 else len(self._source)
     # Evaluation draws nothing.
     return self._threads.submit(self._load, place, np.random.default_rng(0))
+
+
+def examples(
+  source: Source, data: ConfigDict, count: int
+) -> tuple[
+  UInt8[np.ndarray, 'examples size size channels'],
+  Int32[np.ndarray, 'examples'] | Float[np.ndarray, 'examples classes'],
+]:
+  """Images and labels from all over a split, as evaluation sees them.
+
+  Args:
+    source: the split.
+    data: `config.data`, which says how images are resized and cropped.
+    count: as many, or all there are if they are fewer; corrupt images that
+      `data.on_corrupt='skip'` skips are missing.
+
+  Raises:
+    UserError: an image is corrupt and `data.on_corrupt='error'`.
+  """
+  count = min(count, len(source))
+  with contextlib.closing(Rows(source, data)) as rows:
+    # Not the first: folders are sorted by class.
+    found = rows(np.arange(count) * len(source) // count)
+  good = found['mask']
+  return found['image'][good], found['label'][good]
