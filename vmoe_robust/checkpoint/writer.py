@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from vmoe_robust.checkpoint import integrity, policy
 from vmoe_robust.checkpoint.hush import Hush
 from vmoe_robust.config import ConfigDict, UserError
-from vmoe_robust.mesh.meeting import Meeting
+from vmoe_robust.mesh.barriers import Barriers
 
 CONFIG = 'config.json'
 # Seconds between attempts at a checkpoint that nothing comes after.
@@ -44,7 +44,7 @@ class Writer:
     self._directory, self._save = directory, save
     self._schedule = policy.Schedule(save)
     self._thread, self._trouble = None, None
-    self._meeting = None  # of the processes, at the last save
+    self._barriers = None  # of the processes, at the last save
     self._best, self._pending = None, {}
     if jax.process_index() == 0:
       directory.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class Writer:
     self._orbax = ocp.AsyncCheckpointer(
       handler,
       async_options=ocp.AsyncOptions(
-        barrier_sync_fn=lambda key, timeout_ms: self._meeting.wait(
+        barrier_sync_fn=lambda key, timeout_ms: self._barriers.wait(
           timeout_ms / 1000
         )
       ),
@@ -76,7 +76,7 @@ class Writer:
     """Starts writing; the arrays may be donated as soon as this returns."""
     self._settle()
     self._schedule.saved()
-    self._meeting = Meeting(f'save/{next(_numbers)}')
+    self._barriers = Barriers(f'save/{next(_numbers)}')
     self._pending = metrics
     self._trouble = self._try_to_write(step)
     if _anywhere(self._trouble):
@@ -120,7 +120,7 @@ class Writer:
 
   def _settle(self) -> bool:
     """Waits for the last save; whether it succeeded on every process."""
-    if not self._meeting:
+    if not self._barriers:
       return True
     if self._thread:
       self._thread.join()
@@ -153,7 +153,7 @@ class Writer:
       self._orbax.wait_until_finished()
       draft = self._draft(step)
       integrity.measure(draft, jax.process_index())
-      self._meeting.wait(_PATIENCE)
+      self._barriers.wait(_PATIENCE)
       if jax.process_index() == 0:
         config = self._directory.parent / CONFIG
         if config.exists():
@@ -162,10 +162,10 @@ class Writer:
         named = self._directory / str(step)
         if not named.exists():  # else another process failed after all was done
           draft.rename(named)
-      self._meeting.wait(_PATIENCE)
+      self._barriers.wait(_PATIENCE)
     except Exception as error:  # of whatever kind: training goes on
       self._trouble = _short(error)
-      self._meeting.fail(self._trouble, _PATIENCE)
+      self._barriers.fail(self._trouble, _PATIENCE)
       self._tell(step)
     else:
       if jax.process_index() == 0:

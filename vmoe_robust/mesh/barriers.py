@@ -6,15 +6,15 @@ import jax
 from jax._src import distributed  # barriers and the store have no public name
 
 
-class Meeting:
-  """A row of meetings that all processes attend, each in a thread.
+class Barriers:
+  """A row of barriers that all processes come to, each in a thread.
 
   Collectives belong to the main threads. And here a process that fails does
-  not leave the others waiting: it comes to the next meeting to say so.
+  not leave the others waiting: it comes to the next barrier to say so.
   """
 
   def __init__(self, name: str):
-    """All processes name it alike, and no two meetings in a run."""
+    """All processes name it alike, and no two rows in a run."""
     self._name, self._place, self._over = f'vmoe_robust/{name}', 0, False
 
   def wait(self, seconds: float):
@@ -27,7 +27,7 @@ class Meeting:
       return
     self._come(seconds)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # no news
-      news = _client().key_value_try_get(self._name)
+      news = _client().key_value_try_get(self._news(self._place))
       self._over = True
     if self._over:
       raise RuntimeError(news)
@@ -36,11 +36,16 @@ class Meeting:
     """Tells the others why there is no point in going on."""
     if jax.process_count() == 1 or self._over:
       return
+    # Of the barrier where all then learn it: one that still looks for news of
+    # the last barrier must not leave before it.
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # or another did
       text = f'process {jax.process_index()}: {reason}'
-      _client().key_value_set(self._name, text)
+      _client().key_value_set(self._news(self._place + 1), text)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._come(seconds)
+
+  def _news(self, place):
+    return f'{self._name}/news/{place}'
 
   def _come(self, seconds):
     self._place += 1
