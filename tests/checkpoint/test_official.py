@@ -191,6 +191,9 @@ def test_from_elsewhere(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   with pytest.raises(UserError, match=r"pip install 'vmoe_robust\[gcs\]'"):
     open_weights('gs://bucket/params')
+  monkeypatch.setitem(sys.modules, 's3fs', None)
+  with pytest.raises(UserError, match='Install s3fs to access S3$'):
+    open_weights('s3://bucket/params')
   with pytest.raises(UserError, match='give a path'):
     open_weights('nowhere://bucket/params')
 

@@ -20,9 +20,9 @@ def file_system(
   try:
     return fsspec.core.url_to_fs(where)
   except ImportError as error:
-    extra = 'vmoe_robust[gcs]' if where.startswith('gs:') else 'it'
+    way = "; pip install 'vmoe_robust[gcs]'" * where.startswith('gs:')
     raise UserError(
-      f'{field}={where!r} cannot be reached: {error}; pip install {extra!r}'
+      f'{field}={where!r} cannot be reached: {error}{way}'
     ) from error
   except ValueError as error:
     raise UserError(
