@@ -16,6 +16,7 @@ from vmoe_robust import checkpoint as checkpoint_lib
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import integrity
+from vmoe_robust.checkpoint import verify as verify_lib
 from vmoe_robust.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -220,3 +221,22 @@ def test_verify_tells_good_from_damaged(workdir):
   assert code == 1
   assert output.startswith('error: ') and 'has no checkpoints/' in output
   (workdir / 'checkpoints' / '3.unsealed').rmdir()
+
+
+def test_verify_leaves_out_what_a_run_removes_meanwhile(workdir, monkeypatch):
+  aside, damage = workdir / 'aside', integrity.damage
+
+  def removed(path):
+    if path.name == '1':
+      path.rename(aside)
+    return damage(path)
+
+  monkeypatch.setattr(integrity, 'damage', removed)
+  try:
+    found = verify_lib.verify(workdir)
+  finally:
+    aside.rename(workdir / 'checkpoints' / '1')
+  assert [(one.name, one.state) for one in found] == [
+    ('config.json', 'good'),
+    ('2', 'good'),
+  ]

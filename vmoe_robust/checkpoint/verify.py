@@ -1,5 +1,6 @@
 """What is whole and what is damaged in a work directory."""
 
+import contextlib
 import dataclasses
 import os
 
@@ -25,16 +26,17 @@ def verify(path: str | os.PathLike) -> list[State]:
   """Reads every file of a work directory's checkpoints, or of one of them.
 
   Unfinished is what a run writes now, or wrote when it was killed; the next
-  run removes it.
+  run removes it. What a run removes meanwhile is left out.
 
   Raises:
     UserError: there are no checkpoints.
   """
   path = epath.Path(path).absolute()
   if path.parent.name == 'checkpoints' and path.name.isdecimal():
-    if not path.exists():
+    state = _state(path, '')
+    if state is None:
       raise UserError(f'{path} does not exist; give a step that does')
-    return [_state(path, '')]
+    return [state]
   if path.name == 'checkpoints':
     path = path.parent
   saved = path / 'checkpoints'
@@ -50,6 +52,7 @@ def verify(path: str | os.PathLike) -> list[State]:
   best = best_step(saved, read_config(path).save.best) if whole else None
   for step in steps(saved):
     found.append(_state(saved / str(step), 'best' * (step == best)))
+  found = [state for state in found if state]
   return found + [State(p.name, 'unfinished', 0) for p in unfinished(saved)]
 
 
@@ -67,11 +70,16 @@ def show(states: list[State]) -> str:
   return '\n'.join(line.rstrip() for line in lines)
 
 
-def _state(path, remarks: str) -> State:
-  bad = integrity.damage(path)
+def _state(path, remarks: str) -> State | None:
+  """None of a checkpoint that is gone: a run may remove it meanwhile."""
+  bad, size = integrity.damage(path), 0
+  with contextlib.suppress(FileNotFoundError):
+    size = integrity.size(path)
+  if not path.exists():
+    return None
   return State(
     path.name,
     'damaged' if bad else 'good',
-    integrity.size(path),
+    size,
     ', '.join(filter(None, [remarks, integrity.listed(bad)])),
   )
