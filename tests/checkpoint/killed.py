@@ -15,7 +15,13 @@ import numpy as np
 from etils import epath
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.checkpoint import Checkpoints, integrity, writer
+from vmoe_robust.checkpoint import (
+  Checkpoints,
+  integrity,
+  open_weights,
+  save_config,
+  writer,
+)
 
 
 def save_for_ever(workdir, report):
@@ -24,7 +30,7 @@ def save_for_ever(workdir, report):
   checkpoints = Checkpoints(workdir, save)
   step = checkpoints.resume() or 0
   if step:
-    found = checkpoints.read(step, 'params')['kernel']
+    found = open_weights(workdir, step=step).read('kernel')
     np.testing.assert_array_equal(found, np.full((256, 256), float(step)))
   report(step)
   while True:
@@ -56,6 +62,7 @@ def one_life(workdir, seconds, oldest):
 def main(workdir):
   rng, saved = random.Random(0), 0
   directory = epath.Path(workdir) / 'checkpoints'
+  save_config(workdir, config_lib.default())
   cut_short = 0
   for _ in range(20):
     saved = one_life(workdir, rng.uniform(0, 0.6), saved)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from vmoe_robust import checkpoint as checkpoint_lib
 from vmoe_robust import config as config_lib
@@ -93,14 +94,6 @@ def test_keeps_the_newest_and_every_kth(tmp_path):
   assert checkpoint_lib.Checkpoints(tmp_path).steps() == [3, 6, 7]
 
 
-def test_reads_one_tree_of_unknown_shapes(tmp_path):
-  saved(tmp_path)
-  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
-  found = checkpoints.read(2, 'params')
-  np.testing.assert_array_equal(found['layer']['kernel'], np.full((8, 4), 2.0))
-  assert checkpoints.weights(2) == 'params'
-
-
 def test_another_model_is_refused(tmp_path, whole):
   saved(tmp_path)
   checkpoints = checkpoint_lib.Checkpoints(tmp_path)
@@ -144,10 +137,10 @@ def test_what_is_damaged_is_set_aside_and_made_again(tmp_path):
   checkpoints.save(2, trees(5.0), {'data': None})
   checkpoints.close()
   assert len(list(tmp_path.glob('damaged-2-*'))) == 1
-  again = checkpoint_lib.Checkpoints(tmp_path)
-  assert again.newest_whole() == 2
+  again = checkpoint_lib.open_weights(tmp_path)
+  assert again.step == 2
   np.testing.assert_array_equal(
-    again.read(2, 'params')['layer']['kernel'], np.full((8, 4), 5.0)
+    again.read('layer/kernel'), np.full((8, 4), 5.0)
   )
 
 
@@ -164,6 +157,24 @@ def test_locate(tmp_path):
   ):
     with pytest.raises(UserError, match=f'config.checkpoint=.*{message}'):
       checkpoint_lib.locate(bad)
+
+
+def test_all_processes_take_the_best_that_the_first_one_sees(
+  tmp_path, monkeypatch
+):
+  """Which a run beside may have replaced when another one looks."""
+  config = config_lib.default()
+  config.save.best = 'eval_loss'
+  saved(tmp_path)
+  checkpoint_lib.save_config(tmp_path, config)
+  seen = []
+  broadcast = lambda step: seen.append(int(step)) or np.int32(3)
+  monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', broadcast)
+  monkeypatch.setattr(multihost_utils, 'process_allgather', lambda row: [row])
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(UserError, match="best' is damaged"):
+    checkpoint_lib.locate(tmp_path / 'checkpoints' / 'best')
+  assert seen == [-1]
 
 
 def test_a_run_that_never_saved_has_no_checkpoint(tmp_path):

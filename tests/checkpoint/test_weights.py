@@ -59,6 +59,23 @@ def test_a_step_of_a_run(workdir):
     checkpoint.open_weights(workdir, step=3, field='clf')
 
 
+def test_damage_after_opening_is_said(workdir):
+  weights = checkpoint.open_weights(workdir, step=1)
+  folder = workdir / 'checkpoints' / '1' / 'params'
+  before = {path: path.read_bytes() for path in folder.glob('**/d/*')}
+  for path, content in before.items():
+    path.write_bytes(content[: len(content) // 2])
+  with pytest.raises(UserError, match=f'{NAME} cannot.*1/params: .*verify'):
+    weights.read(NAME)
+  for path, content in before.items():
+    path.write_bytes(content)
+  folder.rename(folder.with_name('gone'))
+  with pytest.raises(UserError, match=f'{NAME} cannot.*1/params: .*verify'):
+    weights.read(NAME)
+  folder.with_name('gone').rename(folder)
+  weights.read(NAME)
+
+
 def test_each_device_reads_its_part(workdir):
   weights = checkpoint.open_weights(workdir)
   places = NamedSharding(mesh_lib.create((4, 1, 2)), PartitionSpec('data'))

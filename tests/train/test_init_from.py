@@ -42,7 +42,7 @@ def boxed_of(config, mesh):
 
 def shapes_of(config):
   mesh = mesh_lib.create((1, 1, 1), jax.devices()[:1])
-  return checkpoint.shapes_of(flat(unbox(boxed_of(config, mesh))))
+  return checkpoint.shapes_of(unbox(boxed_of(config, mesh)))
 
 
 def weights_of(config, seed, shape=(1, 1, 1)):

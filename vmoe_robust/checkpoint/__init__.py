@@ -1,17 +1,10 @@
 """Checkpoints: Orbax behind a thin wrapper, and weights from elsewhere."""
 
-from vmoe_robust.checkpoint.adapt import (
-  WAYS,
-  Plan,
-  flat,
-  matches,
-  plan,
-  shapes_of,
-  take,
-)
+from vmoe_robust.checkpoint.adapt import WAYS, Plan, matches, plan, take
 from vmoe_robust.checkpoint.files import stamp
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
 from vmoe_robust.checkpoint.own import RunWeights
+from vmoe_robust.checkpoint.trees import flat, require_same, shapes_of
 from vmoe_robust.checkpoint.weights import Weights, open_weights
 from vmoe_robust.checkpoint.workdir import (
   fingerprint,
@@ -34,6 +27,7 @@ __all__ = [
   'open_weights',
   'plan',
   'read_config',
+  'require_same',
   'save_config',
   'shapes_of',
   'stamp',

@@ -3,21 +3,20 @@
 import dataclasses
 import fnmatch
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 from scipy import ndimage
 
+from vmoe_robust.checkpoint.trees import Shapes, name_of
 from vmoe_robust.checkpoint.weights import Weights
 
 # Weights of the task and of the way of pooling, not of the encoder: they may
 # differ without being named.
 HEAD = ('head', 'pre_logits', 'cls', 'map_*')
 WAYS = ('loaded', 'renamed', 'resized', 'upcycled', 'fresh')
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +115,6 @@ def take(
     return _place(part, leaf)
 
   return jax.tree_util.tree_map_with_path(one, params)
-
-
-def shapes_of(arrays: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-  """Shapes alone, of arrays or of what stands for them."""
-  return {name: tuple(array.shape) for name, array in arrays.items()}
-
-
-def flat(tree: PyTree) -> dict[str, PyTree]:
-  """The leaves of a tree by their names."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {name_of(keys): leaf for keys, leaf in leaves}
-
-
-def name_of(keys: tuple) -> str:
-  """The name of a weight, such as 'head/kernel'."""
-  return '/'.join(key.key for key in keys)
 
 
 def resize_positions(

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vmoe_robust.checkpoint import integrity, writer
+from vmoe_robust.checkpoint.trees import require_same, shapes_of
 from vmoe_robust.config import ConfigDict, UserError
 
 # Weights, averaged weights if there are any, and what training alone needs.
@@ -105,13 +106,6 @@ class Checkpoints:
     found = self._orbax.restore(self.path(step), args=args)
     return {k: found[k] for k in abstract}, found['extra']
 
-  def read(self, step: int, name: str) -> PyTree:
-    """A tree as it was saved, of whatever shapes, on the host."""
-    whole = lambda leaf: np.empty(leaf.shape, leaf.dtype)
-    wanted = jax.tree.map(whole, dict(self._metadata(step)[name]))
-    item = ocp.args.Composite(**{name: ocp.args.StandardRestore(wanted)})
-    return self._orbax.restore(self.path(step), args=item)[name]
-
   def damage(self, step: int) -> str:
     """What is wrong with a step's files; '' if they are as they were sealed.
 
@@ -135,10 +129,8 @@ class Checkpoints:
     step = None
     while True:
       older = [s for s in self.steps() if step is None or s < step]
-      step = max(older, default=-1)
-      if jax.process_count() > 1:  # a run may write and remove them meanwhile
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-      if step < 0:
+      step = _of_the_first(max(older, default=None))
+      if step is None:
         return None
       bad = self.damage(step)
       if not bad:
@@ -180,7 +172,7 @@ class Checkpoints:
 
   def best(self, name: str) -> int | None:
     """The step with the best metric `name`; None if none has been measured."""
-    return writer.best_step(self._directory, name)
+    return _of_the_first(writer.best_step(self._directory, name))
 
   def weights(self, step: int) -> str:
     """The tree to evaluate: the averaged weights, if the run kept them."""
@@ -192,42 +184,26 @@ class Checkpoints:
       self._writer.close()
     self._orbax.close()
 
-  def _metadata(self, step: int):
-    return self._orbax.metadata(self.path(step)).item_metadata
-
   def _check(self, step: int, abstract: dict[str, PyTree]):
-    metadata = self._metadata(step)
-    for name, wanted in abstract.items():
-      there = metadata.get(name)
-      if there is None:
+    metadata = self._orbax.metadata(self.path(step)).item_metadata
+    for name in abstract:
+      if metadata.get(name) is None:
         raise UserError(
           f'{self.path(step)} has no {name!r}; it is no checkpoint of this '
           'kind of run'
         )
-      there, wanted = _shapes(there), _shapes(wanted)
-      for leaf in sorted(there.keys() | wanted.keys()):
-        if there.get(leaf) != wanted.get(leaf):
-          raise UserError(
-            f'{self.path(step)} is a checkpoint of another model: {name}/'
-            f'{leaf} is {there.get(leaf, "absent")} in it and '
-            f'{wanted.get(leaf, "absent")} in this one; use the configuration '
-            'it was trained with, or another --workdir'
-          )
+    there = {name: metadata[name] for name in abstract}
+    way = 'use the configuration it was trained with, or another --workdir'
+    require_same(self.path(step), shapes_of(there), shapes_of(abstract), way)
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-  found = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = '/'.join(_part(part) for part in path)
-    found[name] = tuple(leaf.shape)
-  return found
-
-
-def _part(part) -> str:
-  for attribute in ('key', 'idx', 'name'):
-    if hasattr(part, attribute):
-      return str(getattr(part, attribute))
-  return str(part)
+def _of_the_first(step: int | None) -> int | None:
+  """What the first process found: a run may write and remove meanwhile."""
+  if jax.process_count() == 1:
+    return step
+  number = np.int32(-1 if step is None else step)
+  number = int(multihost_utils.broadcast_one_to_all(number))
+  return None if number < 0 else number
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -7,7 +7,9 @@ import tensorstore
 from etils import epath
 
 from vmoe_robust.checkpoint.manager import Checkpoints
+from vmoe_robust.checkpoint.trees import flat
 from vmoe_robust.checkpoint.workdir import locate, read_config
+from vmoe_robust.config import UserError
 
 
 class RunWeights:
@@ -33,22 +35,31 @@ class RunWeights:
     metadata = ocp.StandardCheckpointHandler().metadata(self._folder)
     self._driver = 'zarr3' if metadata.use_zarr3 else 'zarr'
     self.shapes, self._keys = {}, {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.tree)[0]:
-      name = '/'.join(part.key for part in path)
+    for name, leaf in flat(metadata.tree).items():
       self.shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
       self._keys[name] = leaf.name
 
   def read(
     self, name: str, index: tuple[slice, ...] | None = None
   ) -> np.ndarray:
-    """An array, or a part of it."""
+    """An array, or a part of it.
+
+    Raises:
+      UserError: the checkpoint has been damaged or removed meanwhile.
+    """
     base = f'{self._folder}/'
     if '://' not in base:
       base = dict(driver='file', path=base)
     store = dict(driver='ocdbt', base=base, path=f'{self._keys[name]}/')
     spec = dict(driver=self._driver, kvstore=store)
-    array = tensorstore.open(spec, open=True, read=True).result()
-    return np.asarray(array[index or ...].read().result())
+    try:
+      array = tensorstore.open(spec, open=True, read=True).result()
+      return np.asarray(array[index or ...].read().result())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f'{name} cannot be read in {self._folder}: {error}; `python -m '
+        f'vmoe_robust.checkpoint verify {self.workdir}` says what is good'
+      ) from error
 
   def close(self):
     """There is nothing to let go of."""

@@ -124,8 +124,8 @@ def _step(checkpoints: Checkpoints, wanted: str | None, field: str) -> int:
       )
   else:
     step = int(wanted)
-  if step not in there:
-    raise UserError(f'{field}: in {where} there are steps {there}')
+    if step not in there:
+      raise UserError(f'{field}: in {where} there are steps {there}')
   if bad := checkpoints.damage(step):
     raise UserError(
       f'{field} is damaged: {bad}; use another of the steps {there}, if there '

@@ -17,9 +17,9 @@ from vmoe_robust.checkpoint import (
   Weights,
   abstract,
   fingerprint,
-  flat,
   open_weights,
   plan,
+  require_same,
   shapes_of,
   stamp,
   take,
@@ -180,17 +180,11 @@ def restore(
     boxed, mesh, mesh_lib.rules(config.mesh.fsdp)
   )
   params = abstract(unbox(boxed), places)
-  there, wanted = shapes_of(weights.shapes), shapes_of(flat(params))
+  there, wanted = shapes_of(weights.shapes), shapes_of(params)
   way = 'use the configuration it was trained with'
   if weights.config is None:
     way = 'of models without a configuration only ViT and V-MoE are known'
-  for name in sorted(there.keys() | wanted.keys()):
-    if there.get(name) != wanted.get(name):
-      raise UserError(
-        f'{weights.where} is a checkpoint of another model: {name} is '
-        f'{there.get(name, "absent")} in it and {wanted.get(name, "absent")} '
-        f'in this one; {way}'
-      )
+  require_same(weights.where, there, wanted, way)
   params = take(weights, plan(there, wanted, weights.renamed), params)
   return Classifier(model, params, config, mesh, *origin(weights))
 

@@ -8,12 +8,6 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, default
 
-# Fields of `config.model` that shapes tell.
-TOLD = (
-  *('patch', 'hidden', 'layers', 'heads', 'mlp', 'num_classes', 'channels'),
-  *('head', 'positions', 'pre_logits', 'experts'),
-  *('moe_every', 'moe_last', 'moe_blocks'),
-)
 _BLOCK = re.compile(r'Encoder/encoderblock_(\d{1,4})/')
 
 

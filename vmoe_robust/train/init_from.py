@@ -13,7 +13,6 @@ from vmoe_robust.checkpoint import (
   WAYS,
   Plan,
   Weights,
-  flat,
   matches,
   open_weights,
   plan,
@@ -50,7 +49,7 @@ def start_from(
       are unexpected and not named in `config.init_from_except`.
   """
   with contextlib.closing(open_weights(config.init_from)) as weights:
-    there, wanted = shapes_of(weights.shapes), shapes_of(flat(params))
+    there, wanted = shapes_of(weights.shapes), shapes_of(params)
     excepted = config.init_from_except
     found = plan(there, wanted, weights.renamed, excepted)
     _check(config, found, there, wanted)
