@@ -1,6 +1,7 @@
 """What is saved when, what stays, and what happens when writing fails."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import resource
@@ -11,10 +12,17 @@ import time
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.checkpoint import Checkpoints, locate, policy, save_config
+from vmoe_robust.checkpoint import (
+  Checkpoints,
+  locate,
+  open_weights,
+  policy,
+  save_config,
+)
 from vmoe_robust.checkpoint import writer as writer_lib
 from vmoe_robust.config import UserError
 
@@ -76,10 +84,23 @@ def test_a_full_disk_costs_one_save_and_no_old_one(tmp_path, caplog):
   assert 'step 3 was not written' in caplog.text
   assert 'step 4' not in caplog.text
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
-  found = Checkpoints(tmp_path)
-  assert found.newest_whole() == 4
-  kernel = found.read(4, 'params')['kernel']
-  np.testing.assert_array_equal(kernel, trees(4)['params']['kernel'])
+  save_config(tmp_path, config_lib.default())
+  found = open_weights(tmp_path)
+  assert found.step == 4
+  np.testing.assert_array_equal(
+    found.read('kernel'), trees(4)['params']['kernel']
+  )
+
+
+def test_only_orbax_is_hushed(tmp_path, caplog):
+  """Not what is in a folder of that name."""
+  checkpoints = Checkpoints(tmp_path, settings())
+  news = lambda path: logging.LogRecord('absl', 30, path, 1, path, (), None)
+  paths = [ocp.args.__file__, str(tmp_path / 'orbax' / 'ours.py')]
+  for path in paths:
+    logging.getLogger('absl').handle(news(path))
+  checkpoints.close()
+  assert caplog.messages == paths[1:]
 
 
 def test_an_unwritable_directory_is_said_at_once(tmp_path, caplog):
@@ -155,6 +176,23 @@ def test_the_best_stays_and_has_a_name(tmp_path):
   assert locate(tmp_path) == (str(tmp_path), 7)
 
 
+def test_the_best_is_one_that_was_written(tmp_path):
+  score = lambda value: {'eval_accuracy': value}
+  checkpoints = Checkpoints(
+    tmp_path, settings(best='eval_accuracy', every_steps=0)
+  )
+  assert checkpoints.due(1, score(0.8))
+  save(checkpoints, 1, score(0.8), now=True)
+  with full_disk():
+    save(checkpoints, 2, score(0.9))
+    assert not checkpoints.due(3, score(0.8))
+    assert checkpoints.due(4, score(0.89))  # which waits for the end of 2
+  save(checkpoints, 4, score(0.89))
+  assert not checkpoints.due(5, score(0.88))
+  checkpoints.close()
+  assert checkpoints.steps() == [1, 4]
+
+
 def test_without_a_measure_there_is_no_best(tmp_path):
   save_config(tmp_path, config_lib.default())
   checkpoints = Checkpoints(tmp_path, settings())
@@ -203,7 +241,8 @@ def test_what_fails_on_one_process_fails_on_both_and_soon(tmp_path):
   assert 'step 2 was not written: process 1: ' in outputs[0]
   assert 'File too large' in outputs[0] and 'Not a directory' in outputs[0]
   assert 'was not written' not in outputs[1]
-  found = Checkpoints(tmp_path)  # one process, eight devices
+  save_config(tmp_path, config_lib.default())
+  found = open_weights(tmp_path)  # by one process
   whole = np.random.default_rng(6).normal(size=(400, 100))
-  kernel = found.read(6, 'params')['kernel']
-  np.testing.assert_array_equal(kernel, whole.astype(np.float32))
+  assert found.step == 6
+  np.testing.assert_array_equal(found.read('kernel'), whole.astype(np.float32))

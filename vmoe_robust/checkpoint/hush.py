@@ -5,7 +5,12 @@ thousands of lines. What went wrong is in the warning of the writer.
 """
 
 import logging
+import os
 import sys
+
+import orbax.checkpoint as ocp
+
+_ORBAX = os.path.dirname(ocp.__file__) + os.sep
 
 
 class Hush:
@@ -31,4 +36,4 @@ class Hush:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  return record.name != 'asyncio' and 'orbax' not in record.pathname
+  return record.name != 'asyncio' and not record.pathname.startswith(_ORBAX)

@@ -65,10 +65,10 @@ class Writer:
       there = _metrics(self._directory).values()
       scores = [policy.score(self._save.best, found) for found in there]
       self._best = max(scores, default=-np.inf)
-    # One that is being written is taken to succeed.
-    best = max(self._best, policy.score(self._save.best, self._pending))
-    better = policy.score(self._save.best, metrics) > best
-    return self._schedule(step) or better
+    score = policy.score(self._save.best, metrics)
+    if self._pending and score > self._best:
+      self._settle()  # what is being written may be better still, or fail
+    return self._schedule(step) or score > self._best
 
   def save(
     self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
