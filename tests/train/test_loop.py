@@ -1,6 +1,7 @@
 """Whole runs: resumed equals uninterrupted, and bad endings end well."""
 
 import json
+import logging
 import os
 import pathlib
 import resource
@@ -18,6 +19,7 @@ from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import (
   Checkpoints,
   locate,
+  open_weights,
   read_config,
   save_config,
 )
@@ -302,8 +304,10 @@ def test_damage_is_repaired_by_resuming(tmp_path):
   assert Checkpoints(tmp_path).newest_whole() == 12
   for path in (tmp_path / 'checkpoints').glob('*/CHECKSUMS.json'):
     path.write_text('')
+  filters = list(logging.getLogger('absl').filters)
   with pytest.raises(UserError, match='all checkpoints in .* are damaged'):
     loop.run(config, str(tmp_path))
+  assert logging.getLogger('absl').filters == filters, 'they were not closed'
 
 
 def test_finished_is_of_this_attack_alone(tmp_path):
@@ -343,13 +347,10 @@ def test_starts_from_another_run(tmp_path):
     }
   )
   loop.run(bigger, str(tmp_path / 'second'))
-  read = lambda name, step: Checkpoints(tmp_path / name).read(step, 'params')
-  old, new = read('first', 3), read('second', 1)
-  ema = Checkpoints(tmp_path / 'first').read(3, 'ema')
-  del old
-  key = lambda t: t['Encoder']['encoderblock_1']['Moe']['Mlp']['Dense_0']
-  np.testing.assert_array_equal(key(new)['kernel'], key(ema)['kernel'])
-  positions = new['Encoder']['posembed_input']['pos_embedding']
+  old, new = (open_weights(tmp_path / name) for name in ('first', 'second'))
+  kernel = 'Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel'
+  np.testing.assert_allclose(new.read(kernel), old.read(kernel), rtol=1e-6)
+  positions = new.shapes['Encoder/posembed_input/pos_embedding']
   assert positions.shape == (1, 17, 16)
 
 

@@ -104,11 +104,14 @@ class Trainer:
     )
     self.checkpoints = Checkpoints(workdir, config.save)
     self.step, data_state = 0, None
-    saved = self.checkpoints.resume()
-    if saved is not None:
-      data_state = self._restore(saved, places)
-    elif config.init_from:
-      self._start_from()
+    with contextlib.ExitStack() as stack:
+      stack.callback(self.checkpoints.close)
+      saved = self.checkpoints.resume()
+      if saved is not None:
+        data_state = self._restore(saved, places)
+      elif config.init_from:
+        self._start_from()
+      stack.pop_all()  # from here on `train` closes them
     if jax.process_index() == 0:
       save_config(workdir, config)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
