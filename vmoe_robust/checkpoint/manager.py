@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from vmoe_robust.checkpoint import integrity, writer
 from vmoe_robust.checkpoint.trees import require_same, shapes_of
 from vmoe_robust.config import ConfigDict, UserError
+from vmoe_robust.mesh import agreed
 
 # Weights, averaged weights if there are any, and what training alone needs.
 _TREES = ('params', 'ema', 'rest')
@@ -129,8 +130,9 @@ class Checkpoints:
     step = None
     while True:
       older = [s for s in self.steps() if step is None or s < step]
-      step = _of_the_first(max(older, default=None))
-      if step is None:
+      # A run may write and remove them meanwhile.
+      step = agreed(max(older, default=-1))
+      if step < 0:
         return None
       bad = self.damage(step)
       if not bad:
@@ -172,7 +174,9 @@ class Checkpoints:
 
   def best(self, name: str) -> int | None:
     """The step with the best metric `name`; None if none has been measured."""
-    return _of_the_first(writer.best_step(self._directory, name))
+    step = writer.best_step(self._directory, name)
+    step = agreed(-1 if step is None else step)
+    return None if step < 0 else step
 
   def weights(self, step: int) -> str:
     """The tree to evaluate: the averaged weights, if the run kept them."""
@@ -195,15 +199,6 @@ class Checkpoints:
     there = {name: metadata[name] for name in abstract}
     way = 'use the configuration it was trained with, or another --workdir'
     require_same(self.path(step), shapes_of(there), shapes_of(abstract), way)
-
-
-def _of_the_first(step: int | None) -> int | None:
-  """What the first process found: a run may write and remove meanwhile."""
-  if jax.process_count() == 1:
-    return step
-  number = np.int32(-1 if step is None else step)
-  number = int(multihost_utils.broadcast_one_to_all(number))
-  return None if number < 0 else number
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -120,11 +120,12 @@ def constrain_batch(
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def agreed(value: bool) -> bool:
+def agreed(value: bool | int) -> bool | int:
   """The first process's answer, on all of them; they wait for it."""
   if jax.process_count() == 1:
     return value
-  return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+  kind = type(value)
+  return kind(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def fetch(tree: PyTree) -> PyTree:
