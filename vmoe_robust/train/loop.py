@@ -264,11 +264,9 @@ class Trainer:
     return compiled
 
   def _restore(self, saved: int, places) -> dict:
-    wanted = abstract(_trees(self.state), _trees(places))
+    wanted = abstract(self.state.trees(), places.trees())
     trees, extra = self.checkpoints.restore(saved, wanted)
-    self.state = state_lib.TrainState(
-      params=trees['params'], ema=trees.get('ema', ()), **trees['rest']
-    )
+    self.state = state_lib.TrainState.of(trees)
     self.step = saved
     say(f'resumed from step {saved} of {self.workdir}')
     return extra['data']
@@ -280,7 +278,7 @@ class Trainer:
 
   def _save(self, measured: dict[str, float], now: bool):
     extra = {'data': self.batches.state()}
-    trees = _trees(self.state)
+    trees = self.state.trees()
     self.checkpoints.save(self.step, trees, extra, measured, now)
 
 
@@ -293,15 +291,6 @@ def _attacked(config: ConfigDict) -> ConfigDict:
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
-
-
-def _trees(state: state_lib.TrainState) -> dict:
-  """The state as a checkpoint holds it: evaluation reads one tree alone."""
-  trees = {
-    'params': state.params,
-    'rest': dict(step=state.step, key=state.key, opt_state=state.opt_state),
-  }
-  return trees | ({'ema': state.ema} if jax.tree.leaves(state.ema) else {})
 
 
 def _robust_accuracies(results: dict) -> dict[str, float]:

@@ -28,6 +28,19 @@ class TrainState:
     """The weights to evaluate: the averaged ones, if there are any."""
     return self.ema if jax.tree.leaves(self.ema) else self.params
 
+  def trees(self) -> dict[str, PyTree]:
+    """The state as a checkpoint holds it: evaluation reads one tree alone."""
+    rest = dict(step=self.step, key=self.key, opt_state=self.opt_state)
+    trees = {'params': self.params, 'rest': rest}
+    return trees | ({'ema': self.ema} if jax.tree.leaves(self.ema) else {})
+
+  @classmethod
+  def of(cls, trees: dict[str, PyTree]) -> 'TrainState':
+    """The state whose `trees` these are."""
+    return cls(
+      params=trees['params'], ema=trees.get('ema', ()), **trees['rest']
+    )
+
 
 def create(
   model: Model,
