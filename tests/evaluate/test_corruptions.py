@@ -49,8 +49,7 @@ def test_written_results_come_from_the_records(
   model, params = model_of(config)
   here = opened(config, in_memory(9), model, params, tmp_path)
   columns, corrupt = corruptions.predictions(here)
-  summarise = lambda rows: corruptions.summarise(rows, config)
-  results = judge.write(here, columns, corrupt, summarise)
+  results = judge.write(here, columns, corrupt, corruptions.summarise)
   records = read_records(tmp_path / 'records.parquet')
   right = records['prediction'] == records['label']
   for name in config.corrupt.names:

@@ -149,8 +149,7 @@ def test_written_results_come_from_the_records(
   model, params = model_of(config)
   here = opened(config, in_memory(30), model, params, tmp_path)
   columns, corrupt = smoothing.certificates(here)
-  summarise = lambda rows: smoothing.summarise(rows, config)
-  results = judge.write(here, columns, corrupt, summarise)
+  results = judge.write(here, columns, corrupt, smoothing.summarise)
   records = read_records(tmp_path / 'records.parquet')
   right = records['prediction'] == records['label']
   found = results['certified_accuracy']

@@ -16,11 +16,10 @@ from vmoe_robust.config import CORRUPTIONS, batch_size
 from vmoe_robust.data import Corruption, eval_batches, load_frost
 from vmoe_robust.data.corruptions import CLEAN, SMALL
 from vmoe_robust.evaluate import judge
-from vmoe_robust.evaluate.opened import Opened, opened
+from vmoe_robust.evaluate.opened import Opened
 from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
-from vmoe_robust.report.terminal import say
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
@@ -31,13 +30,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   """
   if config.corrupt.frost_dir and 'frost' in config.corrupt.names:
     load_frost(config.corrupt.frost_dir)  # or fails, before work is done
-  with opened(config, workdir, closing) as here:
-    if here is not None:
-      columns, corrupt = predictions(here)
-      results = judge.write(
-        here, columns, corrupt, lambda rows: summarise(rows, here.config)
-      )
-      say(closing(results, workdir))
+  judge.run(config, workdir, predictions, summarise, closing)
 
 
 def variants(config: ConfigDict) -> tuple[Corruption, ...]:

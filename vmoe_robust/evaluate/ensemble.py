@@ -1,24 +1,21 @@
 """Runs an ensemble of attacks over examples and judges what came out.
 
-The story of one radius: every example is judged clean; each attack in turn is
-given those that still stand, in slots that are never empty while there are any;
-at the end every x_adv is judged again as mere numbers, and only that is
-reported.
+The story of one radius: every example is judged clean (`evaluator.py`); each
+attack in turn is given those that still stand, in slots that are never empty
+while there are any; at the end every x_adv is judged again as mere numbers, and
+only that is reported.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vmoe_robust.attacks import Ensemble
-from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import slots as slots_lib
-from vmoe_robust.evaluate import warn
+from vmoe_robust.evaluate.evaluator import Clean, Evaluator, Rows
 from vmoe_robust.evaluate.fall import (
   CORRUPT,
   STANDS,
@@ -29,51 +26,11 @@ from vmoe_robust.evaluate.fall import (
 )
 from vmoe_robust.evaluate.queue import Queue
 from vmoe_robust.evaluate.snapshot import Snapshots
-from vmoe_robust.evaluate.victim import (
-  JUDGE_DRAWS,
-  Score,
-  Victim,
-  as_floats,
-  is_broken,
-  predict,
-)
-from vmoe_robust.mesh import (
-  agreed,
-  batch_sharding,
-  batch_shards,
-  replicated,
-)
-from vmoe_robust.mesh.batch import BatchRows
+from vmoe_robust.evaluate.victim import Score, Victim
+from vmoe_robust.mesh import agreed, replicated
 
 # Steps that slots take between two looks of the host, at most.
 _MOST_STEPS = 50
-
-
-@runtime_checkable
-class Rows(Protocol):
-  """Examples by number: 'image', 'label' and 'mask'; see `data.rows.Rows`."""
-
-  def __len__(self) -> int:
-    """How many there are."""
-    ...
-
-  def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Their fields, stacked; -1 is padding."""
-    ...
-
-  def ahead(self, indices: Iterable[int]):
-    """Says which will be asked for."""
-    ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Clean:
-  """What the model says of the examples as they are."""
-
-  label: np.ndarray  # int32
-  mask: np.ndarray  # False: corrupt
-  right: np.ndarray
-  ranked: np.ndarray  # classes from the likeliest on, as many as are needed
 
 
 @dataclasses.dataclass
@@ -113,19 +70,11 @@ class Runner:
     """
     self.ensemble, self.victim = ensemble, victim
     self._seed, self.batch, self._save_every = seed, batch_size, save_every
-    shards = batch_shards(victim.mesh)
-    if batch_size % shards:
-      raise UserError(
-        f'batch_size={batch_size} is not divisible by the {shards} devices '
-        f'that share it; use {batch_size // shards * shards or shards}'
-      )
-    self._batch_rows = BatchRows(batch_sharding(victim.mesh), batch_size)
+    ranks = 1 + max(stage.targets for stage in ensemble.stages)
+    self.evaluator = Evaluator(victim, score, seed, batch_size, ranks)
+    self._batch_rows = self.evaluator.batch_rows
     self._whole = replicated(victim.mesh)
     self._programs, self._begins = {}, {}
-    self._checks = warn.Checks(victim)
-    self._all = jax.jit(lambda x: x, out_shardings=self._whole)
-    self._score = jax.jit(score, out_shardings=(self._whole, self._whole))
-    self._look = jax.jit(self._look_at, out_shardings=self._whole)
 
   @property
   def layout(self) -> list:
@@ -133,17 +82,6 @@ class Runner:
     devices = self.victim.mesh.devices
     kind = devices.flat[0].device_kind
     return [jax.process_count(), devices.size, kind, self.batch]
-
-  def clean(self, rows: Rows) -> Clean:
-    """Judges every example as it is."""
-    found = []
-    for indices in self._batches(len(rows)):
-      batch = self._put(rows(indices[self._batch_rows.mine]), indices)
-      found.append(jax.device_get(self._look(self.victim.params, batch)))
-      found[-1] = {k: v[indices >= 0] for k, v in found[-1].items()}
-    return Clean(
-      **{k: np.concatenate([one[k] for one in found]) for k in found[0]}
-    )
 
   def attack(
     self,
@@ -180,77 +118,6 @@ class Runner:
       fall.seconds[name] = time.perf_counter() - begun
     _flush(x_adv)
     return state.fall
-
-  def judge(
-    self, rows: Rows, x_adv: np.ndarray, eps: float
-  ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Judges every x_adv as mere numbers; columns by example, and sums."""
-    columns, sums = [], {}
-    for indices in self._batches(len(rows)):
-      mine = indices[self._batch_rows.mine]
-      batch = self._put(rows(mine), indices)
-      images = self._batch_rows.put(x_adv[np.maximum(mine, 0)])
-      out, load = jax.device_get(
-        self._score(self.victim.params, batch, images, np.float32(eps))
-      )
-      out |= {
-        'index': indices,
-        'label': jax.device_get(self._all(batch['label'])),
-      }
-      keep = (indices >= 0) & jax.device_get(self._all(batch['mask']))
-      columns.append({k: v[keep] for k, v in out.items()})
-      for name, count in load.items():
-        sums[name] = sums.get(name, 0) + count
-    return {
-      k: np.concatenate([one[k] for one in columns]) for k in columns[0]
-    }, sums
-
-  def warnings(self, rows: Rows) -> list[str]:
-    """What makes the numbers hard to believe, before anything is attacked.
-
-    Raises:
-      UserError: images change each other's predictions.
-    """
-    indices = next(self._batches(len(rows)))
-    batch = self._put(rows(indices[self._batch_rows.mine]), indices)
-    images = as_floats(batch['image'])
-    return self._checks(
-      self.victim.params, images, batch['label'], batch['mask']
-    )
-
-  # The rest is in the order of its use.
-
-  def _batches(self, count: int):
-    for begin in range(0, count, self.batch):
-      indices = np.arange(begin, begin + self.batch, dtype=np.int32)
-      yield np.where(indices < count, indices, -1)
-
-  def _put(self, mine: dict, indices: np.ndarray) -> dict[str, jax.Array]:
-    out = {
-      k: self._batch_rows.put(np.asarray(v))
-      for k, v in mine.items()
-      if k != 'index'
-    }
-    return out | {'index': self._batch_rows.spread(indices)}
-
-  def _look_at(self, params, batch):
-    victim = dataclasses.replace(self.victim, params=params)
-    logits = predict(
-      victim,
-      victim.forward,
-      as_floats(batch['image']),
-      batch['mask'],
-      jax.random.key(self._seed),
-      JUDGE_DRAWS,
-    )
-    label = batch['label'].astype(jnp.int32)
-    count = 1 + max(stage.targets for stage in self.ensemble.stages)
-    return {
-      'label': label,
-      'mask': batch['mask'],
-      'right': ~is_broken(logits, label) & batch['mask'],
-      'ranked': jax.lax.top_k(logits, count)[1],
-    }
 
   def _restore(self, snapshots, clean, eps):
     found = snapshots.load()

@@ -9,18 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import EvalBatches
 from vmoe_robust.evaluate.kept import Kept, identity
-from vmoe_robust.evaluate.opened import PROGRESS, Opened
+from vmoe_robust.evaluate.opened import PROGRESS, Opened, opened
 from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import RECORDS, RESULTS, environment, write_json
+from vmoe_robust.report.terminal import say
 
 Batch = dict[str, Array]
 Columns = dict[str, np.ndarray]
+
+
+def run(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  find: Callable[[Opened], tuple[Columns, set[int]]],
+  summarise: Callable[[Columns, ConfigDict], dict],
+  closing: Callable[[dict, str | os.PathLike], str],
+):
+  """Judges `config.checkpoint`, writes the results and prints the table.
+
+  Args:
+    config: of a mode.
+    workdir: where the results go.
+    find: a row an example, or several, and the examples skipped.
+    summarise: the records to the results that are the mode's own.
+    closing: `(results, workdir)` to the text that ends a run.
+
+  Raises:
+    UserError: the checkpoint, the data or the configuration do not fit.
+  """
+  with opened(config, workdir, closing) as here:
+    if here is not None:
+      columns, corrupt = find(here)
+      results = write(here, columns, corrupt, summarise)
+      say(closing(results, workdir))
 
 
 def rows_of(
@@ -58,7 +86,7 @@ def write(
   here: Opened,
   columns: Columns,
   corrupt: set[int],
-  summarise: Callable[[Columns], dict],
+  summarise: Callable[[Columns, ConfigDict], dict],
 ) -> dict:
   """Writes the records, and the results computed from what was written.
 
@@ -68,7 +96,7 @@ def write(
     here: what was judged.
     columns: a row an example, or several.
     corrupt: the examples that were skipped.
-    summarise: the records to the results that are the mode's own.
+    summarise: see `run`.
 
   Raises:
     UserError: no example could be read.
@@ -83,7 +111,7 @@ def write(
   if first:
     write_records(path, columns)
     columns = read_records(path)
-  results = summarise(columns) | {
+  results = summarise(columns, config) | {
     'checkpoint': str(here.classifier.where),
     'checkpoint_checksum': here.classifier.checksum,
     'step': here.classifier.step,

@@ -126,7 +126,7 @@ def finished(
   changed = differences(config, found, machine_fields(config))
   if before != step:
     changed.append(f'step {step} (was {before})')
-  elif checksum not in (None, results['checkpoint_checksum']):
+  elif checksum not in (None, results.get('checkpoint_checksum')):
     changed.append('weights that changed since')
   if changed:
     way = (

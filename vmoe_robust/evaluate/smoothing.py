@@ -18,7 +18,7 @@ from scipy import stats
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.evaluate import judge
-from vmoe_robust.evaluate.opened import Opened, opened
+from vmoe_robust.evaluate.opened import Opened
 from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
@@ -27,7 +27,6 @@ from vmoe_robust.mesh import (
 )
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
-from vmoe_robust.report.terminal import say
 
 ABSTAIN = -1
 _PASSES = 16  # of the model, in one call of the program
@@ -41,13 +40,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  with opened(config, workdir, closing) as here:
-    if here is not None:
-      columns, corrupt = certificates(here)
-      results = judge.write(
-        here, columns, corrupt, lambda rows: summarise(rows, here.config)
-      )
-      say(closing(results, workdir))
+  judge.run(config, workdir, certificates, summarise, closing)
 
 
 def lower_bound(

@@ -75,10 +75,11 @@ def run(
     UserError: images change each other's predictions, or the folder has the
       beginning of another attack.
   """
-  warnings = [*runner.ensemble.notes, *runner.warnings(rows)]
+  evaluator, params = runner.evaluator, runner.victim.params
+  warnings = [*runner.ensemble.notes, *evaluator.warnings(params, rows)]
   if folder is not None:
     claim(folder, identity)
-  clean, seconds = runner.clean(rows), 0.0
+  clean, seconds = evaluator.clean(params, rows), 0.0
   parts, loads, falls, shown = [], {}, {}, None
   for eps in radii:
     place = None if folder is None else pathlib.Path(folder, eps_name(eps))
@@ -93,7 +94,7 @@ def run(
       together('attacked')
       if place is not None:  # with what other processes wrote
         x_adv = snapshots.x_adv((len(rows), *shape))
-      found = (*runner.judge(rows, x_adv, eps), fall)
+      found = (*evaluator.judge(params, rows, x_adv, eps), fall)
       _require_bounds(found[0], eps)
       _write(place, found)
     columns, sums, fall = found
