@@ -38,26 +38,28 @@ def draw(rng, rows):
 
 
 def one_by_one(weights, rows, count):
-  parts = jnp.split(rows, np.cumsum(count))
+  parts = jnp.split(rows, np.cumsum(np.asarray(count)))
   runs = zip(zip(*weights, strict=True), parts[:-1], strict=True)
   return jnp.concatenate([*(mlp(*run) for run in runs), parts[-1]])
 
 
 @pytest.mark.parametrize('count', COUNTS, ids=str)
-@pytest.mark.parametrize('block', [1, 3, 4, 32])
-def test_blocks(close, count, block):
-  real = jnp.arange(20)[:, None] < sum(count)
-  weights, rows, dy = draw(np.random.default_rng(0), 20)
+@pytest.mark.parametrize('unit', [1, 3, 16])
+def test_blocks(close, count, unit):
+  size = 20 + grouped.SPARE
+  real = jnp.arange(size)[:, None] < sum(count)
+  weights, rows, dy = draw(np.random.default_rng(0), size)
   count = jnp.asarray(count, jnp.int32)
 
   def pulled(run):
+    @jax.jit
     def value(weights, rows):
       return jnp.where(real, run(weights, rows), 0)
 
     y, pull = jax.vjp(value, weights, rows)
     return y, pull(dy)
 
-  run = jax.jit(functools.partial(grouped.blocks, LAYERS, block))
+  run = functools.partial(grouped.blocks, LAYERS, unit)
   expected = pulled(functools.partial(one_by_one, count=count))
   close(pulled(lambda w, r: run(w, r, count)), expected)
   only = jax.grad(lambda r: (run(weights, r, count) * real * dy).sum())(rows)
@@ -81,9 +83,23 @@ def test_kernel(close):
   close(pulled(kernel, weights, rows), pulled(blocks, weights, rows))
 
 
-@pytest.mark.parametrize('rows, experts', [(1, 4), (130, 8), (8704, 8)])
-def test_block_size(rows, experts):
-  even = grouped.block_size(rows, experts, even=True)
-  mean = -(-rows // experts)
-  assert -(-mean // even) * even - mean < mean / 4
-  assert even <= 256 and grouped.block_size(rows, experts, even=False) <= 256
+@pytest.mark.parametrize('rows, experts', [(1, 4), (512, 32), (8704, 8)])
+def test_unit(rows, experts):
+  unit = grouped.unit(rows, experts)
+  assert 16 <= unit <= grouped.SPARE
+  assert unit in (16, grouped.SPARE) or unit <= rows / experts / 8 < 2 * unit
+
+
+def test_each(close):
+  weights, rows, dy = draw(np.random.default_rng(0), 20)
+  count = np.full(EXPERTS, 5)
+
+  def each(weights, rows):
+    rows = rows.reshape(EXPERTS, 5, DIM)
+    return grouped.each(LAYERS, weights, rows).reshape(20, DIM)
+
+  y, pull = jax.vjp(jax.jit(each), weights, rows)
+  expected, expected_pull = jax.vjp(
+    lambda w, r: one_by_one(w, r, count), weights, rows
+  )
+  close((y, pull(dy)), (expected, expected_pull(dy)))

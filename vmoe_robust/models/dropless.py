@@ -26,9 +26,10 @@ def serve(
   """The gated sum of the outputs of each token's experts."""
   if experts.grouped:
     # The queues, one behind the other.
-    size = line.order.size
+    size = line.order.size + grouped.SPARE
     served = jnp.arange(size) < line.count.sum()
-    source = jnp.where(served, line.order, size)
+    source = jnp.pad(line.order, (0, grouped.SPARE))
+    source = jnp.where(served, source, line.order.size)
     start = line.start.at[chosen].get(mode='fill', fill_value=size)
     slot = jnp.minimum(start + line.rank, size)
     rows = plan.dispatch(x, source, slot, False)

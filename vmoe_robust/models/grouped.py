@@ -1,6 +1,6 @@
-"""Runs of rows of one matrix, each through the MLP of its own expert.
+"""Rows through the MLP of their own expert, one expert after another.
 
-What differs between backends: a CPU takes the runs in blocks that stay in its
+What differs between backends: a CPU has blocks whose hidden units stay in its
 cache, a TPU has a kernel. Either does the work of the rows that there are.
 """
 
@@ -17,29 +17,43 @@ Rows = Float[Array, 'rows dim']
 Counts = Int[Array, 'experts']
 Layer = Callable[[tuple, Rows], Rows]
 
-# Rows that meet one expert's matrices at a time: few enough to stay in the
-# cache, enough to be fast.
-_MOST, _LEAST = 256, 32
+# Rows of a unit, from and to, and units of a block at most.
+_SMALLEST, _LARGEST, _UNITS = 16, 64, 8
+# Rows behind the last run that `blocks` needs.
+SPARE = _LARGEST
 # Rows, inner and outer width that the kernel holds in a core's fast memory.
 _TILING = (256, 512, 512)
 
 
-def block_size(rows: int, experts: int, even: bool) -> int:
-  """Rows of a block for `blocks`.
+def each(
+  layers: tuple[Layer, Layer],
+  weights: tuple,
+  rows: Float[Array, 'experts rows dim'],
+) -> Float[Array, 'experts rows dim']:
+  """Runs each expert on as many rows.
 
-  Runs of equal length are cut into equal parts. The last block of an uneven
-  run is partly wasted, so that blocks are half of the mean run or less.
+  Args:
+    layers: both layers of one expert, whose weights they are given; what the
+      first returns is kept for the gradient, and nothing of the second.
+    weights: of all experts, along the leading axis.
+    rows: of each expert.
   """
+  first, second = layers
+  second = jax.checkpoint(second, prevent_cse=False)
+  one = lambda run: second(run[0], first(*run))
+  return lax.map(one, (weights, rows))
+
+
+def unit(rows: int, experts: int) -> int:
+  """Rows of a unit for `blocks`: an eighth of the mean run, within limits."""
   mean = -(-rows // experts)
-  if even:
-    return -(-mean // -(-mean // _MOST))
-  return min(max(2 ** (mean.bit_length() - 2), _LEAST), _MOST)
+  return min(max(2 ** (mean.bit_length() - 4), _SMALLEST), _LARGEST)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def blocks(
   layers: tuple[Layer, Layer],
-  block: int,
+  unit: int,
   weights: tuple,
   rows: Rows,
   count: Counts,
@@ -47,25 +61,24 @@ def blocks(
   """Runs each expert on its run of `count` rows, one run behind another.
 
   The last block of a run covers rows of the next one, which writes over them
-  in its turn. Rows behind the last run mean nothing.
+  in its turn. Rows behind the last run mean nothing; `SPARE` are needed.
 
   Args:
     layers: both layers of one expert, whose weights they are given; what the
       first returns is kept for the gradient.
-    block: rows that they are given at a time.
+    unit: rows are given to them by this number and its multiples.
     weights: of all experts, along the leading axis.
     rows: sorted by expert.
     count: rows of each expert.
   """
-  return _blocks(layers, block, weights, rows, count, 1)[0]
+  return _blocks(layers, unit, weights, rows, count, 1)[0]
 
 
-def _blocks(layers, block, weights, rows, count, last):
+def _blocks(layers, unit, weights, rows, count, last):
   """What the last of the layers return, for all rows."""
-  padded = _pad(rows, block)
 
-  def run_block(mine, at):
-    outs = [lax.dynamic_slice_in_dim(padded, at, block)]
+  def run_block(mine, at, size):
+    outs = [lax.dynamic_slice_in_dim(rows, at, size)]
     for layer in layers:
       outs.append(layer(mine, outs[-1]))
     return outs[-last:]
@@ -73,52 +86,69 @@ def _blocks(layers, block, weights, rows, count, last):
   def run_expert(outs, run):
     begin, length, mine = run
 
-    def body(i, outs):
-      at = begin + i * block
-      return _put(outs, run_block(mine, at), at)
+    def body(done, size, outs):
+      at = begin + done
+      return _put(outs, run_block(mine, at, size), at)
 
-    return lax.fori_loop(0, -(-length // block), body, outs), None
+    return _blockwise(unit, rows, length, body, outs), None
 
   runs = jnp.cumsum(count) - count, count, weights
   # Zeros that vary over the same axes of the mesh as what replaces them.
-  like = run_block(jax.tree.map(lambda w: w[0], weights), 0)
-  zero = lambda x: jnp.broadcast_to(zeros(x[:1]), (len(padded), x.shape[1]))
-  outs = jax.tree.map(zero, like)
-  outs = lax.scan(run_expert, outs, runs)[0]
-  return [out[: len(rows)] for out in outs]
+  like = run_block(jax.tree.map(lambda w: w[0], weights), 0, 1)
+  zero = lambda x: jnp.broadcast_to(zeros(x), (len(rows), x.shape[1]))
+  return lax.scan(run_expert, jax.tree.map(zero, like), runs)[0]
 
 
-def _blocks_forward(layers, block, weights, rows, count):
+def _blockwise(unit, rows, length, body, state):
+  """Calls `body(rows done, size of the block, state)` to the end of a run.
+
+  Blocks are as large as can be, and the last one has the units that are left:
+  a matrix that meets few rows takes nearly as long as one that meets many.
+  """
+  most = min(_UNITS, len(rows) // unit)
+  units = -(-length // unit)
+  done = 0
+  for size in range(most, 0, -1):
+    number = units // most if size == most else units % most == size
+
+    def step(i, state, size=size, done=done):
+      # XLA would move what does not depend on i out of the loop.
+      return body(done + i * size * unit, size * unit, state)
+
+    state = lax.fori_loop(0, jnp.int32(number), step, state)
+    done = done + number * size * unit
+  return state
+
+
+def _blocks_forward(layers, unit, weights, rows, count):
   want = wanted(weights)
   weights, rows, count = values((weights, rows, count))
-  hidden, y = _blocks(layers, block, weights, rows, count, 2)
+  hidden, y = _blocks(layers, unit, weights, rows, count, 2)
   return y, (weights, rows, hidden, count, want)
 
 
-def _blocks_backward(layers, block, saved, dy):
+def _blocks_backward(layers, unit, saved, dy):
   weights, rows, hidden, count, want = saved
-  size = len(rows)
-  dy, inputs = _pad(dy, block), [_pad(x, block) for x in (rows, hidden)]
 
   def expert(d_rows, run):
     begin, length, mine = run
 
-    def body(i, state):
+    def body(done, size, state):
       d_rows, d_mine = state
-      at = begin + i * block
-      real = jnp.arange(block)[:, None] < length - i * block
-      d_here = jnp.where(real, lax.dynamic_slice_in_dim(dy, at, block), 0)
-      for layer, x in zip(layers[::-1], inputs[::-1], strict=True):
-        here = lax.dynamic_slice_in_dim(x, at, block)
+      at = begin + done
+      real = jnp.arange(size)[:, None] < length - done
+      d_here = jnp.where(real, lax.dynamic_slice_in_dim(dy, at, size), 0)
+      for layer, x in zip(layers[::-1], (hidden, rows), strict=True):
+        here = lax.dynamic_slice_in_dim(x, at, size)
         d_here, d_mine = pull(layer, mine, here, d_here, d_mine, want)
       return _put(d_rows, d_here, at), d_mine
 
     first = d_rows, zeros(mine) if want else ()
-    return lax.fori_loop(0, -(-length // block), body, first)
+    return _blockwise(unit, rows, length, body, first)
 
   runs = jnp.cumsum(count) - count, count, weights
-  d_rows, d_weights = lax.scan(expert, jnp.zeros_like(inputs[0]), runs)
-  return d_weights if want else zeros(weights), d_rows[:size], None
+  d_rows, d_weights = lax.scan(expert, jnp.zeros_like(rows), runs)
+  return d_weights if want else zeros(weights), d_rows, None
 
 
 blocks.defvjp(_blocks_forward, _blocks_backward, symbolic_zeros=True)
@@ -191,11 +221,6 @@ def values(tree: PyTree) -> PyTree:
 def zeros(tree: PyTree) -> PyTree:
   """Zeros of the same shapes."""
   return jax.tree.map(jnp.zeros_like, tree)
-
-
-def _pad(rows, block):
-  """A block may begin at the last row."""
-  return jnp.pad(rows, ((0, block), (0, 0)))
 
 
 def _put(outs, blocks, at):

@@ -42,6 +42,11 @@ class Record:
   images: int = flax.struct.field(pytree_node=False)  # of a group
 
 
+# Hidden units of all experts from which a CPU runs one expert after another.
+# Measured: docs/results/performance.md.
+_CACHED = 9 * 2**18
+
+
 @dataclasses.dataclass(frozen=True)
 class ExpertParallel:
   """The experts' MLPs under `jax.shard_map`, tokens coming by all_to_all."""
@@ -69,11 +74,7 @@ class ExpertParallel:
     self, weights: tuple, rows: Float[Array, 'experts rows dim']
   ) -> Float[Array, 'experts rows dim']:
     """Runs each expert on its rows, bringing them to its device and back."""
-    if not self.grouped or self.kernel:
-      return self.bring(self.mlp(weights, self.send(rows)))
-    shape, rows = rows.shape, rows.reshape(-1, rows.shape[2])
-    count = jnp.full(shape[0], shape[1], jnp.int32)
-    return self._blocks(weights, rows, count, even=True).reshape(shape)
+    return self.bring(self.mlp(weights, self.send(rows)))
 
   def run(
     self,
@@ -81,15 +82,11 @@ class ExpertParallel:
     rows: Float[Array, 'rows dim'],
     count: Int[Array, 'experts'],
   ) -> Float[Array, 'rows dim']:
-    """Runs each expert on its run of `count` rows, on this device."""
+    """Runs each expert on its run of `count` rows, see `grouped.blocks`."""
     if self.kernel:
       return grouped.kernel(self._cast(weights), rows, count)
-    return self._blocks(weights, rows, count, even=False)
-
-  def _blocks(self, weights, rows, count, even):
-    block = grouped.block_size(len(rows), count.size, even)
-    layers = self._first, self._second
-    return grouped.blocks(layers, block, weights, rows, count)
+    unit = grouped.unit(len(rows), count.size)
+    return grouped.blocks(self._layers, unit, weights, rows, count)
 
   def send(
     self, rows: Float[Array, 'experts rows dim']
@@ -111,9 +108,17 @@ class ExpertParallel:
     self, weights: tuple, rows: Float[Array, 'experts rows dim']
   ) -> Float[Array, 'experts rows dim']:
     """Runs this device's experts, each on its rows."""
+    experts, number, _ = rows.shape
+    large = experts * number * weights[0].shape[-1] >= _CACHED
+    if large and self._platform == 'cpu' and self.mesh.shape[MODEL] == 1:
+      return grouped.each(self._layers, weights, rows)
     w1, b1, w2, b2 = self._cast(weights)
     hidden = nn.gelu(jnp.einsum('end,edf->enf', rows, w1) + b1[:, None])
     return self._sum(jnp.einsum('enf,efd->end', hidden, w2)) + b2[:, None]
+
+  @property
+  def _layers(self):
+    return self._first, self._second
 
   def _first(self, weights, rows):
     w1, b1, _, _ = self._cast(weights)

@@ -23,7 +23,7 @@ class Experts(Protocol):
   def __call__(
     self, weights: tuple, rows: Float[Array, 'experts rows dim']
   ) -> Float[Array, 'experts rows dim']:
-    """`bring(mlp(send(rows)))`, or the same without communication."""
+    """`bring(mlp(send(rows)))`."""
 
   def run(
     self,
@@ -31,7 +31,7 @@ class Experts(Protocol):
     rows: Float[Array, 'rows dim'],
     count: Int[Array, 'experts'],
   ) -> Float[Array, 'rows dim']:
-    """Runs each expert on its run of `count` rows, on this device."""
+    """Runs each expert on its run of `count` rows, see `grouped.blocks`."""
 
   def send(
     self, rows: Float[Array, 'experts rows dim']
