@@ -5,12 +5,12 @@ import pytest
 
 from vmoe_robust.attacks import norms
 
-NORMS = ['linf', 'l2']
+NORMS = ['linf', 'l2', 'l1']
 
 
 def _length(delta, norm):
   flat = np.asarray(delta, np.float64).reshape(len(delta), -1)
-  return np.linalg.norm(flat, np.inf if norm == 'linf' else 2, axis=1)
+  return np.linalg.norm(flat, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm], axis=1)
 
 
 def _keys(n):
@@ -26,18 +26,24 @@ def test_distance_is_the_norm(norm):
 
 
 @pytest.mark.parametrize('norm', NORMS)
-@pytest.mark.parametrize('grey', [False, True])
-@pytest.mark.parametrize('eps', [0.0, 0.01, 0.5, 3.0])
-def test_projection_stays_inside(norm, grey, eps):
+@pytest.mark.parametrize('kind', ['noise', 'faint', 'grey'])
+@pytest.mark.parametrize('side', [32, 224])
+@pytest.mark.parametrize('eps', [0.0, 0.01, 1.0, 12.0])
+def test_projection_stays_inside(norm, kind, side, eps):
   rng = np.random.default_rng(0)
-  shape = (2, 224, 224, 3)
-  # Equal pixels round the same way, the worst case for l2.
-  x = np.full(shape, 0.45) if grey else rng.uniform(size=shape)
-  delta = np.full(shape, 0.1) if grey else rng.normal(size=shape)
+  shape = (4, side, side, 3)
+  # Equal pixels round the same way, the worst case for l2; of faint noise all
+  # pixels stay moved in l1.
+  x = np.full(shape, 0.45) if kind == 'grey' else rng.uniform(size=shape)
+  faint = 3 * eps / x[0].size
+  delta = rng.normal(size=shape) * (faint if kind == 'faint' else 1)
+  delta = np.full(shape, 0.1) if kind == 'grey' else delta
   x, delta = jnp.array(x, jnp.float32), jnp.array(delta, jnp.float32)
   x_adv = norms.project(x + delta, x, jnp.float32(eps), norm)
   moved = np.asarray(x_adv, np.float64) - np.asarray(x, np.float64)
   assert (_length(moved, norm) <= eps + 1e-6).all()
+  if norm == 'l1' and eps >= 1:  # nothing but rounding is given away
+    assert (_length(moved, norm) >= eps * 0.995).all()
   in_ball, in_range = norms.check(x_adv, x, jnp.float32(eps), norm)
   assert in_ball.all() and in_range.all()
 

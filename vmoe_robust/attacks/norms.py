@@ -23,8 +23,8 @@ def length(delta: Images, norm: str) -> Float[Array, 'batch']:
   if norm == 'linf':
     return jnp.abs(delta).max((1, 2, 3))
   if norm == 'l2':
-    return jnp.sqrt(jnp.square(delta).sum((1, 2, 3)))
-  return jnp.abs(delta).sum((1, 2, 3))
+    return jnp.sqrt(_sum(jnp.square(delta)))
+  return _sum(jnp.abs(delta))
 
 
 def distance(x_adv: Images, x: Images, norm: str) -> Float[Array, 'batch']:
@@ -63,18 +63,20 @@ def project(
   the ball, then to that of the box. In l1 radii may differ between images.
   """
   delta = x_adv - x
-  # Rounding x + delta moves a pixel below 1 by at most 2^-25, which over many
-  # equal pixels adds up: leave room for it.
-  rounding = float(jnp.finfo(x.dtype).eps) / 4
   if norm == 'linf':
-    delta = jnp.clip(delta, -eps, eps)
-  elif norm == 'l2':
-    radius = jnp.maximum(eps - math.sqrt(x[0].size) * rounding, 0)
+    return jnp.clip(x + jnp.clip(delta, -eps, eps), 0, 1)
+  # A sum over pixels errs by about this share: leave room for it.
+  share = (8 + math.sqrt(x[0].size)) * float(jnp.finfo(x.dtype).eps) / 4
+  radius = eps * (1 - share)
+  if norm == 'l2':
     size = per_image(length(delta, norm))
     delta *= jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
   else:
-    delta = _project_l1(delta, x, eps * (1 - 8 * rounding))
-  return jnp.clip(x + delta, 0, 1)
+    delta = _project_l1(delta, x, radius)
+  moved = x + delta
+  # What rounding adds to each of many pixels would add up: round towards x.
+  far = jnp.abs(moved - x) > jnp.abs(delta)
+  return jnp.clip(jnp.where(far, jnp.nextafter(moved, x), moved), 0, 1)
 
 
 def _project_l1(delta, x, eps):
@@ -87,19 +89,18 @@ def _project_l1(delta, x, eps):
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    above = cut(middle).sum((1, 2, 3)) > eps
+    above = _sum(cut(middle)) > eps
     return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
   low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
-  # Between two neighbours the sum is linear: solve for it exactly.
+  # Between two neighbours the sum is linear: solve for it exactly, unless the
+  # solution rounds to where the sum is too large.
   rest = size - per_image(high)
-  inner = (rest > 0) & (rest < room)
-  full = jnp.where(rest >= room, room, 0).sum((1, 2, 3))
-  count = inner.sum((1, 2, 3))
-  exact = jnp.where(inner, size, 0).sum((1, 2, 3)) + full - eps
-  exact = jnp.clip(exact / jnp.maximum(count, 1), low, high)
-  by = jnp.where(count > 0, exact, high)
-  by = jnp.where(cut(jnp.zeros_like(by)).sum((1, 2, 3)) > eps, by, 0)
+  count = ((rest > 0) & (rest < room)).sum((1, 2, 3))
+  exact = high - (eps - _sum(cut(high))) / jnp.maximum(count, 1)
+  exact = jnp.clip(exact, low, high)
+  by = jnp.where(_sum(cut(exact)) > eps, high, exact)
+  by = jnp.where(_sum(cut(jnp.zeros_like(by))) > eps, by, 0)
   return jnp.sign(delta) * cut(by)
 
 
@@ -171,6 +172,12 @@ def _l1_point(key, shape, dtype):
   point = jax.random.laplace(for_direction, shape, dtype)
   radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
   return radius * point / jnp.abs(point).sum()
+
+
+def _sum(images):
+  """Of all pixels of an image: row by row, since a long sum would drift."""
+  rows = images.sum((2, 3))
+  return jax.lax.optimization_barrier(rows).sum(1)  # else XLA makes it one sum
 
 
 def _divide(gradient, size):
