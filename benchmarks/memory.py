@@ -43,7 +43,7 @@ ROWS = (
   ('moe_b16', {'mesh.expert': 4, 'mesh.fsdp': True}),
   ('moe_b16', {'train.remat': 'dots'}),
   ('moe_b16', {'train.remat': 'blocks'}),
-  ('moe_b16', {'train.accumulate': 4}),
+  ('moe_b16', {'train.accumulate': 2}),
   ('vit_l16', {}),
   ('moe_l16', {}),
 )
