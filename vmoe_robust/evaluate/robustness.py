@@ -22,6 +22,7 @@ from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.fall import Fall
 from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.evaluate.sweep import Shown
+from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Aux, Model, losses
 
@@ -81,7 +82,7 @@ def attack_program(
   attack, settings = attacks.build(config.attack), config.attack
 
   def program(params, batch, eps):
-    images, wanted = _images(batch), _wanted(batch, config)
+    images, wanted = as_floats(batch['image']), _wanted(batch, config)
     seed = jax.random.key(config.seed)
     # Draws follow the example, not its place in a batch or on the mesh.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(seed, batch['index'])
@@ -117,7 +118,7 @@ def score_program(
   """`(params, batch, x_adv, eps) -> (per example, expert loads)`."""
 
   def program(params, batch, x_adv, eps):
-    images, wanted = _images(batch), _wanted(batch, config)
+    images, wanted = as_floats(batch['image']), _wanted(batch, config)
     bounds = attacks.check(x_adv, images, eps, config.attack.norm)
     out = {
       'in_ball': bounds[0],
@@ -235,10 +236,6 @@ def auxiliary(aux: Aux, batch: int) -> Float[Array, '{batch}']:
     loss = record.routing.auxiliary_loss
     total += jnp.repeat(loss, record.images)[:batch]
   return total
-
-
-def _images(batch: Batch) -> Images:
-  return batch['image'].astype(jnp.float32) / 255
 
 
 def _wanted(batch: Batch, config: ConfigDict) -> Array:

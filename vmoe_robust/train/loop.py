@@ -24,7 +24,7 @@ from vmoe_robust.evaluate import accuracy, outcome
 from vmoe_robust.evaluate.attack import attack, make
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, finished
-from vmoe_robust.mesh import pod
+from vmoe_robust.mesh import pod, program
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.lock import locked
 from vmoe_robust.report.metric_writer import MetricWriter
@@ -253,7 +253,7 @@ class Trainer:
     start = time.perf_counter()
     compiled = self._step.lower(self.state, batch).compile()
     seconds = time.perf_counter() - start
-    counted = (compiled.cost_analysis() or {}).get('flops', 0)
+    counted = program.costs(compiled, self.mesh).flops
     wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
     self.about['compile_seconds'] = seconds
     say(
