@@ -84,8 +84,8 @@ def test_kernel(close):
 
 
 @pytest.mark.parametrize('rows, experts', [(1, 4), (512, 32), (8704, 8)])
-def test_unit(rows, experts):
-  unit = grouped.unit(rows, experts)
+def test_unit_size(rows, experts):
+  unit = grouped.unit_size(rows, experts)
   assert 16 <= unit <= grouped.SPARE
   assert unit in (16, grouped.SPARE) or unit <= rows / experts / 8 < 2 * unit
 

@@ -9,6 +9,7 @@ from clu import metrics
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
+from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.models import Model, losses
 
 
@@ -27,7 +28,7 @@ def make(model: Model, config: ConfigDict) -> Forward:
   """A jitted `(params, batch) -> Metrics`."""
 
   def forward(params, batch):
-    images = batch['image'].astype(jnp.float32) / 255
+    images = as_floats(batch['image'])
     wanted = losses.targets(batch['label'], config.model.num_classes)
     logits, _ = model.apply(
       params, images, experts=config.eval.experts, mask=batch['mask']

@@ -8,7 +8,6 @@ they are, and beside them what a corruption adds to the clean error.
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,6 +16,7 @@ from vmoe_robust.data import Corruption, eval_batches, load_frost
 from vmoe_robust.data.corruptions import CLEAN, SMALL
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
+from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.mesh import batch_sharding, fetch
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
@@ -83,7 +83,7 @@ def program(model: Model):
   """A jitted `(params, uint8 images, mask) -> classes`, images alone."""
 
   def predict(params, images, mask):
-    images = images.astype(jnp.float32) / 255
+    images = as_floats(images)
     logits, _ = model.apply(params, images, experts='dropless', mask=mask)
     return judge.classes(logits)
 

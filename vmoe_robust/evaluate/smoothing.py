@@ -19,6 +19,7 @@ from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
+from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
@@ -87,7 +88,7 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
   mesh = model.module.mesh
 
   def count(params, batch, counts, first, last):
-    images = batch['image'].astype(jnp.float32) / 255
+    images = as_floats(batch['image'])
     seed = jax.random.key(config.seed)
     # The number in the split, so that config.certify.every changes no draw.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(

@@ -44,7 +44,7 @@ def each(
   return lax.map(one, (weights, rows))
 
 
-def unit(rows: int, experts: int) -> int:
+def unit_size(rows: int, experts: int) -> int:
   """Rows of a unit for `blocks`: an eighth of the mean run, within limits."""
   mean = -(-rows // experts)
   return min(max(2 ** (mean.bit_length() - 4), _SMALLEST), _LARGEST)

@@ -85,7 +85,7 @@ class ExpertParallel:
     """Runs each expert on its run of `count` rows, see `grouped.blocks`."""
     if self.kernel:
       return grouped.kernel(self._cast(weights), rows, count)
-    unit = grouped.unit(len(rows), count.size)
+    unit = grouped.unit_size(len(rows), count.size)
     return grouped.blocks(self._layers, unit, weights, rows, count)
 
   def send(
