@@ -23,7 +23,6 @@ from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.mesh import program
 from vmoe_robust.rehearse import datasets, topology
 from vmoe_robust.rehearse.programs import Programs
-from vmoe_robust.report.table import table
 
 IMAGES = 32  # of a device
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -86,8 +85,10 @@ def main():
   parser.add_argument('--topology', default='cpu:8', help='such as v5e:2x4')
   wanted = parser.parse_args()
   devices = topology.devices(wanted.topology)
-  rows, result, dense = [], [], {}
+  result, dense = [], {}
   parts = ('weights', 'optimizer', 'averages', 'batch', 'temporaries', 'total')
+  print(f'MiB on each of {len(devices)} x {devices[0].device_kind}')
+  _print('config', 'changed', 'use', (*parts, 'to training', 'to twin'))
   for name, fields in ROWS:
     if wanted.configs and name not in wanted.configs:
       continue
@@ -101,16 +102,18 @@ def main():
       twin = to(dense[name][use]) if name in dense else ''
       changes = ' '.join(f'{k}={v}' for k, v in fields.items())
       mega = [f'{memory.get(part, 0) / 2**20:,.1f}' for part in parts]
-      rows.append((name, changes, use, *mega, to(found['train']), twin))
+      _print(name, changes, use, (*mega, to(found['train']), twin))
       result.append(
         {'config': name, 'fields': fields, 'use': use}
         | {'bytes': memory, 'to_training': to(found['train'])}
         | ({'to_twin': twin} if name in dense else {})
       )
-  heads = ('config', 'changed', 'use', *parts, 'to training', 'to twin')
-  print(f'MiB on each of {len(devices)} x {devices[0].device_kind}')
-  print(table(heads, rows))
   print(json.dumps(result))
+
+
+def _print(name, changes, use, numbers):
+  row = f'{name:<12}{changes:<35}{use:<7}'
+  print(row + ''.join(f'{number:>12}' for number in numbers), flush=True)
 
 
 if __name__ == '__main__':
