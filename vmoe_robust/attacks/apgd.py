@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -64,14 +65,10 @@ class Apgd:
   Args:
     norm: 'linf', 'l2' or 'l1'.
     iterations: updates; a step more looks at the last of them.
-    phases: pairs of a radius, in those of the ball, and of its share of the
-      iterations; the last radius is 1. () is the authors' choice: in l1 three
-      radii, otherwise one.
   """
 
   norm: str
   iterations: int = 100
-  phases: tuple[tuple[float, float], ...] = ()
 
   @property
   def steps(self) -> int:
@@ -110,8 +107,8 @@ class Apgd:
       state, jnp.where(final, values, -jnp.inf), broken & final
     ).replace(own=self._remember(own, state.x, values, slope))
     state, slope = self._check(state, slope, eps)
-    state = self._move(state, slope, eps)
-    return state if len(self._lengths()) == 1 else self._turn_over(state, eps)
+    move = self._move_l1 if self.norm == 'l1' else self._move
+    return move(state, slope, eps)
 
   def _remember(self, own, x, values, slope):
     first = own.local == 0
@@ -166,37 +163,29 @@ class Apgd:
     own, clean, x = state.own, state.clean, state.x
     inertia = x - own.before
     project = lambda x: norms.project(x, clean, eps, self.norm)
-    if self.norm == 'l1':
-      radius = self._radius(own.phase) * eps
-      # The authors' code counts from the end, and keeps what is as steep.
-      count = x[0].size - jnp.floor(x[0].size - own.pixels)
-      aim = x + norms.per_image(own.eta) * norms.top_signs(slope, count)
-      aim = norms.project(aim, clean, radius, 'l1')
-    else:
-      eta = norms.per_image(own.eta)
-      aim = project(x + eta * norms.direction(slope, self.norm))
-      keep = jnp.where(own.local == 0, 1.0, _MOMENTUM)
-      keep = norms.per_image(keep.astype(x.dtype))
-      aim = project(x + keep * (aim - x) + (1 - keep) * inertia)
+    eta = norms.per_image(own.eta)
+    aim = project(x + eta * norms.direction(slope, self.norm))
+    keep = jnp.where(own.local == 0, 1.0, _MOMENTUM)
+    keep = norms.per_image(keep.astype(x.dtype))
+    aim = project(x + keep * (aim - x) + (1 - keep) * inertia)
     return state.replace(x=aim, own=own.replace(before=x, local=own.local + 1))
 
-  def _turn_over(self, state, eps):
-    """Begins the next phase where one is at its end."""
-    own, last = state.own, len(self._lengths()) - 1
-    length = jnp.asarray(self._lengths())[own.phase]
-    over = (own.local > length) & (own.phase < last)
+  def _move_l1(self, state, slope, eps):
+    """A sparse step; at the end of a phase the next one begins at the best."""
+    own, clean, x = state.own, state.clean, state.x
+    lengths = jnp.asarray(self._lengths())
+    local = own.local + 1
+    over = (local > lengths[own.phase]) & (own.phase < len(lengths) - 1)
     phase = own.phase + over
-    radius = self._radius(phase) * eps
-    x = norms.project(own.best, state.clean, radius, self.norm)
-    begun = self._memory(state.clean, x, eps, phase)
-    pick = lambda new, old: where(over, new, old)
-    own = own.replace(
-      **{
-        field.name: pick(getattr(begun, field.name), getattr(own, field.name))
-        for field in dataclasses.fields(own)
-      }
-    )
-    return state.replace(x=where(over, x, state.x), own=own)
+    # The authors' code counts from the end, and keeps what is as steep.
+    count = x[0].size - jnp.floor(x[0].size - own.pixels)
+    aim = x + norms.per_image(own.eta) * norms.top_signs(slope, count)
+    aim = where(over, own.best, aim)
+    aim = norms.project(aim, clean, self._radius(phase) * eps, 'l1')
+    goes_on = own.replace(before=x, local=local)
+    begins = self._memory(clean, aim, eps, phase)
+    pick = lambda yes, no: where(over, yes, no)
+    return state.replace(x=aim, own=jax.tree.map(pick, begins, goes_on))
 
   def _memory(self, images, x, eps, phase):
     batch, dtype = len(images), images.dtype
@@ -235,8 +224,6 @@ class Apgd:
     return jnp.asarray(self._radii())[phase]
 
   def _phases(self):
-    if self.phases:
-      return self.phases
     return _WIDE if self.norm == 'l1' else ((1.0, 1.0),)
 
   def _lengths(self) -> tuple[int, ...]:
