@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate.robustness import Attacked
@@ -106,11 +107,9 @@ def summarise(attacked: Attacked, config: ConfigDict) -> dict:
 
 def interval(right: np.ndarray) -> tuple[float, float]:
   """Wilson's 95% confidence interval of a share."""
-  count, share, z = len(right), right.mean(), 1.959964
-  middle = share + z**2 / (2 * count)
-  half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-  scale = 1 + z**2 / count
-  return float((middle - half) / scale), float((middle + half) / scale)
+  test = stats.binomtest(int(right.sum()), len(right))
+  low, high = test.proportion_ci(method='wilson')
+  return float(low), float(high)
 
 
 def _one(rows, loads, config, eps: float) -> dict:
