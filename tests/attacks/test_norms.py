@@ -48,6 +48,36 @@ def test_projection_stays_inside(norm, kind, side, eps):
   assert in_ball.all() and in_range.all()
 
 
+def _exact_l1(delta, x, eps):
+  """The nearest point of ball and box by 200 halvings in float64."""
+  size, room = np.abs(delta), np.where(delta > 0, 1 - x, x)
+  low, high = 0.0, size.max()
+  for _ in range(200):
+    middle = (low + high) / 2
+    above = np.clip(size - middle, 0, room).sum() > eps
+    low, high = (middle, high) if above else (low, middle)
+  high = 0 if np.clip(size, 0, room).sum() <= eps else high
+  return np.sign(delta) * np.clip(size - high, 0, room)
+
+
+def test_l1_projection_is_the_nearest_whatever_its_neighbours_are():
+  rng = np.random.default_rng(0)
+  # The last image has tails so heavy that it takes many turns.
+  scales = np.array([1e-3, 0.1, 1, 30])[:, None, None, None]
+  delta = scales * rng.standard_normal((4, 8, 8, 3)) ** 5
+  x = np.round(rng.uniform(size=delta.shape) * 255) / 255
+  x, x_adv = jnp.float32(x), jnp.float32(x + delta)
+  found = np.asarray(norms.project(x_adv, x, jnp.float32(1.5), 'l1'))
+  for i in range(len(x)):
+    one = slice(i, i + 1)
+    alone = norms.project(x_adv[one], x[one], jnp.float32(1.5), 'l1')
+    np.testing.assert_allclose(found[one], alone, atol=1e-7)
+    clean = np.float64(x[i])
+    wanted = clean + _exact_l1(np.float64(x_adv[i]) - clean, clean, 1.5)
+    rounding = 2e-7 * np.abs(delta[i]).max()
+    np.testing.assert_allclose(found[i], wanted, atol=2e-6 + rounding)
+
+
 @pytest.mark.parametrize('norm', NORMS)
 def test_projection_leaves_points_inside_alone(norm):
   rng = np.random.default_rng(0)
