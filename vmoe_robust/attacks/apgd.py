@@ -86,7 +86,7 @@ class Apgd:
     del restart
     if self.norm == 'l1':
       x = images + norms.noise(images, keys, 'l1')
-      x = norms.project(x, images, self._radii()[0] * eps, 'l1')
+      x = norms.project(x, images, self._radius(0) * eps, 'l1')
     else:
       sphere = norms.random_direction(images, keys, self.norm)
       x = jnp.clip(images + eps * sphere, 0, 1)
@@ -217,11 +217,8 @@ class Apgd:
       local=counts,
     )
 
-  def _radii(self) -> tuple[float, ...]:
-    return tuple(radius for radius, _ in self._phases())
-
   def _radius(self, phase):
-    return jnp.asarray(self._radii())[phase]
+    return jnp.asarray([radius for radius, _ in self._phases()])[phase]
 
   def _phases(self):
     return _WIDE if self.norm == 'l1' else ((1.0, 1.0),)
