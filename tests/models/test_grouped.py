@@ -44,8 +44,10 @@ def one_by_one(weights, rows, count):
 
 
 @pytest.mark.parametrize('count', COUNTS, ids=str)
-@pytest.mark.parametrize('unit', [1, 3, 16])
-def test_blocks(close, count, unit):
+@pytest.mark.parametrize(
+  'sizes', [range(1, 9), range(3, 9, 3), range(16, 33, 16)], ids=str
+)
+def test_blocks(close, count, sizes):
   size = 20 + grouped.SPARE
   real = jnp.arange(size)[:, None] < sum(count)
   weights, rows, dy = draw(np.random.default_rng(0), size)
@@ -59,7 +61,7 @@ def test_blocks(close, count, unit):
     y, pull = jax.vjp(value, weights, rows)
     return y, pull(dy)
 
-  run = functools.partial(grouped.blocks, LAYERS, unit)
+  run = functools.partial(grouped.blocks, LAYERS, sizes)
   expected = pulled(functools.partial(one_by_one, count=count))
   close(pulled(lambda w, r: run(w, r, count)), expected)
   only = jax.grad(lambda r: (run(weights, r, count) * real * dy).sum())(rows)
@@ -79,27 +81,17 @@ def test_kernel(close):
     return y, d_weights, jnp.where(real, d_rows, 0)
 
   kernel = functools.partial(grouped.kernel, interpret=True)
-  blocks = functools.partial(grouped.blocks, LAYERS, 4)
+  blocks = functools.partial(grouped.blocks, LAYERS, range(4, 21, 4))
   close(pulled(kernel, weights, rows), pulled(blocks, weights, rows))
 
 
-@pytest.mark.parametrize('rows, experts', [(1, 4), (512, 32), (8704, 8)])
-def test_unit_size(rows, experts):
-  unit = grouped.unit_size(rows, experts)
-  assert 16 <= unit <= grouped.SPARE
-  assert unit in (16, grouped.SPARE) or unit <= rows / experts / 8 < 2 * unit
-
-
-def test_each(close):
-  weights, rows, dy = draw(np.random.default_rng(0), 20)
-  count = np.full(EXPERTS, 5)
-
-  def each(weights, rows):
-    rows = rows.reshape(EXPERTS, 5, DIM)
-    return grouped.each(LAYERS, weights, rows).reshape(20, DIM)
-
-  y, pull = jax.vjp(jax.jit(each), weights, rows)
-  expected, expected_pull = jax.vjp(
-    lambda w, r: one_by_one(w, r, count), weights, rows
-  )
-  close((y, pull(dy)), (expected, expected_pull(dy)))
+@pytest.mark.parametrize('matrix, number', [(2**14, 8), (2**20, 16)])
+@pytest.mark.parametrize('rows, experts', [(65, 4), (512, 32), (8704, 8)])
+def test_block_sizes(rows, experts, matrix, number):
+  sizes = grouped.block_sizes(rows, experts, matrix)
+  unit, most = sizes[0], sizes[-1]
+  assert list(sizes) == [unit * (1 + i) for i in range(len(sizes))]
+  assert len(sizes) == min(number, rows // unit)
+  assert 16 <= unit <= grouped.SPARE and most <= min(rows, 512)
+  limits = 16, 512 // number
+  assert unit in limits or unit <= rows / experts / 8 < 2 * unit

@@ -17,10 +17,12 @@ Rows = Float[Array, 'rows dim']
 Counts = Int[Array, 'experts']
 Layer = Callable[[tuple, Rows], Rows]
 
-# Rows of a unit, from and to, and units of a block at most.
-_SMALLEST, _LARGEST, _UNITS = 16, 64, 8
+# Rows of the smallest unit and of the largest block.
+_UNIT, _BLOCK = 16, 512
+# Units of a block: few where a matrix is smaller than so many weights.
+_FEW, _MANY, _SMALL = 8, 16, 2**18
 # Rows behind the last run that `blocks` needs.
-SPARE = _LARGEST
+SPARE = _BLOCK // _FEW
 # Rows, inner and outer width that the kernel holds in a core's fast memory.
 _TILING = (256, 512, 512)
 
@@ -44,16 +46,30 @@ def each(
   return lax.map(one, (weights, rows))
 
 
-def unit_size(rows: int, experts: int) -> int:
-  """Rows of a unit for `blocks`: an eighth of the mean run, within limits."""
+def block_sizes(rows: int, experts: int, matrix: int) -> range:
+  """Rows of the blocks for `blocks`, each of which is compiled.
+
+  They are the multiples of a unit, which is between an eighth and a sixteenth
+  of the mean run, within limits. A large matrix takes as long to read as to
+  meet some 25 rows, so that larger and more closely fitting blocks are worth
+  the time that compiling them takes.
+
+  Args:
+    rows: of all experts.
+    experts: how many there are.
+    matrix: weights of one of an expert's matrices.
+  """
+  number = _FEW if matrix < _SMALL else _MANY
   mean = -(-rows // experts)
-  return min(max(2 ** (mean.bit_length() - 4), _SMALLEST), _LARGEST)
+  unit = min(max(2 ** (mean.bit_length() - 4), _UNIT), _BLOCK // number)
+  most = min(number, rows // unit)
+  return range(unit, (most + 1) * unit, unit)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def blocks(
   layers: tuple[Layer, Layer],
-  unit: int,
+  sizes: range,
   weights: tuple,
   rows: Rows,
   count: Counts,
@@ -66,15 +82,15 @@ def blocks(
   Args:
     layers: both layers of one expert, whose weights they are given; what the
       first returns is kept for the gradient.
-    unit: rows are given to them by this number and its multiples.
+    sizes: rows that they may be given at once, see `block_sizes`.
     weights: of all experts, along the leading axis.
     rows: sorted by expert.
     count: rows of each expert.
   """
-  return _blocks(layers, unit, weights, rows, count, 1)[0]
+  return _blocks(layers, sizes, weights, rows, count, 1)[0]
 
 
-def _blocks(layers, unit, weights, rows, count, last):
+def _blocks(layers, sizes, weights, rows, count, last):
   """What the last of the layers return, for all rows."""
 
   def run_block(mine, at, size):
@@ -90,7 +106,7 @@ def _blocks(layers, unit, weights, rows, count, last):
       at = begin + done
       return _put(outs, run_block(mine, at, size), at)
 
-    return _blockwise(unit, rows, length, body, outs), None
+    return _blockwise(sizes, length, body, outs), None
 
   runs = jnp.cumsum(count) - count, count, weights
   # Zeros that vary over the same axes of the mesh as what replaces them.
@@ -99,35 +115,35 @@ def _blocks(layers, unit, weights, rows, count, last):
   return lax.scan(run_expert, jax.tree.map(zero, like), runs)[0]
 
 
-def _blockwise(unit, rows, length, body, state):
+def _blockwise(sizes, length, body, state):
   """Calls `body(rows done, size of the block, state)` to the end of a run.
 
   Blocks are as large as can be, and the last one has the units that are left:
   a matrix that meets few rows takes nearly as long as one that meets many.
   """
-  most = min(_UNITS, len(rows) // unit)
-  units = -(-length // unit)
+  unit, most = sizes[0], sizes[-1]
+  length = -(-length // unit) * unit
   done = 0
-  for size in range(most, 0, -1):
-    number = units // most if size == most else units % most == size
+  for size in reversed(sizes):
+    number = length // most if size == most else length % most == size
 
     def step(i, state, size=size, done=done):
       # XLA would move what does not depend on i out of the loop.
-      return body(done + i * size * unit, size * unit, state)
+      return body(done + i * size, size, state)
 
     state = lax.fori_loop(0, jnp.int32(number), step, state)
-    done = done + number * size * unit
+    done = done + number * size
   return state
 
 
-def _blocks_forward(layers, unit, weights, rows, count):
+def _blocks_forward(layers, sizes, weights, rows, count):
   want = wanted(weights)
   weights, rows, count = values((weights, rows, count))
-  hidden, y = _blocks(layers, unit, weights, rows, count, 2)
+  hidden, y = _blocks(layers, sizes, weights, rows, count, 2)
   return y, (weights, rows, hidden, count, want)
 
 
-def _blocks_backward(layers, unit, saved, dy):
+def _blocks_backward(layers, sizes, saved, dy):
   weights, rows, hidden, count, want = saved
 
   def expert(d_rows, run):
@@ -144,7 +160,7 @@ def _blocks_backward(layers, unit, saved, dy):
       return _put(d_rows, d_here, at), d_mine
 
     first = d_rows, zeros(mine) if want else ()
-    return _blockwise(unit, rows, length, body, first)
+    return _blockwise(sizes, length, body, first)
 
   runs = jnp.cumsum(count) - count, count, weights
   d_rows, d_weights = lax.scan(expert, jnp.zeros_like(rows), runs)

@@ -85,8 +85,9 @@ class ExpertParallel:
     """Runs each expert on its run of `count` rows, see `grouped.blocks`."""
     if self.kernel:
       return grouped.kernel(self._cast(weights), rows, count)
-    unit = grouped.unit_size(len(rows), count.size)
-    return grouped.blocks(self._layers, unit, weights, rows, count)
+    matrix = weights[0].size // count.size
+    sizes = grouped.block_sizes(len(rows), count.size, matrix)
+    return grouped.blocks(self._layers, sizes, weights, rows, count)
 
   def send(
     self, rows: Float[Array, 'experts rows dim']
