@@ -95,3 +95,18 @@ def test_block_sizes(rows, experts, matrix, number):
   assert 16 <= unit <= grouped.SPARE and most <= min(rows, 512)
   limits = 16, 512 // number
   assert unit in limits or unit <= rows / experts / 8 < 2 * unit
+
+
+def test_each(close):
+  weights, rows, dy = draw(np.random.default_rng(0), 20)
+  count = np.full(EXPERTS, 5)
+
+  def each(weights, rows):
+    rows = rows.reshape(EXPERTS, 5, DIM)
+    return grouped.each(LAYERS, weights, rows).reshape(20, DIM)
+
+  y, pull = jax.vjp(jax.jit(each), weights, rows)
+  expected, expected_pull = jax.vjp(
+    lambda w, r: one_by_one(w, r, count), weights, rows
+  )
+  close((y, pull(dy)), (expected, expected_pull(dy)))
