@@ -81,6 +81,13 @@ def test_no_config_and_no_such_config(capsys, monkeypatch):
   assert 'flag' in refused(capsys, monkeypatch, DIGITS, 'stray')
 
 
+def test_no_such_field(capsys, monkeypatch):
+  near = refused(capsys, monkeypatch, DIGITS, '--config.attack.stpes=1')
+  assert 'mean steps' in near
+  far = refused(capsys, monkeypatch, DIGITS, '--config.attack.radius=1')
+  assert "'radius'" in far and 'config/fields.py' in far
+
+
 def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
   workdir = f'--workdir={tmp_path}/file/run'

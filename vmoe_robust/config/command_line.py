@@ -47,8 +47,9 @@ def _parse(argv):
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:  # of a field that is not there
     words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
+    hint = ' '.join(words[1:]) or 'vmoe_robust/config/fields.py has them all'
     raise UserError(
-      f'no such field in --config: {words[0]!r}. {" ".join(words[1:])}'
+      f'no such field in --config: {words[0]!r}. {hint}'
     ) from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
     raise UserError(str(error)) from error
