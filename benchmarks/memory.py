@@ -20,7 +20,7 @@ import jax
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.mesh import program
+from vmoe_robust.cost import program
 from vmoe_robust.rehearse import datasets, topology
 from vmoe_robust.rehearse.programs import Programs
 

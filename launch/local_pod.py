@@ -22,8 +22,8 @@ from pathlib import Path
 
 # JAX gives a silent process up after 30 seconds.
 _GRACE = 45.0
-# Exit codes of those that end because of another: `mesh.pod.FOLLOWED`, and
-# JAX's abort().
+# Exit codes of those that end because of another:
+# `distributed.pod.FOLLOWED`, and JAX's abort().
 _FOLLOWED = (75, -signal.SIGABRT)
 _NOISE = b'peer ranks'  # in a line that Gloo writes for each communicator
 

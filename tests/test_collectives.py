@@ -6,7 +6,7 @@ import pytest
 from benchmarks import collectives as bench
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.mesh.program import held
+from vmoe_robust.cost.program import held
 from vmoe_robust.rehearse.programs import Programs
 
 MESHES = pytest.mark.parametrize('mesh', bench.MESHES)

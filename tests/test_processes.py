@@ -12,7 +12,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from vmoe_robust.mesh import pod
+from vmoe_robust.distributed import pod
 from vmoe_robust.report.records import read_records
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import choose, command_line
+from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import attack, corruptions, smoothing
-from vmoe_robust.mesh import pod
 from vmoe_robust.train import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')

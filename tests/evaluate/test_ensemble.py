@@ -17,8 +17,8 @@ from vmoe_robust.evaluate.fall import STANDS
 from vmoe_robust.evaluate.notebook import _InMemory
 from vmoe_robust.evaluate.queue import Queue
 from vmoe_robust.evaluate.victim import of_function, simple_score
+from vmoe_robust.files import locked
 from vmoe_robust.mesh import create
-from vmoe_robust.report.lock import locked
 
 SHAPE, EXAMPLES = (6, 6, 1), 44
 ALONE = (

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vmoe_robust.mesh import pod
+from vmoe_robust.distributed import pod
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))

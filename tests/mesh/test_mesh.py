@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.mesh import hardware
+from vmoe_robust.cost import hardware
 
 PLAIN, FSDP = mesh_lib.rules(), mesh_lib.rules(fsdp=True)
 

@@ -12,7 +12,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.mesh import hardware, program
+from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import advice, estimate, rehearse, show, topology
 from vmoe_robust.rehearse.programs import Programs

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from vmoe_robust.checkpoint import integrity, writer
 from vmoe_robust.checkpoint.trees import require_same, shapes_of
 from vmoe_robust.config import ConfigDict, UserError
-from vmoe_robust.mesh import agreed
+from vmoe_robust.distributed import agreed
 
 # Weights, averaged weights if there are any, and what training alone needs.
 _TREES = ('params', 'ema', 'rest')

@@ -6,7 +6,7 @@ import time
 import jax
 
 from vmoe_robust.config import ConfigDict
-from vmoe_robust.mesh import agreed
+from vmoe_robust.distributed import agreed
 
 # On several processes the first one's clock counts, and every so many steps it
 # is asked, because the others wait for the answer.

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from vmoe_robust.checkpoint import integrity, policy
 from vmoe_robust.checkpoint.hush import Hush
 from vmoe_robust.config import ConfigDict, UserError
-from vmoe_robust.mesh.barriers import Barriers
+from vmoe_robust.distributed.barriers import Barriers
 
 CONFIG = 'config.json'
 # Seconds between attempts at a checkpoint that nothing comes after.

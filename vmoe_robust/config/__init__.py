@@ -15,7 +15,6 @@ from vmoe_robust.config.fields import (
   CORRUPTIONS,
   MACHINE_FIELDS,
   ConfigDict,
-  UserError,
   batch_size,
   default,
   differences,
@@ -27,6 +26,7 @@ from vmoe_robust.config.fields import (
 )
 from vmoe_robust.config.judging import WHOLE_ATTACKS, validate_attack
 from vmoe_robust.config.limits import choose
+from vmoe_robust.errors import UserError
 
 __all__ = [
   'CORRUPTIONS',

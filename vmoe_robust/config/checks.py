@@ -4,7 +4,6 @@ import math
 
 from vmoe_robust.config.fields import (
   ConfigDict,
-  UserError,
   batch_size,
   eps_name,
   moe_blocks,
@@ -24,6 +23,7 @@ from vmoe_robust.config.limits import (
   numbers,
   positive,
 )
+from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'corrupt', 'certify')
 ROUTERS = ('top_k', 'expert_choice', 'soft')

@@ -8,7 +8,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vmoe_robust.config.fields import ConfigDict, UserError
+from vmoe_robust.config.fields import ConfigDict
+from vmoe_robust.errors import UserError
 
 
 def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:

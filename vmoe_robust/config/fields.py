@@ -4,11 +4,9 @@ import json
 
 from ml_collections import config_dict
 
+from vmoe_robust.errors import UserError
+
 ConfigDict = config_dict.ConfigDict
-
-
-class UserError(ValueError):
-  """Something the user can mend; main prints the message as one line."""
 
 
 # Of ImageNet-C (arXiv:1903.12261), in the order of its tables. A corruption's

@@ -5,7 +5,6 @@ import math
 from vmoe_robust.config.fields import (
   CORRUPTIONS,
   ConfigDict,
-  UserError,
   eps_name,
 )
 from vmoe_robust.config.limits import (
@@ -15,6 +14,7 @@ from vmoe_robust.config.limits import (
   positive,
   several,
 )
+from vmoe_robust.errors import UserError
 
 EXPERT_MODES = ('capacity', 'dropless')
 DTYPES = ('float32', 'bfloat16')

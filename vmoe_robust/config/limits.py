@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from vmoe_robust.config.fields import UserError
+from vmoe_robust.errors import UserError
 
 
 def choose(field: str, value: str, choices: Iterable[str]) -> str:

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import CORRUPTIONS, batch_size
 from vmoe_robust.data import Corruption, eval_batches, load_frost
 from vmoe_robust.data.corruptions import CLEAN, SMALL
+from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
 from vmoe_robust.evaluate.victim import as_floats
-from vmoe_robust.mesh import batch_sharding, fetch
+from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
 

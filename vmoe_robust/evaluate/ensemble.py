@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vmoe_robust.attacks import Ensemble
+from vmoe_robust.distributed import agreed
 from vmoe_robust.evaluate import slots as slots_lib
 from vmoe_robust.evaluate.evaluator import Clean, Evaluator, Rows
 from vmoe_robust.evaluate.fall import (
@@ -27,7 +28,7 @@ from vmoe_robust.evaluate.fall import (
 from vmoe_robust.evaluate.queue import Queue
 from vmoe_robust.evaluate.snapshot import Snapshots
 from vmoe_robust.evaluate.victim import Score, Victim
-from vmoe_robust.mesh import agreed, replicated
+from vmoe_robust.mesh import replicated
 
 # Steps that slots take between two looks of the host, at most.
 _MOST_STEPS = 50

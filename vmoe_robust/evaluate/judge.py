@@ -16,9 +16,10 @@ from vmoe_robust.data import EvalBatches
 from vmoe_robust.evaluate.kept import Kept, identity
 from vmoe_robust.evaluate.opened import PROGRESS, Opened, opened
 from vmoe_robust.evaluate.snapshot import release
+from vmoe_robust.files import write_json
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import RECORDS, RESULTS, environment, write_json
+from vmoe_robust.report.results import RECORDS, RESULTS, environment
 from vmoe_robust.report.terminal import say
 
 Batch = dict[str, Array]

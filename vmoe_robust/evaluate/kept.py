@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import MACHINE_FIELDS, flatten
 from vmoe_robust.evaluate.snapshot import claim
-from vmoe_robust.report.results import replacing
+from vmoe_robust.files import replacing
 
 Columns = dict[str, np.ndarray]
 

@@ -31,6 +31,7 @@ from vmoe_robust.config import (
   mesh_shape,
   validate_mesh,
 )
+from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.models import Model, build, recognise, unbox
@@ -121,7 +122,7 @@ class Classifier:
       pad = [(0, size - len(part))] + 3 * [(0, 0)]
       arrays = (np.pad(part, pad), np.arange(size) < len(part))
       arrays = [_place(x, mesh_lib.batch_sharding(self.mesh)) for x in arrays]
-      parts.append(mesh_lib.fetch(self._program(self.params, *arrays)))
+      parts.append(fetch(self._program(self.params, *arrays)))
     join = lambda *x: np.concatenate(x)[:count]
     return jax.tree.map(join, *parts)
 

@@ -18,11 +18,10 @@ from vmoe_robust.evaluate.ensemble import Runner
 from vmoe_robust.evaluate.load import Classifier, checked_images
 from vmoe_robust.evaluate.load import load as load
 from vmoe_robust.evaluate.victim import of_function, of_model, simple_score
+from vmoe_robust.files import locked, write_json
 from vmoe_robust.mesh import batch_shards
-from vmoe_robust.report.lock import locked
 from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.records import write_records
-from vmoe_robust.report.results import write_json
 
 _NORMS = {'Linf': 'linf', 'L2': 'l2', 'L1': 'l1'}
 

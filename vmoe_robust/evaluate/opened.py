@@ -29,8 +29,8 @@ from vmoe_robust.evaluate.load import (
   restore,
   select,
 )
-from vmoe_robust.report.lock import locked
-from vmoe_robust.report.results import RESULTS, require_writable
+from vmoe_robust.files import locked, require_writable
+from vmoe_robust.report.results import RESULTS
 from vmoe_robust.report.terminal import say
 
 # What a mode says for itself, with the fields of its name; everything else is

@@ -12,14 +12,10 @@ from scipy import stats
 
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate.robustness import Attacked
+from vmoe_robust.files import write_json
 from vmoe_robust.report import plots
 from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import (
-  RECORDS,
-  RESULTS,
-  environment,
-  write_json,
-)
+from vmoe_robust.report.results import RECORDS, RESULTS, environment
 from vmoe_robust.report.table import table
 
 CURVE, EXAMPLES = 'robustness.png', 'examples.png'

@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import attacks
 from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.fall import Fall
 from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.evaluate.sweep import Shown
 from vmoe_robust.evaluate.victim import as_floats
-from vmoe_robust.mesh import batch_sharding, fetch
+from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Aux, Model, losses
 
 Batch = dict[str, Array]

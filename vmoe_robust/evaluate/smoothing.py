@@ -17,6 +17,7 @@ from scipy import stats
 
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
+from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
 from vmoe_robust.evaluate.victim import as_floats
@@ -24,7 +25,6 @@ from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
   constrain_batch,
-  fetch,
 )
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vmoe_robust.config import UserError
-from vmoe_robust.report.results import replacing, to_json, write_json
+from vmoe_robust.distributed import together
+from vmoe_robust.files import replacing, to_json, write_json
 
 _IDENTITY, _STATE, _X_ADV = 'attack.json', 'state.json', 'x_adv.npy'
 
@@ -159,9 +159,3 @@ def _reader(parts: dict[str, np.ndarray], number: int) -> Callable:
 
 def _name(number: int, index: tuple[slice, ...]) -> str:
   return f'{number} {[(part.start, part.stop) for part in index]}'
-
-
-def together(name: str):
-  """Waits for the other processes."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from vmoe_robust.config import eps_name
+from vmoe_robust.distributed import together
 from vmoe_robust.evaluate import warn
 from vmoe_robust.evaluate.ensemble import Rows, Runner
 from vmoe_robust.evaluate.fall import Fall
-from vmoe_robust.evaluate.snapshot import Snapshots, claim, together
-from vmoe_robust.report.results import replacing, to_json
+from vmoe_robust.evaluate.snapshot import Snapshots, claim
+from vmoe_robust.files import replacing, to_json
 
 _DONE = 'done.npz'
 WHEN = ('before', 'after')

@@ -5,9 +5,9 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 DATA, EXPERT, MODEL = AXES = ('data', 'expert', 'model')
 # The batch is split over both of these; experts over the second.
@@ -118,18 +118,3 @@ def constrain_batch(
 ) -> Float[Array, 'batch ...']:
   """Keeps an activation's leading axis split as the batch is."""
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
-
-
-def agreed(value: bool | int) -> bool | int:
-  """The first process's answer, on all of them; they wait for it."""
-  if jax.process_count() == 1:
-    return value
-  kind = type(value)
-  return kind(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
-def fetch(tree: PyTree) -> PyTree:
-  """The whole arrays of a tree, on every host."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)

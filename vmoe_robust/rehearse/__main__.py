@@ -7,8 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import UserError, command_line
+from vmoe_robust.files import write_json
 from vmoe_robust.rehearse import rehearse, show
-from vmoe_robust.report.results import write_json
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
 _TOPOLOGY = flags.DEFINE_string(

@@ -6,8 +6,8 @@ import math
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import batch_size
-from vmoe_robust.mesh.hardware import Chip
-from vmoe_robust.mesh.program import Costs
+from vmoe_robust.cost.hardware import Chip
+from vmoe_robust.cost.program import Costs
 
 
 @dataclasses.dataclass(frozen=True)

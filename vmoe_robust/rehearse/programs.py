@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import batch_size
+from vmoe_robust.cost.program import held
 from vmoe_robust.evaluate import robustness
-from vmoe_robust.mesh.program import held
 from vmoe_robust.models import Model, build
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib

@@ -18,7 +18,7 @@ from vmoe_robust.config import (
   mesh_shape,
   validate,
 )
-from vmoe_robust.mesh import hardware, program
+from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import advice, datasets, estimate, topology
 from vmoe_robust.rehearse.programs import Programs

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from vmoe_robust.report import results
+from vmoe_robust import files
 
 _FLUSH_EVERY = 60.0  # seconds, the event file, which waits for the disk
 
@@ -36,7 +36,7 @@ class MetricWriter:
       OSError: the directory cannot be written to.
     """
     path = pathlib.Path(workdir) / 'metrics.jsonl'
-    with results.replacing(path) as draft:
+    with files.replacing(path) as draft:
       draft.write_text(''.join(_kept_lines(path, after_step)))
     self._lines, self._unwritten = path.open('ab', buffering=0), b''
     folder = path.parent / 'tensorboard'
@@ -53,7 +53,7 @@ class MetricWriter:
     What does not fit onto the disk is written when there is room again.
     """
     values = {name: float(value) for name, value in metrics.items()}
-    line = results.to_json({'step': int(step), **values}) + '\n'
+    line = files.to_json({'step': int(step), **values}) + '\n'
     self._unwritten += line.encode()
     self._write_lines()
     for name, value in values.items():

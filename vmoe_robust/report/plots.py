@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vmoe_robust.report.results import replacing
+from vmoe_robust.files import replacing
 
 # How much a perturbation is amplified at most.
 _MOST = 50

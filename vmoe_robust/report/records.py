@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from vmoe_robust.report import results
+from vmoe_robust import files
 
 
 def write_records(path: str | os.PathLike, columns: Mapping[str, np.ndarray]):
@@ -25,7 +25,7 @@ def write_records(path: str | os.PathLike, columns: Mapping[str, np.ndarray]):
   if len(set(lengths.values())) > 1:
     raise ValueError(f'columns differ in length: {lengths}')
   made = pa.table({name: _to_arrow(values) for name, values in columns.items()})
-  with results.replacing(path) as draft:
+  with files.replacing(path) as draft:
     parquet.write_table(made, draft)
 
 

@@ -20,7 +20,7 @@ from vmoe_robust.checkpoint import (
   take,
 )
 from vmoe_robust.config import UserError
-from vmoe_robust.report.results import write_json
+from vmoe_robust.files import write_json
 from vmoe_robust.report.table import table
 from vmoe_robust.report.terminal import say
 

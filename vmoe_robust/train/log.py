@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
-from vmoe_robust.mesh.hardware import peak_flops
+from vmoe_robust.cost.hardware import peak_flops
 from vmoe_robust.models import flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress

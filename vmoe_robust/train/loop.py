@@ -19,17 +19,17 @@ from vmoe_robust.checkpoint import (
   save_config,
 )
 from vmoe_robust.config import batch_size, mesh_shape, validate
+from vmoe_robust.cost import program
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
+from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import accuracy, outcome
 from vmoe_robust.evaluate.attack import attack, make
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, finished
-from vmoe_robust.mesh import pod, program
+from vmoe_robust.files import locked, require_writable
 from vmoe_robust.models import build, flops
-from vmoe_robust.report.lock import locked
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
-from vmoe_robust.report.results import require_writable
 from vmoe_robust.report.terminal import say
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib

@@ -5,7 +5,7 @@ import time
 import jax
 import pytest
 
-from vmoe_robust.mesh import barriers
+from vmoe_robust.distributed import barriers
 
 PROCESSES, PLACES = 3, 2
 

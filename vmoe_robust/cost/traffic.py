@@ -1,6 +1,6 @@
 """How many bytes an instruction of a compiled program moves to and from HBM."""
 
-from vmoe_robust.mesh.hlo import Instruction, Module
+from vmoe_robust.cost.hlo import Instruction, Module
 
 # Names for what is already there, or bookkeeping: nothing is moved.
 _FREE = (

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.mesh import hlo, program
+from vmoe_robust.cost import hlo, program
 
 ROWS = 4 * 6  # numbers on a device
 X = (32, 6)

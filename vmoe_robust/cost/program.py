@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from vmoe_robust.mesh import hardware, hlo, traffic
+from vmoe_robust.cost import hardware, hlo, traffic
 
 _KINDS = (
   *('all-to-all', 'ragged-all-to-all', 'all-gather', 'all-reduce'),

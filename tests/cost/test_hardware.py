@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from vmoe_robust.mesh import hardware
+from vmoe_robust.cost import hardware
 
 
 def pod(*sizes):

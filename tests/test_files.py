@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vmoe_robust import files
+from vmoe_robust.config import UserError
+from vmoe_robust.files import locked
+
+
+def test_a_second_program_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
+  code = (
+    'import sys, time\n'
+    'from vmoe_robust.files import locked\n'
+    'with locked(sys.argv[1]):\n'
+    '  print("in", flush=True)\n'
+    '  time.sleep(600)\n'
+  )
+  other = subprocess.Popen(
+    [sys.executable, '-c', code, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert other.stdout.readline() == 'in\n'
+  with pytest.raises(UserError, match=f'--workdir={tmp_path} is in use'):
+    with locked(tmp_path):
+      raise AssertionError
+  other.kill()
+  other.communicate()
+  with locked(tmp_path):
+    pass
+  with locked(tmp_path / 'new', 'folder'):
+    pass
+
+
+def test_json_comes_back(tmp_path):
+  path = tmp_path / 'deep' / 'results.json'
+  data = {
+    'clean_accuracy': np.float32(0.5),
+    'eps': (0.1, 0.2),
+    'counts': np.arange(3),
+    'flag': np.bool_(True),
+    'per_eps': {0.1: {'robust_accuracy': 0.25}},
+    'nothing': None,
+    'text': 'a',
+  }
+  files.write_json(path, data)
+  assert json.loads(path.read_text()) == {
+    'clean_accuracy': 0.5,
+    'eps': [0.1, 0.2],
+    'counts': [0, 1, 2],
+    'flag': True,
+    'per_eps': {'0.1': {'robust_accuracy': 0.25}},
+    'nothing': None,
+    'text': 'a',
+  }
+
+
+def test_values_that_json_lacks_become_null():
+  data = {'a': [float('nan'), np.float32('inf')], 'b': np.array([-np.inf, 1])}
+  assert json.loads(files.to_json(data)) == {'a': [None] * 2, 'b': [None, 1]}
+
+
+def test_a_failure_keeps_the_old_file(tmp_path):
+  path = tmp_path / 'results.json'
+  files.write_json(path, {'a': 1})
+  with pytest.raises(TypeError):
+    files.write_json(path, {'a': object()})
+  with pytest.raises(RuntimeError), files.replacing(path) as draft:
+    draft.write_text('half')
+    raise RuntimeError
+  assert json.loads(path.read_text()) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['results.json']
