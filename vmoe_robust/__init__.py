@@ -9,13 +9,15 @@ In a notebook:
 
 import importlib
 
-__all__ = ['load', 'robust_accuracy']
+# On demand: to read a configuration takes no model.
+_HOMES = {
+  'load': 'vmoe_robust.evaluate.load',
+  'robust_accuracy': 'vmoe_robust.robustness.api',
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-  # On demand: to read a configuration takes no model.
-  if name in __all__:
-    return getattr(
-      importlib.import_module('vmoe_robust.evaluate.notebook'), name
-    )
+  if name in _HOMES:
+    return getattr(importlib.import_module(_HOMES[name]), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

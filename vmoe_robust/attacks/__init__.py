@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from vmoe_robust.attacks.ensembles import Budget, Ensemble, Stage, ensemble
+from vmoe_robust.attacks.ensembles import (
+  Budget,
+  Ensemble,
+  Stage,
+  ensemble,
+  label,
+)
 from vmoe_robust.attacks.interface import (
   Attack,
   Images,
@@ -16,7 +22,7 @@ from vmoe_robust.attacks.interface import (
 )
 from vmoe_robust.attacks.losses import LOSSES
 from vmoe_robust.attacks.norms import check, distance
-from vmoe_robust.attacks.paper import paper
+from vmoe_robust.attacks.paper import Paper
 from vmoe_robust.attacks.pgd import Pgd
 from vmoe_robust.config import ConfigDict
 
@@ -34,6 +40,7 @@ __all__ = [
   'check',
   'distance',
   'ensemble',
+  'label',
 ]
 
 
@@ -46,7 +53,7 @@ def build(
   a sweep compiles once.
   """
   if attack.name == 'paper':
-    return functools.partial(paper, steps=attack.steps)
+    return functools.partial(complete, Paper(attack.steps))
   pgd = Pgd(
     norm=attack.norm,
     iterations=attack.steps,

@@ -5,6 +5,10 @@ attacks, and lists of one's own.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from jaxtyping import Array
 
 from vmoe_robust.attacks.apgd import Apgd
 from vmoe_robust.attacks.fab import Fab
@@ -23,29 +27,65 @@ _VERSIONS = {
 _RESTARTED = ('apgd_ce', 'apgd_dlr', 'fab')  # five times in `plus`
 
 
+# What a stage raises: a name of `losses.LOSSES`, or a function of the logits,
+# of what else the model returned and of the goal (`robustness/slots.py`).
+StageLoss = str | Callable[..., Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One attack of an ensemble: which loss, and how often on an image."""
+  """One attack of an ensemble: which loss, and how often on an image.
+
+  Args:
+    name: of the attack.
+    attack: the state machine.
+    loss: what it raises.
+    targets: runner-up classes that are tried in turn; 0: untargeted.
+    restarts: runs for each target.
+    stays: an image stays to the end of the attack, though it may be broken;
+      else it leaves as soon as it is, and what was misclassified before is not
+      attacked.
+    until: an image counts as broken when its class is 'wrong', or when it is
+      taken for its 'target'.
+  """
 
   name: str
   attack: Attack
-  loss: str  # of `losses.LOSSES`
-  targets: int = 0  # runner-up classes tried in turn; 0: untargeted
-  restarts: int = 1  # for each target
+  loss: StageLoss
+  targets: int = 0
+  restarts: int = 1
+  stays: bool = False
+  until: Literal['wrong', 'target'] = 'wrong'
 
   @property
   def attempts(self) -> int:
     """Runs on an image that stands to the end."""
     return max(self.targets, 1) * self.restarts
 
+  @property
+  def needs_gradient(self) -> bool:
+    """Whether it follows a gradient by the image."""
+    return not isinstance(self.attack, Square)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """Stages in order, and what had to be changed for this model."""
+  """Stages in order, and what had to be changed for this model.
+
+  Args:
+    stages: in their order.
+    notes: what readers of the result should know.
+    draws: of a random model, over which the loss is a mean.
+    aim: which class comes first as a target: 'runner_up', 'least_likely' or
+      'random'.
+    is_bounded: x_adv stays in the ball and in [0, 1].
+  """
 
   stages: tuple[Stage, ...]
   notes: tuple[str, ...] = ()
-  draws: int = 1  # of a random model, over which the loss is a mean
+  draws: int = 1
+  aim: str = 'runner_up'
+  is_bounded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +96,48 @@ class Budget:
   queries: int = 5000  # of Square
   restarts: int = 0  # of what has no target; 0: the ensemble's own
   targets: int = 0  # 0: the ensemble's own, nine at most
+
+
+def label(name: str | tuple[str, ...], budget: Budget = Budget()) -> str:
+  """The name of an attack in results: AutoAttack with less is not AutoAttack.
+
+  Args:
+    name: as for `ensemble`.
+    budget: of the attack.
+
+  Returns:
+    The name, such as 'apgd_ce+square', and of AutoAttack also each length that
+    is not the authors': 'autoattack, 20 steps, 1 restart'.
+  """
+  if not isinstance(name, str):
+    return '+'.join(name)
+  if not name.startswith('autoattack'):
+    return name
+  words = {'iterations': 'step', 'queries': 'query'}
+  parts = [name]
+  for field in dataclasses.fields(Budget):
+    value = getattr(budget, field.name)
+    if value != field.default:
+      word = words.get(field.name, field.name.removesuffix('s'))
+      plural = 'queries' if word == 'query' else f'{word}s'
+      parts.append(f'{value} {word if value == 1 else plural}')
+  return ', '.join(parts)
+
+
+def _is_less(name: str, norm: str, budget: Budget, classes: int) -> bool:
+  """Whether some attack is shorter than the authors' of that name."""
+  own, less = Budget(), False
+  for one in _VERSIONS[_version(name)]:
+    restarts, targets = _repeated(_version(name), one, norm)
+    if one == 'square':
+      less |= budget.queries < own.queries
+    else:
+      less |= budget.iterations < own.iterations
+    if _ATTACKS[one][2]:
+      less |= 0 < budget.targets < min(targets, classes - 1)
+    else:
+      less |= 0 < budget.restarts < restarts
+  return less
 
 
 def names() -> tuple[str, ...]:
@@ -85,13 +167,19 @@ def ensemble(
     UserError: there is no such attack, or not in this norm.
   """
   version, attacks = '', (name,) if isinstance(name, str) else tuple(name)
+  notes = []
   if isinstance(name, str) and name.startswith('autoattack'):
-    version = name.removeprefix('autoattack').removeprefix('_') or 'standard'
     choose('attack', name, names())
+    version = _version(name)
     attacks = _VERSIONS[version]
+    if _is_less(name, norm, budget, classes):
+      notes.append(
+        f'{label(name, budget)} is weaker than AutoAttack: robust accuracies '
+        'of AutoAttack are lower'
+      )
   if classes < 2:
     raise UserError(f'the model has {classes} class; an attack needs two')
-  stages, notes = [], []
+  stages = []
   for one in attacks:
     choose('attack', one, _ATTACKS if len(attacks) > 1 else names())
     if one == 'square' and norm == 'l1':
@@ -99,12 +187,7 @@ def ensemble(
         raise UserError("attack='square' has no norm='l1'; use linf or l2")
       notes.append('square has no l1 and is left out')
       continue
-    restarts = 5 if version == 'plus' and one in _RESTARTED else 1
-    if version == 'standard' and norm == 'l1' and one == 'apgd_ce':
-      restarts = 5
-    targets = 5 if version == 'standard' and norm == 'l1' else 9
-    if one == 'fab_t':
-      targets = 9
+    restarts, targets = _repeated(version, one, norm)
     budget_here = dataclasses.replace(
       budget,
       restarts=budget.restarts or restarts,
@@ -113,6 +196,19 @@ def ensemble(
     stages.append(_simpler(_stage(one, norm, budget_here), classes, notes))
   draws = RAND_DRAWS if version == 'rand' else 1
   return Ensemble(tuple(stages), tuple(notes), draws)
+
+
+def _version(name: str) -> str:
+  return name.removeprefix('autoattack').removeprefix('_') or 'standard'
+
+
+def _repeated(version: str, name: str, norm: str) -> tuple[int, int]:
+  """Restarts and targets of an attack, as the authors have them."""
+  short = version == 'standard' and norm == 'l1'
+  restarts = 5 if version == 'plus' and name in _RESTARTED else 1
+  if short and name == 'apgd_ce':
+    restarts = 5
+  return restarts, 5 if short and name != 'fab_t' else 9
 
 
 def _stage(name: str, norm: str, budget: Budget) -> Stage:

@@ -5,26 +5,56 @@ its published code runs it. Weaker than `pgd`, and not sound: x_adv may leave
 [0, 1].
 """
 
-import jax
+import dataclasses
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vmoe_robust.attacks.interface import Images, Keys, Loss
+from vmoe_robust.attacks.interface import (
+  Images,
+  Keys,
+  Loss,
+  State,
+  fresh,
+  gradient,
+)
 
 
-def paper(
-  loss: Loss,
-  images: Images,
-  keys: Keys,
-  eps: Float[Array, ''],
-  *,
-  steps: int,
-) -> Images:
-  """The last of `steps` signed steps of eps / steps, unclipped."""
-  del keys  # starts at the image
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """The last of some signed steps of eps / iterations, unclipped.
 
-  def update(_, x):
-    gradient = jax.grad(lambda x: jnp.mean(loss(x)[0]))(x)
-    return x + eps / steps * jnp.sign(gradient)
+  Args:
+    iterations: updates; a step more looks at the last of them.
+  """
 
-  return jax.lax.fori_loop(0, steps, update, images)
+  iterations: int
+
+  @property
+  def steps(self) -> int:
+    """See `interface.Attack`."""
+    return self.iterations + 1
+
+  def start(
+    self,
+    images: Images,
+    keys: Keys,
+    eps: Float[Array, ''],
+    restart: Int[Array, 'batch'],
+  ) -> State:
+    """See `interface.Attack`. It starts at the image."""
+    del keys, eps, restart
+    return fresh(images, images, ())
+
+  def step(self, loss: Loss, state: State, eps: Float[Array, '']) -> State:
+    """See `interface.Attack`."""
+    _, _, slope = gradient(loss, state.x)
+    x = state.x + eps / self.iterations * jnp.sign(slope)
+    # Not the worst iterate counts, but the last one.
+    return state.replace(
+      x=x,
+      x_adv=x,
+      value=jnp.full_like(state.value, -jnp.inf),
+      broken=jnp.zeros_like(state.broken),
+      turn=state.turn + 1,
+    )

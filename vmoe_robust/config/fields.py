@@ -178,7 +178,7 @@ def _attack() -> dict:
     queries=5000,  # of Square
     step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps
     random_start=True,
-    restarts=1,  # of AutoAttack's attacks, 1 means as many as they have
+    restarts=0,  # of attacks without targets; 0: as many as each has
     momentum=0.0,  # decay of MI-FGSM (arXiv:1710.06081); 0: plain PGD
     target='',  # '': untargeted; 'runner_up', 'least_likely', 'random'
     class_weight=1.0,  # the attacked loss is class_weight * cross-entropy

@@ -47,9 +47,14 @@ def validate_attack(attack: ConfigDict):
   choose('config.attack.norm', attack.norm, NORMS)
   choose('config.attack.target', attack.target, TARGETS)
   choose('config.attack.experts', attack.experts, EXPERT_MODES)
-  for name in ('steps', 'restarts'):
-    positive(f'config.attack.{name}', attack[name])
-  for name in ('step_size', 'momentum', 'batch_size', 'every_steps'):
+  positive('config.attack.steps', attack.steps)
+  for name in (
+    'restarts',
+    'step_size',
+    'momentum',
+    'batch_size',
+    'every_steps',
+  ):
     at_least(f'config.attack.{name}', attack[name], 0)
   if isinstance(attack.eps, str) or not attack.eps:
     raise UserError(
@@ -80,10 +85,9 @@ def validate_attack(attack: ConfigDict):
     choose('config.attack.compute_dtype', attack.compute_dtype, DTYPES)
   positive('config.attack.queries', attack.queries)
   if attack.name == 'paper':
-    _fixed(attack, dict(norm='linf', step_size=0.0, restarts=1, momentum=0.0))
+    _fixed(attack, dict(norm='linf', step_size=0.0, restarts=0, momentum=0.0))
   if attack.name not in WHOLE_ATTACKS:
-    # Images come and go: a batch they share slots in is no group.
-    _fixed(attack, dict(experts='dropless', step_size=0.0, momentum=0.0))
+    _fixed(attack, dict(step_size=0.0, momentum=0.0))
     _fixed(attack, dict(random_start=True, target='', class_weight=1.0))
     _fixed(attack, dict(auxiliary_weight=0.0))
     if 'square' in parts and attack.norm == 'l1':
@@ -91,8 +95,6 @@ def validate_attack(attack: ConfigDict):
         f"config.attack.norm='l1' does not fit config.attack.name="
         f'{attack.name!r}, for square has no l1; leave it out'
       )
-  elif attack.compute_dtype:
-    _fixed(attack, dict(compute_dtype=''))
 
 
 def _fixed(attack: ConfigDict, fields: dict):

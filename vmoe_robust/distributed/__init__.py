@@ -1,5 +1,7 @@
 """Processes that start, agree and end together."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -25,3 +27,20 @@ def fetch(tree: PyTree) -> PyTree:
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def shared(read: Callable[[], bytes | None]) -> bytes | None:
+  """What the first process reads, on all of them; only it calls `read`.
+
+  All wait for it, so that none enters a collective that others do not.
+  """
+  data = read() if jax.process_index() == 0 else None
+  if jax.process_count() == 1:
+    return data
+  length = agreed(-1 if data is None else len(data))
+  if length < 0:
+    return None
+  room = np.zeros(length, np.uint8)
+  if jax.process_index() == 0:
+    room[:] = np.frombuffer(data, np.uint8)
+  return multihost_utils.broadcast_one_to_all(room).tobytes()

@@ -9,8 +9,9 @@ from clu import metrics
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.models import Model, losses
+from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.robustness.target import as_floats
 
 
 @flax.struct.dataclass
@@ -34,7 +35,7 @@ def make(model: Model, config: ConfigDict) -> Forward:
       params, images, experts=config.eval.experts, mask=batch['mask']
     )
     return Metrics.single_from_model_output(
-      right=losses.top_is_right(logits, wanted).astype(jnp.float32),
+      right=is_right(classes(logits), batch['label']).astype(jnp.float32),
       loss=losses.classification(logits, wanted, config.train.loss),
       mask=batch['mask'].astype(jnp.float32),
     )

@@ -1,29 +1,30 @@
 """`config.mode = 'attack'`: attacks a saved checkpoint, and nothing else."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from absl import logging
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import WHOLE_ATTACKS, UserError, batch_size
-from vmoe_robust.data import Source, eval_batches
-from vmoe_robust.evaluate import outcome, robustness
-from vmoe_robust.evaluate.ensembled import Ensembled
-from vmoe_robust.evaluate.kept import Kept, identity
+from vmoe_robust.config import batch_size
+from vmoe_robust.data import Source
+from vmoe_robust.data.rows import Rows
+from vmoe_robust.evaluate import outcome, target
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, opened
-from vmoe_robust.evaluate.snapshot import release
-from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
-from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.terminal import say
+from vmoe_robust.robustness import sweep
+from vmoe_robust.robustness.images import require_space
+from vmoe_robust.robustness.programs import Programs
+from vmoe_robust.robustness.resume import Unfinished
 
-# Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
-_MOST_PIXELS = 2e9
+X_ADV = 'x_adv'  # in the work directory
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
@@ -34,23 +35,86 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   """
   with opened(config, workdir, outcome.closing) as here:
     if here is not None:
-      program = make(here.classifier.model, here.config)
+      program = Attacker(here.classifier.model, here.config)
       results = attack(
         here.classifier, here.source, program, workdir, {}, PROGRESS
       )
       say(outcome.closing(results, workdir))
 
 
-def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
-  """What carries out the attack of `config.attack`."""
-  whole = config.attack.name in WHOLE_ATTACKS
-  return (robustness.Program if whole else Ensembled)(model, config)
+class Attacker:
+  """Carries out the attack of `config.attack`; compiled for the first examples.
+
+  Weights may differ between calls.
+  """
+
+  def __init__(self, model: Model, config: ConfigDict):
+    """Compiles nothing yet.
+
+    Raises:
+      UserError: the attack does not fit the model.
+    """
+    self.config, self._model = config, model
+    self._ensemble = target.ensemble(config)
+    self._programs = None
+
+  def __call__(
+    self,
+    params: PyTree,
+    source: Source,
+    unfinished: Unfinished,
+    archive: Path | None = None,
+    on_turn: Callable[[], None] = lambda: None,
+  ) -> sweep.Swept:
+    """Attacks every example of a source at every radius.
+
+    Args:
+      params: weights.
+      source: the examples.
+      unfinished: where an attack that is cut short leaves what it has.
+      archive: a folder for x_adv; None: it is not kept.
+      on_turn: called after each turn of the slots, on every process.
+    """
+    config = self.config
+    if self._programs is None:
+      self._programs = self.programs(params)
+    programs = self._programs
+    programs.target = dataclasses.replace(programs.target, params=params)
+    with contextlib.ExitStack() as stack:
+      rows = Rows(source, config.data)
+      stack.callback(rows.close)
+      stages = Stages(len(source))
+      stack.callback(stages.close)
+
+      def told(*what):
+        stages.update(*what)
+        on_turn()
+
+      return sweep.run(
+        programs,
+        rows,
+        config.attack.eps,
+        unfinished=unfinished,
+        archive=archive,
+        on_turn=told,
+      )
+
+  def programs(self, params: PyTree) -> Programs:
+    """The programs; `params` may be shapes alone."""
+    config = self.config
+    return Programs(
+      target.of_config(self._model, params, config),
+      self._ensemble,
+      norm=config.attack.norm,
+      seed=config.seed,
+      batch_size=batch_size(config, 'attack'),
+    )
 
 
 def attack(
   classifier: Classifier,
   source: Source,
-  program: robustness.Program | Ensembled,
+  attacker: Attacker,
   workdir: str | os.PathLike,
   about: dict,
   progress: str | None = None,
@@ -61,35 +125,28 @@ def attack(
   Args:
     classifier: what to attack.
     source: the examples.
-    program: of the model; `program.config` says how.
+    attacker: of the model; `attacker.config` says how.
     workdir: where the results go.
     about: what else the results should say.
     progress: a folder in it from which an attack that was cut short goes on;
       None: it does not.
     on_turn: called again and again, at the same places on every process; what
       it raises ends the attack.
+
+  Raises:
+    UserError: the disk has no room for x_adv.
   """
-  config, radii = program.config, len(program.config.attack.eps)
-  pixels = radii * len(source) * config.data.image_size**2 * source.channels
-  if config.attack.save_images and pixels > _MOST_PIXELS:
-    raise UserError(
-      f'config.attack.save_images=True would keep {pixels:,} numbers in '
-      f'memory, more than {_MOST_PIXELS:,.0f}; attack a part, such as '
-      "config.data.split='test[:1000]', or fewer radii"
-    )
+  config, archive = attacker.config, None
+  if config.attack.save_images:
+    archive = Path(workdir, X_ADV)
+    pixels = len(source) * config.data.image_size**2 * source.channels
+    # An image that falls late is there twice.
+    needed = 2 * 4 * pixels * len(config.attack.eps)
+    require_space(workdir, needed, 'config.attack.save_images=True')
   folder = Path(workdir, progress) if progress else None
-  whole = isinstance(program, robustness.Program)
-  if folder is None and jax.process_count() > 1 and not whole:
-    # Processes exchange images by files. Old ones are of no use.
-    folder = Path(workdir, 'attack')
-    release(folder)
   same = identity(config, classifier.step, classifier.checksum)
-  if whole:
-    attacked = _in_batches(
-      classifier, source, program, Kept(folder, same), on_turn
-    )
-  else:
-    attacked = program(classifier.params, source, folder, same, on_turn)
+  unfinished = Unfinished(folder, same)
+  attacked = attacker(classifier.params, source, unfinished, archive, on_turn)
   about = about | {
     'checkpoint': classifier.where,
     'checkpoint_checksum': classifier.checksum,
@@ -110,31 +167,5 @@ def attack(
     # end it.
     logging.warning('the results of an attack were not written: %s', error)
     results = outcome.summarise(attacked, config)
-  if folder:
-    release(folder)
+  unfinished.release()
   return results
-
-
-def _in_batches(
-  classifier, source, program, kept, on_turn
-) -> robustness.Attacked:
-  config, radii = program.config, len(program.config.attack.eps)
-  batches = eval_batches(
-    config.data,
-    source,
-    batch_size=batch_size(config, 'attack'),
-    sharding=batch_sharding(classifier.mesh),
-  )
-  with contextlib.ExitStack() as stack:
-    stack.callback(batches.close)
-    show = lambda done, images: None
-    if jax.process_index() == 0:
-      progress = Progress(len(batches) * radii, 'attack', 'batch')
-      stack.callback(progress.close)
-      show = progress.update
-
-    def on_batch(done, images):
-      show(done, images)
-      on_turn()
-
-    return robustness.run(program, classifier.params, batches, on_batch, kept)

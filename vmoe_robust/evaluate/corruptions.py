@@ -17,10 +17,11 @@ from vmoe_robust.data.corruptions import CLEAN, SMALL
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
-from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
+from vmoe_robust.robustness import measure
+from vmoe_robust.robustness.target import as_floats
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike):
@@ -86,14 +87,14 @@ def program(model: Model):
   def predict(params, images, mask):
     images = as_floats(images)
     logits, _ = model.apply(params, images, experts='dropless', mask=mask)
-    return judge.classes(logits)
+    return measure.classes(logits)
 
   return jax.jit(predict)
 
 
 def summarise(columns: judge.Columns, config: ConfigDict) -> dict:
   """Accuracies, and means over severities and corruptions."""
-  right = judge.is_right(columns['prediction'], columns['label'])
+  right = measure.is_right(columns['prediction'], columns['label'])
   clean = columns['corruption'] == CLEAN
   clean_error = float(1 - right[clean].mean())
   each = {}

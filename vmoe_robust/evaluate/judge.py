@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import EvalBatches
-from vmoe_robust.evaluate.kept import Kept, identity
+from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.evaluate.opened import PROGRESS, Opened, opened
-from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.files import write_json
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import RECORDS, RESULTS, environment
 from vmoe_robust.report.terminal import say
+from vmoe_robust.robustness.resume import Unfinished
 
 Batch = dict[str, Array]
 Columns = dict[str, np.ndarray]
@@ -68,15 +67,16 @@ def rows_of(
   """
   subject = here.classifier
   same = identity(here.config, subject.step, subject.checksum)
-  kept = Kept(Path(here.workdir, PROGRESS), same)
+  kept = Unfinished(Path(here.workdir, PROGRESS), same)
   rows, done = [], 0
-  while row := kept.get(done):
+  while row := kept.get(str(done)):
     rows.append(row)
     done += 1
   with contextlib.closing(batches(done)) as rest:
     for number, batch in enumerate(rest, done):
       rows.append(find(number, batch))
-      kept.put(rows[-1], number)
+      kept.put(str(number), rows[-1])
+  kept.wait()
   columns = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
   mask, index = columns.pop('mask'), columns['index']
   corrupt = set(index[~mask & (index >= 0)].tolist())
@@ -125,26 +125,8 @@ def write(
   }
   if first:
     write_json(Path(here.workdir) / RESULTS, results)
-  release(Path(here.workdir) / PROGRESS)
+  Unfinished(Path(here.workdir, PROGRESS), None).release()
   return results
-
-
-def classes(
-  logits: Float[Array, 'batch classes'],
-) -> Int[Array, 'batch']:
-  """The top class of each image, -1 where a logit is not finite."""
-  top = logits.argmax(-1).astype(jnp.int32)
-  return jnp.where(jnp.isfinite(logits).all(-1), top, -1)
-
-
-def is_right(
-  predictions: Int[np.ndarray, 'rows'], labels: np.ndarray
-) -> Bool[np.ndarray, 'rows']:
-  """Whether a class is the label, or one of several; -1 never is."""
-  if labels.ndim == 1:
-    return predictions == labels
-  found = np.take_along_axis(labels, np.maximum(predictions, 0)[:, None], 1)
-  return (predictions >= 0) & (found[:, 0] > 0)
 
 
 @contextlib.contextmanager

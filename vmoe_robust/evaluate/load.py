@@ -33,8 +33,10 @@ from vmoe_robust.config import (
 )
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import routing
-from vmoe_robust.evaluate.victim import as_floats
+from vmoe_robust.evaluate.target import of_model
 from vmoe_robust.models import Model, build, recognise, unbox
+from vmoe_robust.robustness.arguments import checked_images
+from vmoe_robust.robustness.target import Target, as_floats
 
 # Images of one call of a program, for each device that shares the batch: so
 # many sizes are compiled at most, whatever batches come.
@@ -57,6 +59,28 @@ class Classifier:
   where: str | os.PathLike  # the work directory, or the weights' path
   step: int | None  # None: not of a run
   checksum: str | None = None  # by which the weights are known again
+
+  def target(self, shape: tuple[int, int, int]) -> Target:
+    """What `robust_accuracy` attacks.
+
+    Args:
+      shape: of the images.
+
+    Raises:
+      UserError: they are of another size, or the model has several labels an
+        image.
+    """
+    if shape != self.model.image_shape:
+      raise UserError(
+        f'images are {list(shape)}; the model takes '
+        f'{list(self.model.image_shape)}'
+      )
+    if self.config.train.loss != 'softmax':
+      raise UserError(
+        f'the model has several labels an image ({self.config.train.loss} '
+        'loss); attack it by configs/attack_pgd.py'
+      )
+    return of_model(self.model, self.params)
 
   def __call__(
     self, images: np.ndarray | jax.Array
@@ -231,28 +255,6 @@ def select(config: ConfigDict, selected: int, field: str):
     )
   if selected:
     model.router.selected = selected
-
-
-def checked_images(images: np.ndarray | jax.Array) -> np.ndarray:
-  """A batch of images as uint8 or float32.
-
-  Raises:
-    UserError: it is none, or not in [0, 1].
-  """
-  images = np.asarray(images)
-  if images.ndim != 4 or not len(images):
-    raise UserError(
-      f'images are of shape {images.shape}; give [batch, height, width, '
-      'channels], one image at least'
-    )
-  if images.dtype != np.uint8:
-    images = images.astype(np.float32)
-    if not ((images >= 0) & (images <= 1)).all():
-      raise UserError(
-        f'images are between {images.min()} and {images.max()}; give pixels in '
-        '[0, 1], and let the model normalise'
-      )
-  return images
 
 
 def _mesh(mesh, config: ConfigDict) -> Mesh:

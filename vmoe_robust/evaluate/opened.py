@@ -21,7 +21,7 @@ from vmoe_robust.config import (
 )
 from vmoe_robust.data import Source, open_source
 from vmoe_robust.evaluate.fit import check_fit
-from vmoe_robust.evaluate.kept import machine_fields
+from vmoe_robust.evaluate.identity import machine_fields
 from vmoe_robust.evaluate.load import (
   Classifier,
   origin,

@@ -10,20 +10,23 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
+from vmoe_robust.attacks import label
 from vmoe_robust.config import eps_name
-from vmoe_robust.evaluate.robustness import Attacked
+from vmoe_robust.evaluate import target
 from vmoe_robust.files import write_json
 from vmoe_robust.report import plots
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import RECORDS, RESULTS, environment
 from vmoe_robust.report.table import table
+from vmoe_robust.robustness.measure import NOT_FINITE, is_right
+from vmoe_robust.robustness.sweep import Swept
 
 CURVE, EXAMPLES = 'robustness.png', 'examples.png'
 
 
 def write(
   workdir: str | os.PathLike,
-  attacked: Attacked,
+  attacked: Swept,
   config: ConfigDict,
   about: dict,
   class_names: Sequence[str] = (),
@@ -34,7 +37,7 @@ def write(
 
   Args:
     workdir: where `results.json` and `records.parquet` go.
-    attacked: of `robustness.run`.
+    attacked: of `sweep.run`.
     config: the whole configuration.
     about: what else the results should say, such as the step.
     class_names: of the data, for the picture of examples.
@@ -65,14 +68,16 @@ def write(
 
 
 def _draw(path: Path, shown, names: Sequence[str]):
+  name = lambda i: names[i] if 0 <= i < len(names) else f'class {i}'
+  title = lambda i: 'not finite' if i == NOT_FINITE else name(i)
   titles = [
-    (names[before], names[after])
+    (title(before), title(after))
     for before, after in zip(shown.before, shown.after, strict=True)
   ]
   plots.examples(path, shown.images, shown.x_adv, titles)
 
 
-def summarise(attacked: Attacked, config: ConfigDict) -> dict:
+def summarise(attacked: Swept, config: ConfigDict) -> dict:
   """Means over the examples, for each eps."""
   attack, columns = config.attack, attacked.columns
   right = _is_right(columns, 'before')
@@ -95,10 +100,16 @@ def summarise(attacked: Attacked, config: ConfigDict) -> dict:
         'robust_after': fall.robust_after,
         'seconds': fall.seconds,
       }
-  results['attacks'] = {f'{attack.name}_{attack.norm}': sweep}
+  results['attacks'] = {f'{_name(attack)}_{attack.norm}': sweep}
   if attacked.warnings:
     results['warnings'] = attacked.warnings
   return results
+
+
+def _name(attack: ConfigDict) -> str:
+  """What ran: of AutoAttack with other lengths than its own, these too."""
+  parts = tuple(attack.name.split('+'))
+  return label(parts if len(parts) > 1 else attack.name, target.budget(attack))
 
 
 def interval(right: np.ndarray) -> tuple[float, float]:
@@ -139,6 +150,7 @@ def _one(rows, loads, config, eps: float) -> dict:
       block: {
         'change': mean(f'routing_change/{block}'),
         'change_after_capacity': mean(f'routing_change_kept/{block}'),
+        'change_official': mean(f'routing_change_official/{block}'),
         'dropped_before': mean(f'dropped_before/{block}'),
         'dropped_after': mean(f'dropped_after/{block}'),
         **{
@@ -209,7 +221,4 @@ def closing(results: dict, workdir: str | os.PathLike) -> str:
 
 
 def _is_right(rows, when: str):
-  labels, predictions = rows['label'], rows[f'prediction_{when}']
-  if labels.ndim == 1:
-    return predictions == labels
-  return np.take_along_axis(labels, predictions[:, None], 1)[:, 0] > 0
+  return is_right(rows[f'prediction_{when}'], rows['label'])

@@ -49,14 +49,20 @@ def by_weight(
   return jnp.take_along_axis(experts, order, axis=-1)
 
 
-def change(before: Selected, after: Selected) -> Float[Array, 'batch']:
+def change(
+  before: Selected, after: Selected, nothing: float = 1.0
+) -> Float[Array, 'batch']:
   """1 - mean over tokens of the intersection over union of the experts.
 
-  A token without experts in both is unchanged: its IoU is 1.
+  Args:
+    before: the experts of each token.
+    after: the same of another image.
+    nothing: the IoU of a token without experts in both; 1: it is unchanged. In
+      the official code of arXiv:2210.10253 it is 0.
   """
   union = (before | after).sum(-1)
   common = (before & after).sum(-1)
-  iou = jnp.where(union > 0, common / jnp.maximum(union, 1), 1.0)
+  iou = jnp.where(union > 0, common / jnp.maximum(union, 1), nothing)
   return 1 - iou.mean(-1)
 
 

@@ -20,7 +20,6 @@ from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import judge
 from vmoe_robust.evaluate.opened import Opened
-from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
@@ -28,6 +27,8 @@ from vmoe_robust.mesh import (
 )
 from vmoe_robust.models import Model
 from vmoe_robust.report.table import table
+from vmoe_robust.robustness import measure
+from vmoe_robust.robustness.target import as_floats
 
 ABSTAIN = -1
 _PASSES = 16  # of the model, in one call of the program
@@ -109,7 +110,9 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
       noisy = constrain_batch(wide + sigma * noise.reshape(wide.shape), mesh)
       logits, _ = model.apply(params, noisy, experts='dropless', mask=mask)
       # Of a class that is not finite, -1, there is no vote.
-      votes = jax.nn.one_hot(judge.classes(logits), counts.shape[1], dtype=int)
+      votes = jax.nn.one_hot(
+        measure.classes(logits), counts.shape[1], dtype=int
+      )
       votes = votes.reshape(len(images), copies, -1)
       return counts + (votes * (draws < last)[None, :, None]).sum(1)
 
@@ -216,7 +219,7 @@ def _certified(columns: judge.Columns, settings: ConfigDict) -> judge.Columns:
 def summarise(columns: judge.Columns, config: ConfigDict) -> dict:
   """Certified accuracy at each radius, as in the paper's section 4."""
   settings = config.certify
-  right = judge.is_right(columns['prediction'], columns['label'])
+  right = measure.is_right(columns['prediction'], columns['label'])
   at = lambda radius: float((right & (columns['radius'] >= radius)).mean())
   largest = lower_bound(np.array(settings.n), settings.n, settings.alpha)
   return {

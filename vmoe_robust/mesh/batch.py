@@ -30,6 +30,11 @@ class BatchRows:
     self.sharding, self.batch_size = sharding, batch_size
     shards = sharding.addressable_devices_indices_map((batch_size,))
     self.mine = process_rows(shards, batch_size)  # ascending
+    # The process from which `take` takes a row.
+    self.owner = np.full(batch_size, -1)
+    for device, index in sharding.devices_indices_map((batch_size,)).items():
+      part = self.owner[index[0]]
+      part[part < 0] = device.process_index
 
   def put(self, rows: np.ndarray) -> jax.Array:
     """An array over all devices, of the rows `mine`."""

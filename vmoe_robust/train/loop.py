@@ -23,7 +23,7 @@ from vmoe_robust.cost import program
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import accuracy, outcome
-from vmoe_robust.evaluate.attack import attack, make
+from vmoe_robust.evaluate.attack import Attacker, attack
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, finished
 from vmoe_robust.files import locked, require_writable
@@ -216,7 +216,7 @@ class Trainer:
     return attack(
       classifier,
       self.held_out,
-      self._program,
+      self._attacker,
       self.workdir,
       self.about,
       progress,
@@ -228,8 +228,8 @@ class Trainer:
     return accuracy.make(self.model, self.config)
 
   @functools.cached_property
-  def _program(self):
-    return make(self.model, _attacked(self.config))
+  def _attacker(self):
+    return Attacker(self.model, _attacked(self.config))
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(

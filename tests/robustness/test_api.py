@@ -1,4 +1,4 @@
-"""Ensembles of attacks on plain functions, from the notebook's side."""
+"""`robust_accuracy` on plain functions: results, refusals, warnings."""
 
 import functools
 import json
@@ -8,19 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.robustness.problems import EXAMPLES, QUICK, problem
 from vmoe_robust import robust_accuracy
-from vmoe_robust.attacks import Budget, ensemble
 from vmoe_robust.config import UserError
-from vmoe_robust.evaluate import sweep
-from vmoe_robust.evaluate.ensemble import Runner
-from vmoe_robust.evaluate.fall import STANDS
-from vmoe_robust.evaluate.notebook import _InMemory
-from vmoe_robust.evaluate.queue import Queue
-from vmoe_robust.evaluate.victim import of_function, simple_score
 from vmoe_robust.files import locked
-from vmoe_robust.mesh import create
 
-SHAPE, EXAMPLES = (6, 6, 1), 44
 ALONE = (
   ('fgsm', 'Linf', 0.08),
   ('mim', 'L2', 0.3),
@@ -32,24 +24,6 @@ ALONE = (
   ('fab_t', 'L1', 2.0),
   ('square', 'L2', 0.3),
 )
-
-
-def problem(classes=5, seed=0):
-  """A smooth function, and images of which it takes most for their label."""
-  rng = np.random.default_rng(seed)
-  hidden = jnp.asarray(rng.normal(size=(36, 24)) / 3, jnp.float32)
-  head = jnp.asarray(rng.normal(size=(24, classes)), jnp.float32)
-
-  def fn(x):
-    return jnp.tanh(x.reshape(len(x), -1) @ hidden) @ head
-
-  images = rng.uniform(size=(EXAMPLES, *SHAPE)).astype(np.float32)
-  labels = np.asarray(fn(images)).argmax(-1)
-  labels[::11] = (labels[::11] + 1) % classes
-  return fn, images, labels
-
-
-QUICK = dict(iterations=12, queries=40, progress=False, batch_size=16)
 
 
 @pytest.mark.parametrize('norm, eps', [('Linf', 0.05), ('L1', 1)])
@@ -105,68 +79,6 @@ def test_neither_batch_nor_devices_nor_neighbours_matter():
   np.testing.assert_array_equal(part.robust, whole.robust[:20])
 
 
-@functools.cache  # compiled once
-def runner(devices=1):
-  fn, images, labels = problem()
-  mesh = create((devices, 1, 1), jax.devices()[:devices])
-  victim = of_function(fn, mesh=mesh)
-  attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(12, 40))
-  score = simple_score(victim, 'linf', 0)
-  return Runner(victim, attacks, score, 0, 16, save_every=0.0)
-
-
-def swept(folder=None, tell=lambda *_: None, devices=1):
-  _, images, labels = problem()
-  return sweep.run(
-    runner(devices),
-    _InMemory(images, labels.astype(np.int32)),
-    (0.03, 0.05),
-    shape=SHAPE,
-    identity={'of': 'a test'},
-    folder=folder,
-    keep_images=True,
-    on_progress=tell,
-  )
-
-
-class Killed(BaseException):
-  pass
-
-
-def killed_after(updates):
-  count = [0]
-
-  def tell(*_):
-    count[0] += 1
-    if count[0] == updates:
-      raise Killed
-
-  return tell
-
-
-@pytest.mark.parametrize('updates', [1, 9, 25, 60])
-def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
-  whole, seen = [], []
-  expected = swept(tell=lambda *a: whole.append(a)).columns
-  with pytest.raises(Killed):
-    swept(tmp_path, killed_after(updates))
-  found = swept(tmp_path, lambda *a: seen.append(a))
-  for name, column in expected.items():
-    np.testing.assert_array_equal(found.columns[name], column, name)
-  assert len(seen) <= len(whole) - updates + 1
-  again = swept(tmp_path, killed_after(1))  # nothing is attacked
-  np.testing.assert_array_equal(again.columns['x_adv'], expected['x_adv'])
-
-
-def test_on_other_devices_it_goes_on_too(tmp_path):
-  expected = swept().columns
-  with pytest.raises(Killed):
-    swept(tmp_path, killed_after(30))
-  found = swept(tmp_path, devices=8).columns
-  for name in ('prediction_after', 'fallen_in', 'index', 'eps'):
-    np.testing.assert_array_equal(found[name], expected[name])
-
-
 def test_another_attack_in_the_folder_is_refused(tmp_path):
   fn, images, labels = problem()
   run = functools.partial(
@@ -177,29 +89,6 @@ def test_another_attack_in_the_folder_is_refused(tmp_path):
     run(eps=0.05, attack='pgd')
   with locked(tmp_path), pytest.raises(UserError, match='in use by another'):
     run(eps=0.05, attack='fgsm')
-
-
-def test_slots_are_full_while_there_is_work():
-  ticks = []
-  falls = swept(tell=lambda *a: ticks.append(a)).falls
-  begun = {name: left + done for name, left, done, _ in reversed(ticks)}
-  for eps, fall in falls.items():
-    # Four targets, 13 steps each, in 16 slots; only the end is not full.
-    standing = EXAMPLES * fall.robust_after['pgd']
-    steps = 13 * 4 * standing / 16
-    calls = [a for a in ticks if a[0] == f'apgd_t {eps:.4g}']
-    assert len(calls) <= steps + 13 and begun[calls[0][0]] <= 4 * standing
-
-
-def test_a_queue_skips_what_fell_and_goes_on_where_it_was():
-  standing = np.array([True, False, True, True])
-  queue = Queue(standing, 2)
-  assert queue.left() == 6 and queue.coming(9) == [0, 2, 3]
-  assert queue.take(2) == [(0, 0), (2, 0)]
-  standing[3] = False
-  assert queue.take(2) == [(0, 1), (2, 1)]
-  standing[0] = False
-  assert queue.left() == 0 and queue.take(5) == []
 
 
 def test_a_random_model_is_judged_by_its_mean():
@@ -222,7 +111,7 @@ def test_no_numbers_are_broken_and_reported():
   count = int((images[:, 0, 0, 0] > 0.9).sum())
   found = robust_accuracy(bad, images, labels, attack='fgsm', eps=0.0, **QUICK)
   assert count and not found.robust[images[:, 0, 0, 0] > 0.9].any()
-  assert any(f'{count} images have logits' in text for text in found.warnings)
+  assert any(f'{count} attacked images' in text for text in found.warnings)
 
 
 def test_probabilities_and_flat_outputs_are_warned_of():
@@ -309,11 +198,3 @@ def test_refusals(changes, words):
   arguments = dict(images=images, labels=labels) | changes
   with pytest.raises(UserError, match=words):
     robust_accuracy(fn, **arguments, **QUICK)
-
-
-def test_what_stands_is_known_by_its_number():
-  found = swept()
-  for eps, fall in found.falls.items():
-    rows = found.columns['eps'] == eps
-    right = found.columns['prediction_after'] == found.columns['label']
-    np.testing.assert_array_equal(fall.fallen == STANDS, right[rows])

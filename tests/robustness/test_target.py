@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from vmoe_robust.attacks import distance
-from vmoe_robust.evaluate.victim import as_floats
+from vmoe_robust.robustness.target import as_floats
 
 
 def test_pixels_are_those_of_numpy_inside_of_any_program():

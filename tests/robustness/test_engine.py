@@ -1,0 +1,275 @@
+"""The engine: slots, stages, resuming, and what the judge keeps."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.robustness.problems import EXAMPLES, SHAPE, problem
+from vmoe_robust import robust_accuracy
+from vmoe_robust.attacks import Budget, ensemble
+from vmoe_robust.mesh import create
+from vmoe_robust.robustness import sweep
+from vmoe_robust.robustness.api import _InMemory
+from vmoe_robust.robustness.foreign import of_function
+from vmoe_robust.robustness.images import InMemory, read
+from vmoe_robust.robustness.measure import Clean
+from vmoe_robust.robustness.programs import Programs
+from vmoe_robust.robustness.radius import STANDS, Left, Radius
+from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.robustness.work import Batches, Queue, fitting
+
+
+@functools.cache  # compiled once
+def programs(devices=1):
+  fn, images, labels = problem()
+  mesh = create((devices, 1, 1), jax.devices()[:devices])
+  target = of_function(fn, None, SHAPE, mesh)
+  attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(12, 40))
+  return Programs(target, attacks, norm='linf', seed=0, batch_size=16)
+
+
+def swept(folder=None, tell=lambda *_: None, devices=1):
+  """The attack, and x_adv of each radius."""
+  _, images, labels = problem()
+  kept = {}
+
+  def keeper(eps):
+    kept[eps] = InMemory(images.copy())
+    return kept[eps]
+
+  found = sweep.run(
+    programs(devices),
+    _InMemory(images, labels.astype(np.int32)),
+    (0.03, 0.05),
+    unfinished=Unfinished(folder, {'of': 'a test'}),
+    keeper=None if folder else keeper,
+    archive=folder and folder / 'x_adv',
+    on_turn=tell,
+    save_every=0.0,
+  )
+  return found, kept
+
+
+class Killed(BaseException):
+  pass
+
+
+def killed_after(updates):
+  count = [0]
+
+  def tell(*_):
+    count[0] += 1
+    if count[0] == updates:
+      raise Killed
+
+  return tell
+
+
+def archived(folder, found):
+  """x_adv that was kept in a folder, in the order of the records."""
+  parts = []
+  for eps in (0.03, 0.05):
+    rows = found.columns['eps'] == eps
+    process, row = (
+      found.columns[f'x_adv_{name}'][rows] for name in ('process', 'row')
+    )
+    parts.append(read(folder / 'x_adv' / str(eps), process, row, SHAPE))
+  return np.concatenate(parts)
+
+
+@pytest.mark.parametrize('updates', [1, 9, 25, 60])
+def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
+  expected, kept = swept()
+  with pytest.raises(Killed):
+    swept(tmp_path, killed_after(updates))
+  found, _ = swept(tmp_path)
+  for name, column in expected.columns.items():
+    np.testing.assert_array_equal(found.columns[name], column, name)
+  x_adv = np.concatenate([one.x_adv for one in kept.values()])
+  np.testing.assert_array_equal(archived(tmp_path, found), x_adv)
+  assert [f.robust_after for f in found.falls.values()] == [
+    f.robust_after for f in expected.falls.values()
+  ]
+  again, _ = swept(tmp_path, killed_after(1))  # nothing is attacked
+  np.testing.assert_array_equal(archived(tmp_path, again), x_adv)
+  np.testing.assert_array_equal(again.shown.x_adv, expected.shown.x_adv)
+
+
+def test_what_ended_is_not_attacked_again(tmp_path):
+  whole, first, rest = [], [], []
+  swept(tell=lambda *a: whole.append(a))
+  with pytest.raises(Killed):
+    swept(tmp_path, lambda *a: (first.append(a), killing(first, 40)))
+  swept(tmp_path, lambda *a: rest.append(a))
+  # What was in the slots begins again, and that is one attempt at most.
+  attempt = 41 // 4 + 1  # calls of the longest stage
+  assert len(first) + len(rest) <= len(whole) + attempt
+
+
+def killing(seen, count):
+  if len(seen) == count:
+    raise Killed
+
+
+def test_on_other_devices_it_goes_on_too(tmp_path):
+  expected = swept()[0].columns
+  with pytest.raises(Killed):
+    swept(tmp_path, killed_after(30))
+  found = swept(tmp_path, devices=8)[0].columns
+  for name in ('prediction_after', 'fallen_in', 'index', 'eps'):
+    np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_progress_counts_steps_and_ends_at_all_of_them():
+  ticks = []
+  swept(tell=lambda *told: ticks.append(told))
+  names = list(dict.fromkeys(name for name, *_ in ticks))
+  assert names == [
+    f'{stage} {eps}'
+    for eps in (0.03, 0.05)
+    for stage in ('pgd', 'apgd_t', 'square')
+  ]
+  for name in names:
+    done = [tick[1] for tick in ticks if tick[0] == name]
+    total = [tick[2] for tick in ticks if tick[0] == name]
+    assert done == sorted(done) and done[-1] == total[-1]
+    assert total == sorted(total, reverse=True)  # images fall
+
+
+def test_slots_are_full_while_there_is_work():
+  ticks = []
+  falls = swept(tell=lambda *a: ticks.append(a))[0].falls
+  for eps, fall in falls.items():
+    # Four targets, 13 steps each, in 16 slots; only the end is not full.
+    steps = 13 * 4 * EXAMPLES * fall.robust_after['pgd'] / 16
+    calls = [a for a in ticks if a[0] == f'apgd_t {eps:.4g}']
+    assert len(calls) <= steps + 13
+
+
+def test_what_stands_is_known_by_its_number():
+  columns = swept()[0].columns
+  stands = columns['prediction_after'] == columns['label']
+  np.testing.assert_array_equal(columns['fallen_in'] == STANDS, stands)
+  for eps, fall in swept()[0].falls.items():
+    right = stands[columns['eps'] == eps].mean()
+    assert list(fall.robust_after.values())[-1] == right
+
+
+def test_a_fallen_image_stays_fallen():
+  """Two attempts on an image may end in the same turn, one of them unbroken."""
+  fn, images, _ = problem(examples=600)
+  labels = np.asarray(fn(images)).argmax(-1)
+  found = robust_accuracy(
+    fn,
+    images,
+    labels,
+    attack='square',
+    eps=0.1,
+    queries=60,
+    restarts=5,
+    batch_size=512,
+    progress=False,
+  )
+  right = np.asarray(fn(found.x_adv)).argmax(-1) == labels
+  np.testing.assert_array_equal(found.robust, right)
+  assert 0 < found.accuracy == found.per_attack['square'] == right.mean() < 1
+
+
+def left(index, attempt, value, stage=0):
+  as_array = lambda x, kind: np.asarray(x, kind)
+  return Left(
+    as_array(index, int), as_array(attempt, int), as_array(value, float), stage
+  )
+
+
+def radius(examples, together=1):
+  label, mask = np.zeros(examples, np.int32), np.ones(examples, bool)
+  clean = {'prediction_before': label}
+  return Radius(0.1, Clean(label, mask, label[:, None], clean), together)
+
+
+def test_of_two_attempts_that_end_together_the_one_that_broke_it_counts():
+  for order in ([0, 1], [1, 0]):
+    here = radius(2)
+    top = np.array([1, 0])[order]  # the first row's image is broken
+    kept = here.record(
+      left([1, 1], np.array([1, 0])[order], [-1, 5]),
+      {'prediction_after': top},
+      stays=False,
+    )
+    assert here.broken.tolist() == [False, True]
+    assert kept.tolist() == (top == 1).tolist()
+    assert here.columns['prediction_after'].tolist() == [0, 1]
+    assert here.fallen.tolist() == [STANDS, 0]
+    # What comes later and breaks nothing changes nothing.
+    here.record(left([1], [2], [9]), {'prediction_after': np.array([0])}, False)
+    assert here.columns['prediction_after'].tolist() == [0, 1]
+
+
+def test_of_images_that_stay_the_highest_loss_counts():
+  here, zero = radius(1), {'prediction_after': np.array([0])}
+  one = {'prediction_after': np.array([1])}
+  keeps = lambda value, columns: here.record(
+    left([0], [0], [value]), columns, stays=True
+  ).all()
+  assert keeps(1, zero) and not keeps(0.5, zero) and keeps(2, zero)
+  assert keeps(-1, one)  # broken, whatever its loss
+  assert not keeps(5, zero) and keeps(0, one)
+
+
+def test_a_group_counts_as_a_whole():
+  here = radius(4, together=2)
+  clean = {'prediction_after': np.array([0, 0, 0, 0])}
+  record = lambda top, stage: here.record(
+    left([0, 1, 2, 3], [0] * 4, [0] * 4, stage),
+    {'prediction_after': np.array(top)},
+    stays=True,
+  ).tolist()
+  assert record([0, 0, 0, 0], -1) == [True] * 4 and clean
+  assert record([1, 0, 0, 0], 0) == [True] * 4
+  assert here.fallen.tolist() == [0, STANDS, STANDS, STANDS]
+  # As many broken: the earlier one stays; more of them: the whole group.
+  assert record([0, 1, 2, 2], 1) == [False, False, True, True]
+  assert here.fallen.tolist() == [0, STANDS, 1, 1]
+  assert here.accuracy() == 0.25
+
+
+@pytest.mark.parametrize(
+  ('need', 'shards', 'most', 'slots'),
+  [
+    *((1, 1, 256, 1), (23, 1, 256, 24), (25, 1, 256, 32), (99, 1, 100, 100)),
+    *((3, 8, 64, 8), (9, 8, 64, 16), (60, 8, 64, 64)),
+  ],
+)
+def test_few_sizes_hold_any_number_of_images(need, shards, most, slots):
+  assert fitting(need, shards, most) == slots
+
+
+def test_a_queue_skips_what_fell_and_goes_on_where_it_was():
+  standing = np.array([True, False, True, True])
+  queue = Queue(standing, 2)
+  assert queue.left() == 6 and queue.coming(9) == [0, 2, 3]
+  assert queue.take(2) == [(0, 0), (2, 0)]
+  standing[3] = False
+  assert queue.take(2) == [(0, 1), (2, 1)]
+  standing[0] = False
+  assert queue.left() == 0 and queue.take(5) == []
+
+
+def test_what_was_cut_short_comes_first():
+  queue = Queue(np.ones(3, bool), 1, position=2, again=[(1, 0), (0, 0)])
+  assert queue.left() == 3 and queue.coming(2) == [1, 0]
+  assert queue.take(9) == [(1, 0), (0, 0), (2, 0)]
+
+
+def test_batches_come_whole_and_those_that_fell_are_left_out():
+  standing = np.array([True, True, False, False, True])
+  queue = Batches(standing, attempts=2, size=2)
+  assert queue.take(1) == []  # others are still at work
+  assert queue.take(2) == [(0, 0), (1, 0)]
+  assert queue.take(2) == [(0, 1), (1, 1)] and queue.before == (1, 0)
+  assert queue.take(2) == [(4, 0), (-1, 0)]
+  standing[4] = False
+  assert queue.take(2) == []

@@ -1,0 +1,30 @@
+"""By which fields a run that was cut short is known to be the same one."""
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import MACHINE_FIELDS, flatten
+
+
+def identity(
+  config: ConfigDict, step: int | None, checksum: str | None
+) -> dict[str, object]:
+  """What makes a run that was cut short the same one.
+
+  Args:
+    config: of the run.
+    step: of the weights that it judges, if they are of a run.
+    checksum: of these weights.
+  """
+  return {'step': step, 'the checksum of the weights': checksum} | {
+    name: value
+    for name, value in flatten(config).items()
+    if not name.startswith(machine_fields(config))
+  }
+
+
+def machine_fields(config: ConfigDict) -> tuple[str, ...]:
+  """Fields that change no number that is found."""
+  if config.data.name != 'folder':
+    return MACHINE_FIELDS
+  # Of a folder the directory is the data set.
+  return tuple(name for name in MACHINE_FIELDS if name != 'config.data.dir')

@@ -1,0 +1,1 @@
+"""The attack engine: any JAX function, many images. It never sees a model."""

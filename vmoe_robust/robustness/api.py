@@ -1,0 +1,249 @@
+"""`robust_accuracy`: accuracy under attack of any function, in five lines."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vmoe_robust.attacks import Budget, Ensemble, ensemble, label
+from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.files import locked, write_json
+from vmoe_robust.mesh import batch_shards
+from vmoe_robust.report.progress import Stages
+from vmoe_robust.report.records import write_records
+from vmoe_robust.robustness import arguments, sweep
+from vmoe_robust.robustness.foreign import Model, of_model
+from vmoe_robust.robustness.images import InMemory, read
+from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.robustness.programs import Programs
+from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.robustness.target import Target
+
+_X_ADV = 'x_adv'
+_ASKED = 16  # images by whose logits a model is known again
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What an attack found; the numbers are those of `x_adv`, judged again.
+
+  Args:
+    accuracy: under attack, the worst case of all attacks: `robust.mean()`.
+    clean_accuracy: without attack.
+    robust: which images are still right.
+    x_adv: the attacked images, pixels in [0, 1].
+    prediction: classes of x_adv, -1 where a logit is not finite.
+    per_attack: accuracy after each attack; the last one is `accuracy`.
+    seconds: that each attack took.
+    warnings: what makes the numbers hard to believe.
+    settings: what was asked; `attack` names what ran.
+  """
+
+  accuracy: float
+  clean_accuracy: float
+  robust: Bool[np.ndarray, 'examples']
+  x_adv: Float[np.ndarray, 'examples height width channels']
+  prediction: Int[np.ndarray, 'examples']
+  per_attack: dict[str, float]
+  seconds: dict[str, float]
+  warnings: list[str]
+  settings: dict[str, object]
+
+  def save(self, path: str | os.PathLike):
+    """Writes a folder: `results.json`, `records.parquet`, `x_adv.npy`."""
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = ('robust', 'x_adv', 'prediction')
+    numbers = {
+      k: v for k, v in dataclasses.asdict(self).items() if k not in hidden
+    }
+    write_json(folder / 'results.json', numbers)
+    index = np.arange(len(self.robust))
+    write_records(
+      folder / 'records.parquet',
+      {'index': index, 'robust': self.robust, 'prediction': self.prediction},
+    )
+    np.save(folder / 'x_adv.npy', self.x_adv)
+
+
+def robust_accuracy(
+  model: Model,
+  images: np.ndarray,
+  labels: Sequence[int] | np.ndarray,
+  *,
+  attack: str | Sequence[str] = 'autoattack',
+  norm: str | float = 'Linf',
+  eps: float = 8 / 255,
+  seed: int = 0,
+  iterations: int = 100,
+  queries: int = 5000,
+  restarts: int = 0,
+  targets: int = 0,
+  batch_size: int = 256,
+  attack_through: Callable | None = None,
+  folder: str | os.PathLike | None = None,
+  progress: bool = True,
+) -> Result:
+  """Accuracy under attack of any classifier.
+
+  Args:
+    model: a function from images in [0, 1], float32 [batch, height, width,
+      channels], to logits [batch, classes]; a pair `(function, weights)` whose
+      function is called with the weights and the images; or what `load`
+      returned. A random model takes an argument `key` besides, and is judged by
+      its mean. A function that JAX cannot differentiate or trace, of NumPy
+      arrays for example, can be attacked by 'square'.
+    images: uint8, or floats in [0, 1].
+    labels: classes, one an image.
+    attack: 'autoattack', another name of `attacks.ensembles.names()`, or a
+      list of attacks.
+    norm: 'Linf', 'L2' or 'L1'; also np.inf, 2 and 1.
+    eps: radius, in units of pixels in [0, 1].
+    seed: of all that is drawn.
+    iterations: of APGD, FAB and PGD.
+    queries: of Square.
+    restarts: of attacks without targets; 0: as many as the ensemble has.
+    targets: classes that targeted attacks try; 0: as many as the ensemble has,
+      nine at most.
+    batch_size: images attacked at once, on all devices.
+    attack_through: a cheaper twin of a function, in bfloat16 say, that is
+      attacked in its place; `model` judges.
+    folder: what is left there when the attack is cut short; the same call goes
+      on from it.
+    progress: show how far it is.
+
+  Raises:
+    UserError: arguments that make no sense, a model that cannot be attacked so,
+      or one whose images change each other's predictions.
+  """
+  images, labels = arguments.images_and_labels(images, labels)
+  names = arguments.attack(attack)
+  norm, eps = arguments.ball(norm, eps)
+  counts = dict(iterations=iterations, queries=queries, batch_size=batch_size)
+  arguments.whole(1, **counts)
+  arguments.whole(0, restarts=restarts, targets=targets, seed=seed)
+  target = of_model(model, attack_through, images.shape[1:])
+  arguments.classes(labels, target.classes)
+  budget = Budget(iterations, queries, restarts, targets)
+  chosen = ensemble(names, norm, target.classes, budget)
+  _require_gradient(target, chosen)
+  shards = batch_shards(target.mesh)
+  programs = Programs(
+    target,
+    chosen,
+    norm=norm,
+    seed=seed,
+    batch_size=-(-min(batch_size, len(images)) // shards) * shards,
+  )
+  settings = dict(attack=label(names, budget), norm=norm, eps=eps, seed=seed)
+  settings |= dataclasses.asdict(budget)
+  settings |= dict(examples=len(images), jax=jax.__version__)
+  rows = _InMemory(images, labels)
+  with contextlib.ExitStack() as stack:
+    stages = Stages(len(images))
+    stack.callback(stages.close)
+    if folder is not None:
+      folder = pathlib.Path(folder).expanduser()
+      stack.enter_context(locked(folder, 'folder'))
+      settings_there = settings | _identity(programs, rows)
+    unfinished = Unfinished(folder, settings_there if folder else {})
+    keeper = None if folder else InMemory(rows.floats())
+    found = sweep.run(
+      programs,
+      rows,
+      (eps,),
+      unfinished=unfinished,
+      keeper=keeper and (lambda _: keeper),
+      archive=folder and folder / _X_ADV,
+      on_turn=stages.update if progress else lambda *_: None,
+    )
+  x_adv = keeper.x_adv if keeper else _archived(folder, eps, found, images)
+  return _result(found, x_adv, settings)
+
+
+def _result(found: sweep.Swept, x_adv, settings) -> Result:
+  (fall,), columns = found.falls.values(), found.columns
+  robust = is_right(columns['prediction_after'], columns['label'])
+  clean = is_right(columns['prediction_before'], columns['label'])
+  return Result(
+    accuracy=float(robust.mean()),
+    clean_accuracy=float(clean.mean()),
+    robust=robust,
+    x_adv=x_adv,
+    prediction=columns['prediction_after'],
+    per_attack=fall.robust_after,
+    seconds=fall.seconds,
+    warnings=found.warnings,
+    settings=settings,
+  )
+
+
+def _archived(folder, eps, found, images) -> np.ndarray:
+  columns, place = found.columns, folder / _X_ADV / eps_name(eps)
+  process, row = columns['x_adv_process'], columns['x_adv_row']
+  return read(place, process, row, images.shape[1:])
+
+
+def _require_gradient(target: Target, chosen: Ensemble):
+  blind = [s.name for s in chosen.stages if s.needs_gradient]
+  if blind and not target.differentiable:
+    raise UserError(
+      f'the model has no gradient by the image, which {blind[0]} follows; use '
+      "attack='square', or give the function a gradient with jax.custom_vjp, "
+      'as docs/attacks.md does for a PyTorch model'
+    )
+
+
+def _identity(programs: Programs, rows: '_InMemory') -> dict[str, str]:
+  """What makes an attack the same one, besides its settings."""
+  some = rows.some(_ASKED)
+  clean = programs.measure.clean(programs.target.params, some)
+  answers = b''.join(
+    np.asarray(clean.columns[name]).tobytes()
+    for name in ('prediction_before', 'loss_before')
+  )
+  digest = lambda data: hashlib.sha256(data).hexdigest()[:16]
+  return {
+    'the digest of the images': digest(rows.images.tobytes()),
+    'the digest of the labels': digest(rows.labels.tobytes()),
+    "the digest of the model's answers": digest(answers),
+  }
+
+
+class _InMemory:
+  """Arrays as rows."""
+
+  def __init__(self, images, labels):
+    self.images, self.labels = images, labels
+
+  def __len__(self):
+    return len(self.images)
+
+  def __call__(self, indices):
+    place = np.maximum(indices, 0)
+    return {
+      'image': self.images[place],
+      'label': self.labels[place],
+      'mask': np.asarray(indices) >= 0,
+    }
+
+  def ahead(self, indices):
+    """Nothing to load."""
+
+  def some(self, count: int) -> '_InMemory':
+    """As many of them, from all over."""
+    count = min(count, len(self))
+    chosen = np.arange(count) * len(self) // count
+    return _InMemory(self.images[chosen], self.labels[chosen])
+
+  def floats(self) -> np.ndarray:
+    """A copy of the images, as floats in [0, 1]."""
+    if self.images.dtype == np.uint8:
+      return self.images.astype(np.float32) / np.float32(255)
+    return self.images.copy()

@@ -1,0 +1,142 @@
+"""Arguments of `robust_accuracy`, refused as the command line's fields are."""
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import numpy as np
+
+from vmoe_robust.attacks import ensembles
+from vmoe_robust.config import UserError, choose
+
+_NORMS = {'linf': 'linf', 'inf': 'linf', 'l2': 'l2', '2': 'l2', 'l1': 'l1'}
+_NORMS |= {'1': 'l1', 'l_inf': 'linf', 'l_2': 'l2', 'l_1': 'l1'}
+
+
+def images_and_labels(
+  images: np.ndarray, labels: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Images as uint8 or float32, labels as int32.
+
+  Raises:
+    UserError: they are no images in [0, 1], or not one class for each.
+  """
+  images, labels = checked_images(images), np.asarray(labels)
+  if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
+    raise UserError(
+      f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '
+      f'of the {len(images)} images'
+    )
+  return images, labels.astype(np.int32)
+
+
+def checked_images(images: np.ndarray) -> np.ndarray:
+  """A batch of images as uint8 or float32.
+
+  Raises:
+    UserError: it is none, or not in [0, 1].
+  """
+  images = np.asarray(images)
+  if images.ndim != 4 or not images.size:
+    raise UserError(
+      f'images are of shape {images.shape}; give [batch, height, width, '
+      'channels], one image at least'
+    )
+  if images.dtype == np.uint8:
+    return images
+  if images.dtype.kind not in 'fiub' and 'float' not in images.dtype.name:
+    raise UserError(
+      f'images are {images.dtype}; give uint8, or floats in [0, 1]'
+    )
+  images = images.astype(np.float32)
+  if not ((images >= 0) & (images <= 1)).all():
+    raise UserError(
+      f'images are between {images.min()} and {images.max()}; give pixels in '
+      '[0, 1], and let the model normalise'
+    )
+  return images
+
+
+def classes(labels: np.ndarray, count: int):
+  """Refuses labels that are no class of the model.
+
+  Raises:
+    UserError: some are below 0, or beyond the last class.
+  """
+  if labels.max() >= count:
+    raise UserError(
+      f'labels go up to {labels.max()}; the model has {count} classes'
+    )
+  none = int((labels < 0).sum())
+  if none:
+    raise UserError(
+      f'{none} of {len(labels)} labels are below 0, such as {labels.min()}: '
+      'these images have no class; leave them out'
+    )
+
+
+def attack(value: str | Sequence[str]) -> str | tuple[str, ...]:
+  """The name of an attack, or several.
+
+  Raises:
+    UserError: there is no such attack, or none at all.
+  """
+  known = ensembles.names()
+  if isinstance(value, str):
+    name = value.lower().replace('-', '_')
+    name = 'autoattack' if name in ('aa', 'auto_attack') else name
+    return choose('attack', name if name in known else value, known)
+  try:
+    several = tuple(value)
+  except TypeError:
+    several = ()
+  if not several:
+    raise UserError(
+      f"attack={value!r} names no attack; use 'autoattack', or a list such as "
+      "['apgd_ce', 'square']"
+    )
+  return tuple(attack(one) for one in several)
+
+
+def ball(norm: str | float, eps: float) -> tuple[str, float]:
+  """The norm by its name, and the radius.
+
+  Raises:
+    UserError: there is no such norm, or `eps` is no radius in it.
+  """
+  text = str(norm).lower().removesuffix('.0').replace('∞', 'inf')
+  if text not in _NORMS:
+    raise UserError(f"norm={norm!r} is not known; use 'Linf', 'L2' or 'L1'")
+  name = _NORMS[text]
+  number = isinstance(eps, numbers.Real) and not isinstance(eps, bool)
+  if not number and getattr(eps, 'shape', None) == ():
+    number, eps = np.asarray(eps).dtype.kind in 'fiu', float(eps)
+  if not number:
+    raise UserError(
+      f'eps={eps!r} is no number; give one radius such as 8 / 255, and call '
+      'again for another one'
+    )
+  eps = float(eps)
+  if not 0 <= eps < math.inf:
+    raise UserError(f'eps={eps} is no radius; use 0 or more, such as 8 / 255')
+  if name == 'linf' and eps > 1:
+    raise UserError(
+      f'eps={eps:g} is above 1; pixels are in [0, 1], so write 8 / 255'
+    )
+  return name, eps
+
+
+def whole(least: int, **values: int):
+  """Refuses what is no whole number, or is less than `least`.
+
+  Raises:
+    UserError: names the argument and its value.
+  """
+  for name, value in values.items():
+    integer = isinstance(value, numbers.Integral) and not isinstance(
+      value, bool
+    )
+    if not integer or value < least:
+      raise UserError(
+        f'{name}={value!r} must be a whole number, {least} or more'
+      )

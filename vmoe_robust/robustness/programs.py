@@ -1,0 +1,187 @@
+"""The compiled programs of an attack, and the judge of what comes out."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from vmoe_robust.attacks import Ensemble, Stage
+from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
+from vmoe_robust.mesh.batch import BatchRows
+from vmoe_robust.robustness import slots
+from vmoe_robust.robustness.images import Keeper
+from vmoe_robust.robustness.measure import Measure, Rows, Some
+from vmoe_robust.robustness.radius import STANDS, Left, Radius
+from vmoe_robust.robustness.target import Target, as_floats
+
+_MOST_SHOWN = 8
+
+
+@dataclasses.dataclass
+class Work:
+  """One radius at work, and what it takes besides the programs.
+
+  Args:
+    radius: what is known; it is changed.
+    rows: the examples.
+    keeper: where x_adv is kept; None: nowhere.
+    shown: x_adv of some images that fell, by their numbers, to look at.
+  """
+
+  radius: Radius
+  rows: Rows
+  keeper: Keeper | None = None
+  shown: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Programs:
+  """Programs for one model, one ensemble and one shape, compiled once."""
+
+  def __init__(
+    self,
+    target: Target,
+    ensemble: Ensemble,
+    *,
+    norm: str,
+    seed: int,
+    batch_size: int,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      target: what is attacked; the weights may be replaced between calls.
+      ensemble: the attacks.
+      norm: of the ball, 'linf', 'l2' or 'l1'.
+      seed: of all that is drawn.
+      batch_size: slots at most, of all devices together.
+
+    Raises:
+      UserError: the devices cannot share a batch evenly.
+    """
+    self.target, self.ensemble = target, ensemble
+    self.batch_size, self._seed = batch_size, seed
+    self.measure = Measure(
+      target,
+      norm=norm,
+      seed=seed,
+      batch_size=batch_size,
+      ranks=max(1, *(stage.targets for stage in ensemble.stages)),
+      aim=ensemble.aim,
+    )
+    self.shards, self._programs = batch_shards(target.mesh), {}
+
+  def stands(self, number: int, radius: Radius) -> Bool[np.ndarray, 'images']:
+    """The images that a stage attacks."""
+    if self.ensemble.stages[number].stays:
+      return radius.clean.mask.copy()
+    return radius.fallen == STANDS
+
+  def stage(self, number: int) -> Stage:
+    """A stage; of a group no image leaves before the others."""
+    stage = self.ensemble.stages[number]
+    if self.target.together > 1:
+      return dataclasses.replace(stage, stays=True)
+    return stage
+
+  def program(self, number: int) -> slots.Program:
+    """What `compiled` jits."""
+    stage = self.stage(number)
+    draws = self.ensemble.draws
+    return slots.Program(self.target, stage, self._seed, number, draws)
+
+  def compiled(self, number: int) -> dict[str, Callable]:
+    """The jitted programs of a stage; each compiles once for a size."""
+    if number not in self._programs:
+      program, mesh = self.program(number), self.target.mesh
+      place, whole = batch_sharding(mesh), replicated(mesh)
+      jit = lambda f, **how: jax.jit(f, out_shardings=place, **how)
+      self._programs[number] = {
+        'empty': jit(program.empty),
+        'advance': jax.jit(
+          program.advance, donate_argnums=1, out_shardings=(place, whole)
+        ),
+        'outbox': jit(slots.Outbox.of),
+        'collect': jit(slots.collect, donate_argnums=0),
+        'pick': jit(slots.pick),
+      }
+    return self._programs[number]
+
+  def judge_untouched(self, work: Work):
+    """Of images that no stage attacks, x_adv is the image itself.
+
+    Of groups that is so until a stage has attacked them.
+    """
+    radius = work.radius
+    wanted = radius.clean.mask.copy()
+    if self.target.together == 1:
+      wanted &= ~self.stands(0, radius)
+      if not wanted.any():
+        return
+      part = Some(work.rows, np.flatnonzero(wanted))
+    else:
+      part = work.rows
+    for indices, batch in self.measure.batches(part):
+      if part is not work.rows:
+        indices = part.there(indices)
+      indices = np.where((indices >= 0) & wanted[indices], indices, -1)
+      nothing = np.zeros(len(indices))
+      left = Left(indices, nothing.astype(int), nothing - np.inf, -1)
+      self.judge(work, left, batch, as_floats(batch['image']), stays=False)
+
+  def judge(
+    self,
+    work: Work,
+    left: Left,
+    batch: dict[str, jax.Array],
+    x_adv: jax.Array,
+    stays: bool,
+  ):
+    """Judges what left its slots, and keeps what counts.
+
+    Args:
+      work: to which it belongs.
+      left: which images these are.
+      batch: 'image', 'label' and 'mask' of them.
+      x_adv: of them.
+      stays: see `Radius.record`.
+
+    Raises:
+      RuntimeError: an x_adv left its ball or [0, 1], so that its numbers mean
+        nothing.
+    """
+    radius = work.radius
+    columns = self.measure.score(self.target.params, batch, x_adv, radius.eps)
+    if self.ensemble.is_bounded:
+      _require_bounds(columns, left.index, radius.eps)
+    kept = radius.record(left, columns, stays)
+    rows = BatchRows(batch_sharding(self.target.mesh), len(kept))
+    if work.keeper is not None:
+      work.keeper.keep(x_adv, kept, left.index, rows)
+    self._show(work, left.index, kept, x_adv, rows)
+
+  def _show(self, work, index, kept, x_adv, rows):
+    """Of the images that fell, the first are there to be looked at."""
+    fell = kept & (work.radius.fallen[index] >= 0)
+    fell &= rows.owner == jax.process_index()
+    most = max(work.shown, default=-1)
+    if len(work.shown) >= _MOST_SHOWN:
+      fell &= index < most
+    for row in np.flatnonzero(fell):
+      image = np.empty((1, *x_adv.shape[1:]), np.float32)
+      only = np.arange(len(kept)) == row
+      rows.take(x_adv, only, image, np.zeros(len(kept), int))
+      work.shown[int(index[row])] = image[0]
+    for number in sorted(work.shown)[_MOST_SHOWN:]:
+      del work.shown[number]
+
+
+def _require_bounds(columns, index, eps: float):
+  for name in ('in_ball', 'in_range'):
+    outside = ~columns[name] & (index >= 0)
+    if outside.any():
+      where = index[outside].tolist()
+      raise RuntimeError(
+        f'x_adv of examples {where[:5]} is not {name} at eps={eps}'
+      )

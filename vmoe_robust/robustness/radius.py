@@ -1,0 +1,188 @@
+"""What the hosts know of an attack at one radius, the same on each of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from vmoe_robust.files import to_json
+from vmoe_robust.robustness.measure import Clean, Columns, is_right
+from vmoe_robust.robustness.work import Pair
+
+# Of `Radius.fallen`, where it is no number of a stage.
+STANDS, WRONG, CORRUPT = -1, -2, -3
+
+
+@dataclasses.dataclass
+class Left:
+  """Images that left their slots, in the rows of a batch that was judged.
+
+  Args:
+    index: the examples' numbers, -1 where there is none.
+    attempt: the run on each.
+    value: of the loss that was attacked, at x_adv.
+    stage: number of the stage; -1: x_adv is the image itself.
+  """
+
+  index: Int[np.ndarray, 'batch']
+  attempt: Int[np.ndarray, 'batch']
+  value: np.ndarray
+  stage: int
+
+
+@dataclasses.dataclass
+class Radius:
+  """Who fell, what the judge found, and where the attack is.
+
+  Args:
+    eps: in units of pixels in [0, 1].
+    clean: what the model says of the images as they are.
+    together: consecutive images that are judged as one group.
+  """
+
+  eps: float
+  clean: Clean
+  together: int = 1
+  columns: Columns = dataclasses.field(default_factory=dict)
+  robust_after: dict[str, float] = dataclasses.field(default_factory=dict)
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  stage: int = -1  # -1: not begun
+  attempt: int = 0  # of the queue, as is `position`
+  position: int = 0
+  tick: int = 0
+  again: list[Pair] = dataclasses.field(default_factory=list)  # were cut short
+
+  def __post_init__(self):
+    right, mask = self.clean.right, self.clean.mask
+    self.fallen = np.where(right, STANDS, WRONG).astype(np.int16)
+    self.fallen[~mask] = CORRUPT
+    # Of the x_adv that counts: whether an attack found it, whether it is
+    # broken, and its loss.
+    self.attacked = np.zeros(len(mask), bool)
+    self.broken = np.zeros(len(mask), bool)
+    self.value = np.full(len(mask), -np.inf, np.float32)
+
+  def enter(self, stage: int):
+    """Begins a stage."""
+    self.stage, self.attempt, self.position, self.again = stage, 0, 0, []
+
+  def accuracy(self) -> float:
+    """The share of images that are right, by what the judge found."""
+    return float((~self.broken[self.clean.mask]).mean())
+
+  def end_stage(self, name: str, seconds: float):
+    """Notes what a stage left."""
+    name = _unique(name, self.robust_after)
+    self.robust_after[name] = self.accuracy()
+    self.seconds[name] = seconds
+
+  def record(
+    self, left: Left, columns: Columns, stays: bool
+  ) -> Bool[np.ndarray, 'batch']:
+    """Keeps what the judge found, if it is the worst so far for an image.
+
+    An image that is broken stays broken. Of images that leave when they are
+    broken, the first x_adv counts until one breaks it; of those that stay to
+    the end, the one of the highest loss. A group counts as a whole: the x_adv
+    in which more of its images are broken.
+
+    Args:
+      left: the images.
+      columns: of the judge, in the same rows.
+      stays: see `Stage`.
+
+    Returns:
+      The rows that were kept.
+    """
+    rows = np.flatnonzero(left.index >= 0)
+    index = left.index[rows]
+    top, broken = columns['prediction_after'][rows], np.zeros(len(left.index))
+    broken = broken.astype(bool)
+    broken[rows] = ~is_right(top, self.clean.label[index])
+    if self.together > 1:
+      kept = self._of_groups(left, broken)
+    else:
+      kept = self._of_images(left, broken, stays)
+    self._store(left, columns, kept)
+    out = np.zeros(len(left.index), bool)
+    out[kept] = True
+    return out
+
+  def _of_images(self, left, broken, stays) -> np.ndarray:
+    """The rows to keep, one an image at most."""
+    kept = {}
+    rows = np.flatnonzero(left.index >= 0)
+    # Of several attempts in one batch, the earlier comes first.
+    for row in rows[np.argsort(left.attempt[rows], kind='stable')]:
+      i, value = left.index[row], left.value[row]
+      worse = broken[row] > self.broken[i]
+      if stays and broken[row] == self.broken[i]:
+        worse = value > self.value[i]
+      if worse or not self.attacked[i]:
+        kept[i] = row
+        self._set(i, broken[row], value, left.stage)
+    return np.array(list(kept.values()), int)
+
+  def _of_groups(self, left, broken) -> np.ndarray:
+    """The rows of whole groups."""
+    kept = []
+    for first in range(0, len(left.index), self.together):
+      rows = np.arange(first, min(first + self.together, len(left.index)))
+      rows = rows[left.index[rows] >= 0]
+      index = left.index[rows]
+      now, before = broken[rows].sum(), self.broken[index].sum()
+      first_one = not self.attacked[index].any()
+      if len(rows) and (now > before or (first_one and now == before)):
+        kept += rows.tolist()
+        for row in rows:
+          self._set(left.index[row], broken[row], left.value[row], left.stage)
+    return np.array(kept, int)
+
+  def _set(self, i, broken, value, stage):
+    self.broken[i], self.value[i] = broken, value
+    if stage >= 0:
+      self.attacked[i] = True
+      if self.fallen[i] != WRONG:
+        self.fallen[i] = stage if broken else STANDS
+
+  def _store(self, left, columns, kept):
+    index = left.index[kept]
+    for name, column in columns.items():
+      if name not in self.columns:
+        shape = (len(self.broken), *column.shape[1:])
+        self.columns[name] = np.zeros(shape, column.dtype)
+      self.columns[name][index] = column[kept]
+
+  def arrays(self) -> Columns:
+    """All that `read` needs, as arrays of its own."""
+    about = {name: getattr(self, name) for name in _ABOUT}
+    each = {name: getattr(self, name).copy() for name in _EACH}
+    columns = {f'column {k}': v.copy() for k, v in self.columns.items()}
+    return each | columns | {'about': np.array(to_json(about))}
+
+  @classmethod
+  def read(cls, found: Columns, clean: Clean, together: int) -> 'Radius':
+    """From what `arrays` returned."""
+    about = json.loads(str(found['about']))
+    about['again'] = [tuple(pair) for pair in about['again']]
+    out = cls(clean=clean, together=together, **about)
+    for name in _EACH:
+      setattr(out, name, found[name])
+    for name in found:
+      if name.startswith('column '):
+        out.columns[name.removeprefix('column ')] = found[name]
+    return out
+
+
+_ABOUT = (
+  *('eps', 'robust_after', 'seconds', 'stage', 'attempt', 'position'),
+  *('tick', 'again'),
+)
+_EACH = ('fallen', 'attacked', 'broken', 'value')
+
+
+def _unique(name: str, names: dict) -> str:
+  """A list may have an attack twice."""
+  again = sum(other.split('#')[0] == name for other in names)
+  return f'{name}#{again + 1}' if again else name

@@ -1,0 +1,108 @@
+"""What a run that is cut short has found: one store for all kinds of runs.
+
+A folder has a file for each piece of finished work, and one that says which run
+it is of. The first process reads and writes; the others are told, so that all
+take the same way.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+from concurrent import futures
+
+import jax
+import numpy as np
+
+from vmoe_robust.config import UserError
+from vmoe_robust.distributed import shared, together
+from vmoe_robust.files import replacing, to_json, write_json
+
+Columns = dict[str, np.ndarray]
+_IDENTITY = 'run.json'
+
+
+class Unfinished:
+  """Named pieces of work in a folder; without a folder nothing is kept."""
+
+  def __init__(self, folder: str | os.PathLike | None, identity: dict):
+    """Makes the folder that of one run.
+
+    Args:
+      folder: made if it is not there; None keeps nothing.
+      identity: fields of the run and their values.
+
+    Raises:
+      UserError: the folder is that of another run; it stays as it is.
+    """
+    self._folder = None if folder is None else pathlib.Path(folder)
+    # Writing never makes the devices wait.
+    self._writer = futures.ThreadPoolExecutor(1, 'vmoe-unfinished')
+    self._writing = None
+    if self._folder is not None:
+      self._claim(json.loads(to_json(identity)))
+
+  def get(self, name: str) -> Columns | None:
+    """The piece of a name, on every process; None if it is not there."""
+    if self._folder is None:
+      return None
+    self.wait()
+    path = self._path(name)
+    data = shared(lambda: path.read_bytes() if path.exists() else None)
+    if data is None:
+      return None
+    with np.load(io.BytesIO(data)) as file:
+      return dict(file)
+
+  def put(self, name: str, arrays: Columns):
+    """Keeps a piece, whole or not at all, in a thread.
+
+    Args:
+      name: a piece of that name is replaced.
+      arrays: the same on every process; they must not change any more.
+
+    Raises:
+      OSError: the piece before this one could not be written.
+    """
+    if self._folder is not None and jax.process_index() == 0:
+      self.wait()
+      self._writing = self._writer.submit(_write, self._path(name), arrays)
+
+  def wait(self):
+    """Until what was put is on the disk."""
+    if self._writing is not None:
+      writing, self._writing = self._writing, None
+      writing.result()
+
+  def release(self):
+    """Deletes the folder of a run that is done."""
+    with contextlib.suppress(OSError):
+      self.wait()
+    together('release')
+    if self._folder is not None and jax.process_index() == 0:
+      shutil.rmtree(self._folder, ignore_errors=True)
+    together('released')
+
+  def _claim(self, ours: dict):
+    path = self._folder / _IDENTITY
+    data = shared(lambda: path.read_bytes() if path.exists() else None)
+    theirs = ours if data is None else json.loads(data)
+    if theirs != ours:
+      name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+      raise UserError(
+        f'{self._folder} has the beginning of another run: {name} is '
+        f'{ours.get(name)!r} here and was {theirs.get(name)!r}; choose another '
+        'folder, or delete this one'
+      )
+    if jax.process_index() == 0:
+      write_json(path, ours)
+
+  def _path(self, name):
+    return self._folder / f'{name}.npz'
+
+
+def _write(path: pathlib.Path, arrays: Columns):
+  with replacing(path) as draft, draft.open('wb') as file:
+    np.savez(file, **arrays)

@@ -1,0 +1,264 @@
+"""Slots of a batch, each with an image that entered when there was room.
+
+A program advances all slots by some steps; an image that is broken or at its
+end leaves, and another image takes its slot. So every batch is full, of one
+shape and compiled once, however unevenly images fall (continuous batching).
+Images that leave are copied to the outbox, where they are judged.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, PyTree
+
+from vmoe_robust.attacks import LOSSES, Stage, State
+from vmoe_robust.attacks.interface import record, where
+from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.robustness.target import (
+  JUDGE_DRAWS,
+  Target,
+  as_floats,
+  log_probabilities,
+  predict,
+)
+
+
+@flax.struct.dataclass
+class Items:
+  """Images that may take a slot."""
+
+  image: Array  # uint8, or floats in [0, 1]
+  label: Array  # int32 [batch], or which classes [batch, classes]
+  target: Int[Array, 'batch']  # a class; the label if the stage has no target
+  index: Int[Array, 'batch']  # the example's number
+  attempt: Int[Array, 'batch']  # which run on this image
+
+
+@flax.struct.dataclass
+class Goal:
+  """What a loss is given besides what the model answers."""
+
+  label: Array  # as of `Items`
+  target: Int[Array, 'batch']
+  context: PyTree  # of `Target.context`; () without one
+
+
+@flax.struct.dataclass
+class Slots:
+  """Images under attack."""
+
+  state: State
+  goal: Goal
+
+
+@flax.struct.dataclass
+class Turn:
+  """What the host says of a call; no array of the batch."""
+
+  eps: ArrayLike
+  count: ArrayLike  # steps to take
+  begins: ArrayLike  # whether any image enters
+  ends: ArrayLike  # whether all images come to their end together
+  tick: ArrayLike  # counts the calls
+
+
+class Program:
+  """The programs of one stage, for whatever number of slots."""
+
+  def __init__(
+    self, target: Target, stage: Stage, seed: int, number: int, draws: int = 1
+  ):
+    """Compiles nothing.
+
+    Args:
+      target: what is attacked.
+      stage: the attack.
+      seed: of all that is drawn.
+      number: of the stage, so that stages draw unlike each other.
+      draws: of a random model, over which its loss is a mean.
+    """
+    self._target, self._stage, self._seed = target, stage, seed
+    self._number, self._draws = number, draws
+
+  def empty(self, params: PyTree, items: Items) -> Slots:
+    """Slots whose content means nothing."""
+    like = self._enter(params, items, jnp.float32(0))  # of which the shapes
+    return jax.tree.map(jnp.zeros_like, like)
+
+  def advance(
+    self,
+    params: PyTree,
+    slots: Slots,
+    items: Items,
+    enter: Bool[Array, 'batch'],
+    active: Bool[Array, 'batch'],
+    turn: Turn,
+  ) -> tuple[Slots, dict[str, Array]]:
+    """Fills slots and takes some steps with all of them.
+
+    Args:
+      params: the weights.
+      slots: of the call before.
+      items: images that may enter.
+      enter: where an item takes the slot.
+      active: where there is an image; elsewhere nothing happens.
+      turn: how far to go.
+
+    Returns:
+      The slots, and of each slot its 'turn', whether it is 'broken' and the
+      'value' of its loss.
+    """
+    stage, stays = self._stage, self._stage.stays
+    target = dataclasses.replace(self._target, params=params)
+    key = jax.random.fold_in(jax.random.key(self._seed), 2**20 + self._number)
+    key = jax.random.fold_in(key, turn.tick)
+    fill = lambda slots: _choose(
+      enter, self._entered(target, items, active, turn.eps, key), slots
+    )
+    slots = jax.lax.cond(turn.begins, fill, lambda slots: slots, slots)
+
+    def step(i, slots):
+      loss = self._loss(target, slots.goal, active, jax.random.fold_in(key, i))
+      state = slots.state
+      runs = active & (state.turn < stage.attack.steps)
+      if not stays:
+        runs &= ~state.broken
+      moved = stage.attack.step(loss, state, turn.eps)
+      return slots.replace(state=_choose(runs, moved, state))
+
+    if stays:
+      # Nobody needs the gradient of the last step.
+      count = turn.count - jnp.where(turn.ends, 1, 0)
+      slots = jax.lax.fori_loop(0, count, step, slots)
+      last = lambda slots: self._look(target, slots, active, key)
+      slots = jax.lax.cond(turn.ends, last, lambda slots: slots, slots)
+    else:
+      slots = jax.lax.fori_loop(0, turn.count, step, slots)
+      slots = self._agree(target, slots, active, key)
+    state = slots.state
+    return slots, {
+      'turn': state.turn,
+      'broken': state.broken,
+      'value': state.value,
+    }
+
+  def _enter(self, params, items: Items, eps) -> Slots:
+    """The images in their slots, before anything is asked."""
+    stage, images = self._stage, as_floats(items.image)
+    fold = jax.random.key(self._seed)
+    if not stage.stays:  # which is alone, and draws by the example only
+      fold = jax.random.fold_in(fold, self._number)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))(fold, items.index)
+    keys = jax.vmap(jax.random.fold_in)(fold, items.attempt)
+    restart = items.attempt % stage.restarts
+    state = stage.attack.start(images, keys, eps, restart)
+    context, mask = (), items.index >= 0
+    if self._target.context is not None:
+      context = self._target.context(params, images, mask)
+    return Slots(state, Goal(items.label, items.target, context))
+
+  def _entered(self, target, items, active, eps, key) -> Slots:
+    slots = self._enter(target.params, items, eps)
+    if not self._stage.stays:
+      return slots
+    # The clean image is the first candidate, so that no image comes out easier
+    # than it went in.
+    state = slots.state
+    seen = self._look(
+      target, slots.replace(state=state.replace(x=state.clean)), active, key
+    )
+    seen = seen.state.replace(x=state.x, turn=state.turn)
+    return slots.replace(state=seen)
+
+  def _look(self, target, slots, active, key) -> Slots:
+    """Asks the loss about `state.x`, and keeps it if it is worse."""
+    loss = self._loss(target, slots.goal, active, key)
+    return slots.replace(state=record(slots.state, *loss(slots.state.x)))
+
+  def _agree(self, target, slots, active, key) -> Slots:
+    """A claim of the attack's counts if the judge agrees."""
+    state = slots.state
+    claimed = active & state.broken
+
+    def judge(x):
+      logits, _ = predict(target, target.judge, x, active, key, JUDGE_DRAWS)
+      return self._broken(logits, slots.goal)
+
+    agreed = jax.lax.cond(claimed.any(), judge, lambda _: claimed, state.x_adv)
+    denied = claimed & ~agreed
+    state = state.replace(
+      broken=state.broken & ~denied,
+      value=jnp.where(denied, -jnp.inf, state.value),
+    )
+    return slots.replace(state=state)
+
+  def _broken(self, logits, goal):
+    """Wrong or, if that is what the stage wants, taken for the target."""
+    top = classes(logits)
+    if self._stage.until == 'target':
+      return top == goal.target
+    return ~is_right(top, goal.label)
+
+  def _loss(self, target, goal, mask, key):
+    """The loss that the attack raises, of images alone."""
+    value = objective(self._stage)
+
+    def once(x, key):
+      logits, more = predict(target, target.attacked, x, mask, key)
+      return value(logits, more, goal).astype(x.dtype), logits
+
+    def loss(x):
+      if not target.random or self._draws == 1:
+        values, logits = once(x, key)
+        return values, self._broken(logits, goal)
+      # Of a random model the mean: gradients of one draw lead nowhere.
+      again = jax.checkpoint(lambda key: once(x, key))
+      keys = jax.random.split(key, self._draws)
+      values, logits = jax.lax.map(again, keys)
+      mean = jax.nn.logsumexp(log_probabilities(logits), 0)
+      return values.mean(0), self._broken(mean, goal)
+
+    return loss
+
+
+def objective(stage: Stage) -> Callable[[Array, PyTree, Goal], Array]:
+  """What a stage raises: (logits, what else the model returned, goal)."""
+  if callable(stage.loss):
+    return stage.loss
+  value = LOSSES[stage.loss]
+  return lambda logits, more, goal: value(logits, goal.label, goal.target)
+
+
+@flax.struct.dataclass
+class Outbox:
+  """Images that left their slots and wait to be judged, each in its row."""
+
+  x_adv: Array
+  clean: Array
+  label: Array
+
+  @classmethod
+  def of(cls, slots: Slots) -> 'Outbox':
+    """What the slots hold."""
+    state = slots.state
+    return cls(state.x_adv, state.clean, slots.goal.label)
+
+
+def collect(
+  outbox: Outbox, slots: Slots, leaves: Bool[Array, 'batch']
+) -> Outbox:
+  """Copies the images that leave to the same rows of the outbox."""
+  return _choose(leaves, Outbox.of(slots), outbox)
+
+
+def pick(slots: Slots, rows: Int[Array, 'fewer']) -> Slots:
+  """The slots of some rows, in fewer slots."""
+  return jax.tree.map(lambda x: x[rows], slots)
+
+
+def _choose(condition, yes, no):
+  return jax.tree.map(lambda a, b: where(condition, a, b), yes, no)

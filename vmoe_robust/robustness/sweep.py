@@ -1,0 +1,234 @@
+"""An ensemble over a sweep of radii, which may be cut short and goes on."""
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.distributed import agreed, together
+from vmoe_robust.robustness import engine, trust
+from vmoe_robust.robustness.images import Archive, Keeper
+from vmoe_robust.robustness.measure import (
+  NOT_FINITE,
+  Clean,
+  Columns,
+  Rows,
+)
+from vmoe_robust.robustness.programs import Programs, Work
+from vmoe_robust.robustness.radius import Radius
+from vmoe_robust.robustness.resume import Unfinished
+
+_SAVE_EVERY = 60.0  # seconds, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """Examples for people to look at."""
+
+  images: np.ndarray
+  x_adv: np.ndarray
+  before: np.ndarray  # predictions
+  after: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Fall:
+  """What the attacks did at one radius."""
+
+  eps: float
+  robust_after: dict[str, float]  # accuracy after each attack
+  seconds: dict[str, float]  # of each attack, in this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+  """What an ensemble did at each radius.
+
+  Args:
+    columns: a row an example and eps, by eps and example.
+    loads: of each eps, sums over the examples.
+    corrupt: the examples that were skipped.
+    images_per_second: attacked by this process, all attacks together.
+    falls: of each eps, what each attack left.
+    warnings: what makes the numbers hard to believe.
+    shown: some examples that fell.
+  """
+
+  columns: Columns
+  loads: dict[float, Columns]
+  corrupt: list[int]
+  images_per_second: float
+  falls: dict[float, Fall]
+  warnings: list[str]
+  shown: Shown | None
+
+
+def run(
+  programs: Programs,
+  rows: Rows,
+  radii: Sequence[float],
+  *,
+  unfinished: Unfinished,
+  keeper: Callable[[float], Keeper] | None = None,
+  archive: str | os.PathLike | None = None,
+  on_turn: engine.OnTurn = lambda *_: None,
+  save_every: float = _SAVE_EVERY,
+) -> Swept:
+  """Attacks all examples at each radius.
+
+  Args:
+    programs: of the model and the ensemble.
+    rows: the examples.
+    radii: in units of pixels in [0, 1].
+    unfinished: where an attack that is cut short leaves what it has; deleted by
+      the caller.
+    keeper: of a radius, where x_adv is kept; it does not outlive this process.
+    archive: a folder in which x_adv is kept, a folder in it for each radius.
+    on_turn: see `engine.attack`.
+    save_every: seconds between two times that unfinished work is stored.
+
+  Raises:
+    RuntimeError: an x_adv left its ball or [0, 1], so that its numbers mean
+      nothing.
+    UserError: images change each other's predictions, or there is no example.
+  """
+  params, measure = programs.target.params, programs.measure
+  warnings = list(programs.ensemble.notes)
+  _, batch = next(iter(measure.batches(rows)))
+  warnings += trust.Checks(programs.target, programs.ensemble)(params, batch)
+  clean = measure.clean(params, rows)
+  if not clean.mask.any():
+    raise UserError(f'all {len(rows)} images are corrupt; check the data')
+  parts, loads, falls, shown, seconds = [], {}, {}, {}, 0.0
+  for eps in radii:
+    name = eps_name(eps)
+    found = unfinished.get(f'{name}-done')
+    if found is None:
+      begun = time.perf_counter()
+      keep = keeper and keeper(eps)
+      folder = archive and pathlib.Path(archive, name)
+      work = _begin(programs, rows, clean, eps, unfinished, keep, folder)
+      save = lambda work=work, name=name: _save(work, unfinished, name)
+      is_due = _Clock(save_every)
+      engine.attack(programs, work, on_turn, is_due, save)
+      if work.keeper is not None:
+        work.keeper.flush()
+      seconds += time.perf_counter() - begun
+      found = _all(work)
+      unfinished.put(f'{name}-done', found)
+    columns, loads[eps], falls[eps], seen = _read(found, clean, eps)
+    if programs.ensemble.stages[0].until == 'target':
+      columns['target'] = clean.ranked[columns['index'], 0]
+    warnings += [
+      f'eps {name}: {text}'
+      for text in trust.after(
+        falls[eps].robust_after,
+        int((columns['prediction_after'] == NOT_FINITE).sum()),
+      )
+    ]
+    parts.append(columns)
+    shown = shown or _shown(rows, seen, columns)
+  unfinished.wait()
+  return Swept(
+    {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
+    loads,
+    np.flatnonzero(~clean.mask).tolist(),
+    len(rows) * len(radii) / max(seconds, 1e-9),
+    falls,
+    warnings,
+    shown or None,
+  )
+
+
+class _Clock:
+  """When it is time to save, as the first process has it."""
+
+  def __init__(self, every: float):
+    self._every, self._last = every, time.monotonic()
+
+  def __call__(self) -> bool:
+    due = agreed(time.monotonic() - self._last >= self._every)
+    if due:
+      self._last = time.monotonic()
+    return due
+
+
+def _begin(programs, rows, clean, eps, unfinished, keeper, folder) -> Work:
+  """A radius from its start, or from where it was cut short."""
+  found = unfinished.get(eps_name(eps))
+  group = programs.target.together
+  if found is None:
+    radius, places, shown = Radius(eps, clean, group), None, {}
+  else:
+    radius = Radius.read(found, clean, group)
+    places = {k: v for k, v in found.items() if k.startswith('x_adv_')}
+    shown = _pictures(found)
+  if folder is not None:
+    image = rows(np.zeros(1, np.int32))['image']
+    keeper = Archive(folder, image.shape[1:], len(rows), places)
+  return Work(radius, rows, keeper, shown)
+
+
+def _save(work: Work, unfinished: Unfinished, name: str):
+  """Stores what there is to go on from."""
+  if work.keeper is not None:
+    work.keeper.flush()
+    together('kept')  # on all processes, before the first says so
+  unfinished.put(name, _all(work))
+
+
+def _all(work: Work) -> Columns:
+  """Everything that is known of a radius, as arrays that change no more."""
+  out = work.radius.arrays()
+  if work.keeper is not None:
+    out |= {k: v.copy() for k, v in work.keeper.columns().items()}
+  if work.shown:
+    numbers = sorted(work.shown)
+    out['shown'] = np.array(numbers)
+    out['shown_x_adv'] = np.stack([work.shown[i] for i in numbers])
+  return out
+
+
+def _pictures(found: Columns) -> dict[int, np.ndarray]:
+  if 'shown' not in found:
+    return {}
+  return dict(zip(found['shown'].tolist(), found['shown_x_adv'], strict=True))
+
+
+def _read(found: Columns, clean: Clean, eps: float):
+  """Columns of the examples that count, sums over them, and what happened."""
+  radius = Radius.read(found, clean, 1)
+  index = np.flatnonzero(clean.mask)
+  columns = {
+    'index': index,
+    'label': clean.label[index],
+    'eps': np.full(len(index), eps),
+    'fallen_in': radius.fallen[index],
+    **{k: v[index] for k, v in clean.columns.items()},
+    **{k: v[index] for k, v in found.items() if k.startswith('x_adv_')},
+  }
+  sums = {}
+  for name, column in radius.columns.items():
+    if column.ndim == 1:
+      columns[name] = column[index]
+    else:
+      sums[name] = column[index].sum(0)
+  fall = Fall(eps, radius.robust_after, radius.seconds)
+  return columns, sums, fall, _pictures(found)
+
+
+def _shown(rows, pictures, columns) -> Shown | None:
+  """Examples that fell, at the least radius that has any."""
+  if not pictures:
+    return None
+  fell = np.array(sorted(pictures))
+  images = np.asarray(rows(fell)['image'])
+  if images.dtype == np.uint8:
+    images = images.astype(np.float32) / 255
+  at = np.isin(columns['index'], fell)
+  names = [columns[f'prediction_{when}'][at] for when in ('before', 'after')]
+  return Shown(images, np.stack([pictures[i] for i in fell]), *names)

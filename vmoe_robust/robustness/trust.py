@@ -1,0 +1,263 @@
+"""What makes a robust accuracy hard to believe.
+
+After the checks of AutoAttack (Croce & Hein 2020; `checks.py` of their code),
+and a test of independence: that no image changes another's prediction.
+
+The test asks the model about batches that share some of their images, at other
+places, while all others change: to images of the data, to their negatives, to
+noise, to flat images and to images of the highest contrast. What no sample can
+see: a dependence on images of a kind that the test does not show, on batches
+larger than the one that is tested, or weaker than 1e-4 of the logits' size.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, PyTree
+
+from vmoe_robust.attacks import Ensemble, Stage
+from vmoe_robust.config import UserError
+from vmoe_robust.robustness.measure import without_own
+from vmoe_robust.robustness.slots import Goal, objective
+from vmoe_robust.robustness.target import Target, as_floats, predict
+
+Images = Float[np.ndarray, 'batch height width channels']
+
+# Relative to the largest finite logit of an image or, if that is larger, to
+# what is usual in the batch.
+_SAME = 1e-4
+# Accuracy that Square may gain before it is suspicious.
+_SQUARE = 0.002
+# Pairs of batches; in each, either half of the images stays once.
+_PAIRS = 4
+_FEWEST = 4  # images of a batch that is tested
+
+_DEPENDENT = (
+  'images change the predictions of others in their batch (capacity shared '
+  'between images, batch normalisation in training mode), so that no image has '
+  'a robustness of its own; evaluate with experts dropless, or in inference '
+  'mode'
+)
+
+
+class Checks:
+  """Looks at a batch of clean images, before anything is attacked."""
+
+  def __init__(self, target: Target, ensemble: Ensemble):
+    """Compiles nothing yet."""
+    self._target, self._ensemble = target, ensemble
+
+    def logits(params, x, mask, key):
+      subject = dataclasses.replace(target, params=params)
+      return predict(subject, target.judge, x, mask, key)[0]
+
+    whole = NamedSharding(target.mesh, PartitionSpec())
+    self._logits = jax.jit(logits, out_shardings=whole)
+    self._whole = jax.jit(lambda x: x, out_shardings=whole)
+
+  def __call__(self, params: PyTree, batch: dict[str, Array]) -> list[str]:
+    """What a batch shows.
+
+    Args:
+      params: the weights.
+      batch: 'image', 'label' and 'mask'.
+
+    Raises:
+      UserError: images change each other's predictions.
+    """
+    target, images = self._target, as_floats(batch['image'])
+    there = np.asarray(self._whole(batch['mask']))
+    key = jax.random.key(0)
+    ask = lambda x, key: np.asarray(
+      self._logits(params, x, np.ones(len(x), bool), key)
+    )
+    out, logits = [], ask(images, key)
+    if target.random:
+      if not _close(logits, ask(images, jax.random.key(1))).all():
+        out.append(
+          'outputs are random: they are judged by their mean over draws; '
+          'attack with autoattack_rand, whose gradients are means too'
+        )
+    elif not target.is_known:
+      require_independent(
+        lambda x: ask(x, key), np.asarray(self._whole(images)), logits
+      )
+    elif target.together > 1:
+      out.append(
+        f'{target.together} images at a time share capacity and change each '
+        "other's predictions: these numbers are of groups, not of images"
+      )
+    return [*out, *_forms(logits[there]), *self._flat(params, batch, there)]
+
+  def _flat(self, params, batch, there) -> list[str]:
+    """Images on which the gradient that an attack follows is 0."""
+    out, seen = [], set()
+    for stage in self._ensemble.stages:
+      # FAB follows the differences of logits that a margin is the largest of.
+      single = {'rivals': 'margin', 'target_rival': 'targeted_margin'}
+      loss = single.get(stage.loss, stage.loss)
+      if not stage.needs_gradient or loss in seen:
+        continue
+      seen.add(loss)
+      steep = self._steepness(dataclasses.replace(stage, loss=loss))
+      lost = int(((np.asarray(steep(params, batch)) == 0) & there).sum())
+      if lost:
+        name = loss if isinstance(loss, str) else f'the loss of {stage.name}'
+        out.append(
+          f'{lost} of the first {there.sum()} images have no gradient of '
+          f'{name}: attacks that follow it mislead'
+        )
+    return out
+
+  def _steepness(self, stage: Stage):
+    """The largest entry of the gradient of a loss, of each image."""
+
+    def steepness(params, batch):
+      target = dataclasses.replace(self._target, params=params)
+      key, label, mask = jax.random.key(0), batch['label'], batch['mask']
+      clean, context = as_floats(batch['image']), ()
+      if target.context is not None:
+        context = target.context(params, clean, mask)
+
+      def total(x):
+        logits, more = predict(target, target.attacked, x, mask, key)
+        rival = without_own(logits, label).argmax(-1)
+        return objective(stage)(logits, more, Goal(label, rival, context)).sum()
+
+      slope = jax.grad(total)(clean)
+      return jnp.abs(jnp.where(jnp.isnan(slope), 0, slope)).max((1, 2, 3))
+
+    whole = NamedSharding(self._target.mesh, PartitionSpec())
+    return jax.jit(steepness, out_shardings=whole)
+
+
+def require_independent(
+  ask,
+  images: Images,
+  logits: Float[np.ndarray, 'batch classes'],
+):
+  """Refuses a function in which an image changes another's logits.
+
+  Args:
+    ask: from images to logits, for batches of at least one image.
+    images: of the data.
+    logits: of these.
+
+  Raises:
+    UserError: it does.
+  """
+  rng = np.random.default_rng(0)
+  if len(images) < _FEWEST:
+    # A batch of its own has no neighbours; and normalising over it would not
+    # be seen.
+    more = _others(rng, images, _FEWEST - len(images))
+    both = ask(np.concatenate([images, more]))[: len(images)]
+    if not _close(logits, both).all():
+      raise UserError(_DEPENDENT)
+    images = np.concatenate([images, more])
+    logits = ask(images)
+  for pair in range(_PAIRS):
+    if pair:  # also away from the data
+      images = _moved(rng, images)
+      logits = ask(images)
+    half = rng.permutation(len(images)) % 2 == 0
+    for stays in (half, ~half):
+      others = _others(rng, images, len(images))
+      batch = np.where(stays[:, None, None, None], images, others)
+      # In their own places, then at others.
+      if not _close(logits, ask(batch))[stays].all():
+        raise UserError(_DEPENDENT)
+      order = rng.permutation(len(images))
+      again = np.empty_like(logits)
+      again[order] = ask(batch[order])
+      if not _close(logits, again)[stays].all():
+        raise UserError(_DEPENDENT)
+
+
+def _others(rng, images: Images, count: int) -> Images:
+  """Images of several kinds, each of another kind than the one before."""
+  shape = (count, *images.shape[1:])
+  source = images[rng.integers(len(images), size=count)]
+  kinds = (
+    source,
+    1 - source,
+    rng.uniform(size=shape),
+    rng.integers(0, 2, shape),  # of the highest contrast
+    np.broadcast_to(rng.uniform(size=(count, 1, 1, 1)), shape),  # of the lowest
+  )
+  kind = (np.arange(count) + rng.integers(len(kinds))) % len(kinds)
+  out = np.stack([np.asarray(k, np.float32) for k in kinds])
+  return out[kind, np.arange(count)]
+
+
+def _moved(rng, images: Images) -> Images:
+  """Half of the images perturbed as attacks do, half of other kinds."""
+  step = rng.choice([0.03, 0.3], size=(len(images), 1, 1, 1))
+  signs = rng.choice([-1, 1], size=images.shape)
+  near = np.clip(images + step * signs, 0, 1).astype(np.float32)
+  far = _others(rng, images, len(images))
+  return np.where(rng.permutation(len(images)) % 2, near.T, far.T).T
+
+
+def _close(
+  a: Float[np.ndarray, 'batch classes'], b: Float[np.ndarray, 'batch classes']
+) -> Bool[np.ndarray, 'batch']:
+  """Which images have the same logits.
+
+  Finite ones are compared by their own scale, others by place and kind.
+  """
+  finite = np.isfinite(a)
+  size = np.where(finite, np.abs(a), 0).max(-1)
+  size = np.maximum(size, np.median(size))
+  with np.errstate(invalid='ignore'):
+    near = np.abs(a - b) <= _SAME * size[:, None]
+  alike = (a == b) | (np.isnan(a) & np.isnan(b))
+  return np.where(finite, near, alike).all(-1)
+
+
+def _forms(logits: Float[np.ndarray, 'batch classes']) -> list[str]:
+  """What outputs look like that are no logits."""
+  out, finite = [], np.isfinite(logits).all(-1)
+  if not finite.all():
+    out.append(
+      f'{(~finite).sum()} of the first {len(logits)} images have outputs that '
+      'are not finite: they count as misclassified; give classes that are not '
+      'used a low logit such as -1e9, not -inf'
+    )
+  if not finite.any():
+    return out
+  logits = logits[finite]
+  sums = np.abs(logits.sum(-1) - 1) < 1e-5
+  if (logits >= 0).all() and sums.all():
+    out.append(
+      'outputs look like probabilities: give logits, or gradients vanish'
+    )
+  return out
+
+
+def after(robust_after: dict[str, float], not_finite: int) -> list[str]:
+  """What the attacks showed.
+
+  Args:
+    robust_after: accuracy after each attack, in their order.
+    not_finite: attacked images with logits that are not finite.
+  """
+  out, names = [], list(robust_after)
+  if not_finite:
+    out.append(
+      f'{not_finite} attacked images have logits that are not finite: they '
+      'count as misclassified'
+    )
+  if 'square' in names and names.index('square'):
+    place = names.index('square')
+    gain = robust_after[names[place - 1]] - robust_after['square']
+    if gain > _SQUARE:
+      out.append(
+        f'square, which needs no gradient, took {100 * gain:.1f} percentage '
+        'points more: gradients may mislead; attack with more iterations and '
+        'restarts, or adaptively'
+      )
+  return out
