@@ -10,8 +10,10 @@ import pytest
 
 from tests.robustness.problems import EXAMPLES, QUICK, problem
 from vmoe_robust import robust_accuracy
+from vmoe_robust.attacks import Budget, ensemble, label
 from vmoe_robust.config import UserError
 from vmoe_robust.files import locked
+from vmoe_robust.robustness import arguments
 
 ALONE = (
   ('fgsm', 'Linf', 0.08),
@@ -79,16 +81,26 @@ def test_neither_batch_nor_devices_nor_neighbours_matter():
   np.testing.assert_array_equal(part.robust, whole.robust[:20])
 
 
-def test_another_attack_in_the_folder_is_refused(tmp_path):
+def test_a_folder_belongs_to_one_question(tmp_path):
   fn, images, labels = problem()
-  run = functools.partial(
-    robust_accuracy, fn, images, labels, folder=tmp_path, **QUICK
-  )
-  run(eps=0.05, attack='fgsm')
-  with pytest.raises(UserError, match="attack is 'pgd' here and was 'fgsm'"):
-    run(eps=0.05, attack='pgd')
+  run = functools.partial(robust_accuracy, folder=tmp_path, **QUICK)
+  asked = dict(model=fn, images=images, labels=labels, eps=0.05, attack='fgsm')
+  first = run(**asked)
+  again = run(**asked)
+  np.testing.assert_array_equal(again.x_adv, first.x_adv)
+  assert again.accuracy == first.accuracy
+  other = dict(asked, images=images[::-1].copy())
+  for changed, words in (
+    (dict(asked, attack='pgd'), "attack is 'pgd' here and was 'fgsm'"),
+    (dict(asked, model=lambda x: -fn(x)), "digest of the model's answers"),
+    (other, 'digest of the images'),
+    (dict(asked, labels=(labels + 1) % 5), 'digest of the labels'),
+  ):
+    with pytest.raises(UserError, match=words):
+      run(**changed)
   with locked(tmp_path), pytest.raises(UserError, match='in use by another'):
-    run(eps=0.05, attack='fgsm')
+    run(**asked)
+  assert run(**asked).accuracy == first.accuracy  # nothing was lost
 
 
 def test_a_random_model_is_judged_by_its_mean():
@@ -179,6 +191,50 @@ def test_a_result_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('budget', 'name', 'weaker'),
+  [
+    (dict(iterations=100, queries=5000), 'autoattack', False),
+    (dict(iterations=20, queries=5000), 'autoattack, 20 steps', True),
+    (dict(iterations=100, queries=1), 'autoattack, 1 query', True),
+    (dict(iterations=100, queries=60), 'autoattack, 60 queries', True),
+    (dict(targets=2), 'autoattack, 2 targets', True),
+    (dict(targets=4), 'autoattack, 4 targets', False),  # as many as there are
+    (dict(iterations=200), 'autoattack, 200 steps', False),
+    (dict(restarts=1), 'autoattack, 1 restart', False),
+  ],
+  ids=str,
+)
+def test_a_name_says_what_ran(budget, name, weaker):
+  lengths = Budget(**budget)
+  assert label('autoattack', lengths) == name
+  notes = ensemble('autoattack', 'linf', 5, lengths).notes
+  assert [f'{name} is weaker than AutoAttack' in n for n in notes] == (
+    [True] * weaker
+  )
+
+
+def test_of_other_attacks_the_name_is_the_name():
+  assert label('apgd_ce', Budget(20)) == 'apgd_ce'
+  assert label(('pgd', 'square'), Budget(20)) == 'pgd+square'
+  assert label('autoattack_plus', Budget(restarts=1)) == (
+    'autoattack_plus, 1 restart'
+  )
+  plus = lambda **how: ensemble('autoattack_plus', 'linf', 10, Budget(**how))
+  assert [s.restarts for s in plus().stages] == [5, 5, 5, 1, 1, 1]
+  assert [s.restarts for s in plus(restarts=1).stages] == [1] * 6
+  assert 'weaker' in plus(restarts=1).notes[0] and not plus().notes
+
+
+def test_results_are_named_by_their_budget():
+  fn, images, labels = problem()
+  found = robust_accuracy(
+    fn, images[:8], labels[:8], **(QUICK | dict(iterations=2, queries=3))
+  )
+  assert found.settings['attack'] == 'autoattack, 2 steps, 3 queries'
+  assert 'is weaker than AutoAttack' in found.warnings[0]
+
+
+@pytest.mark.parametrize(
   'changes, words',
   [
     (dict(attack='autoatack'), "'autoatack' is not known"),
@@ -190,11 +246,81 @@ def test_a_result_is_saved(tmp_path):
     (dict(images=np.ones((2, 6, 6))), 'channels'),
     (dict(labels=[0]), 'one class for each of the 44'),
     (dict(labels=np.full(44, 7)), 'labels go up to 7; the model has 5'),
+    (dict(labels=np.full(44, -1)), '44 of 44 labels are below 0, such as -1'),
+    (dict(labels=np.arange(44) / 7), 'one class for each of the 44'),
+    (dict(iterations=0), 'iterations=0 must be a whole number, 1 or more'),
+    (dict(queries=0), 'queries=0 must be a whole number'),
+    (dict(batch_size=0), 'batch_size=0 must be a whole number'),
+    (dict(batch_size=8.0), 'batch_size=8.0 must be a whole number'),
+    (dict(seed=1.5), 'seed=1.5 must be a whole number, 0 or more'),
+    (dict(restarts=-1), 'restarts=-1 must be'),
+    (dict(targets=True), 'targets=True must be'),
+    (dict(attack=[]), r'attack=\[\] names no attack'),
+    (dict(attack=None), 'attack=None names no attack'),
+    (dict(eps='8/255'), "eps='8/255' is no number; give one radius"),
+    (dict(eps=np.array([0.1, 0.2])), 'is no number; give one radius'),
+    (dict(eps=float('nan')), 'eps=nan is no radius'),
+    (dict(norm=0), 'norm=0 is not known'),
+    (dict(images=np.full((2, 6, 6, 1), np.nan)), r'pixels in \[0, 1\]'),
+    (dict(images=np.full((2, 6, 6, 1), 'a')), 'images are <U1; give uint8'),
   ],
   ids=str,
 )
 def test_refusals(changes, words):
   fn, images, labels = problem()
-  arguments = dict(images=images, labels=labels) | changes
+  asked = QUICK | dict(images=images, labels=labels) | changes
+  # The tests' own check of types would come first.
+  unchecked = robust_accuracy.__wrapped__
   with pytest.raises(UserError, match=words):
-    robust_accuracy(fn, **arguments, **QUICK)
+    unchecked(fn, **asked)
+
+
+@pytest.mark.parametrize(
+  ('given', 'plain'),
+  [
+    (dict(norm=np.inf), dict(norm='Linf')),
+    (dict(norm='inf', attack='FGSM'), dict(norm='Linf')),
+    (dict(norm=2), dict(norm='L2')),
+    (dict(norm='l1', eps=np.float32(0.5)), dict(norm='L1', eps=0.5)),
+  ],
+  ids=str,
+)
+def test_plain_meanings_are_understood(given, plain):
+  fn, images, labels = problem()
+  unchecked = robust_accuracy.__wrapped__
+  run = functools.partial(unchecked, fn, images[:8], labels[:8])
+  given, plain = (QUICK | dict(attack='fgsm') | how for how in (given, plain))
+  a, b = run(**given), run(**plain)
+  assert a.settings == b.settings
+  np.testing.assert_array_equal(a.x_adv, b.x_adv)
+
+
+@pytest.mark.parametrize('name', ['AutoAttack', 'auto-attack', 'AA'])
+def test_autoattack_has_many_spellings(name):
+  assert arguments.attack(name) == 'autoattack'
+
+
+def test_the_tail_is_not_paid_in_full_batches():
+  """Of 100 images 23 stand: the program has 24 slots."""
+  fn, images, labels = problem(examples=100)
+  labels = np.asarray(fn(images)).argmax(-1)
+  labels[23:] = (labels[23:] + 1) % 5
+  sizes = []
+
+  def seen(x):
+    sizes.append(len(x))  # traced once for each size of each program
+    return fn(x)
+
+  robust_accuracy(
+    seen,
+    images,
+    labels,
+    attack=['apgd_ce', 'square'],
+    eps=0.001,
+    **(QUICK | dict(batch_size=256)),
+  )
+  devices = jax.device_count()
+  first = -(-100 // devices) * devices
+  fits = -(-23 // devices) * devices
+  # The guard and the clean pass see all; the attacks only what stands.
+  assert sizes.count(first) < 10 and sizes.count(fits) >= 5

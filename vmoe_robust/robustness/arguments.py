@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +13,7 @@ _NORMS |= {'1': 'l1', 'l_inf': 'linf', 'l_2': 'l2', 'l_1': 'l1'}
 
 
 def images_and_labels(
-  images: np.ndarray, labels: Sequence[int] | np.ndarray
+  images: object, labels: object
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images as uint8 or float32, labels as int32.
 
@@ -30,7 +29,7 @@ def images_and_labels(
   return images, labels.astype(np.int32)
 
 
-def checked_images(images: np.ndarray) -> np.ndarray:
+def checked_images(images: object) -> np.ndarray:
   """A batch of images as uint8 or float32.
 
   Raises:
@@ -75,7 +74,7 @@ def classes(labels: np.ndarray, count: int):
     )
 
 
-def attack(value: str | Sequence[str]) -> str | tuple[str, ...]:
+def attack(value: object) -> str | tuple[str, ...]:
   """The name of an attack, or several.
 
   Raises:
@@ -98,7 +97,7 @@ def attack(value: str | Sequence[str]) -> str | tuple[str, ...]:
   return tuple(attack(one) for one in several)
 
 
-def ball(norm: str | float, eps: float) -> tuple[str, float]:
+def ball(norm: object, eps: object) -> tuple[str, float]:
   """The norm by its name, and the radius.
 
   Raises:
@@ -126,7 +125,7 @@ def ball(norm: str | float, eps: float) -> tuple[str, float]:
   return name, eps
 
 
-def whole(least: int, **values: int):
+def whole(least: int, **values: object):
   """Refuses what is no whole number, or is less than `least`.
 
   Raises:

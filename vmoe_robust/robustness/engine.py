@@ -126,9 +126,13 @@ class _Turns:
     return Left(none, zeros, np.zeros(size, np.float32), self._number)
 
   def _shrink(self):
-    """Where few images are left, fewer slots cost less."""
+    """Where few images are left, fewer slots cost less.
+
+    Images that stay to the end come to it together: the next are fewer at most
+    once, which is not worth another program.
+    """
     count = int((self._index >= 0).sum())
-    if count and not self._queue.left():
+    if count and not self._queue.left() and not self._stage.stays:
       size = self._size(count)
       if size * _SHRINK <= self._rows.batch_size:
         self._resize(size)

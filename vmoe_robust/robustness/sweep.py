@@ -103,6 +103,7 @@ def run(
   clean = measure.clean(params, rows)
   if not clean.mask.any():
     raise UserError(f'all {len(rows)} images are corrupt; check the data')
+  warnings += trust.before(clean.columns['prediction_before'][clean.mask])
   parts, loads, falls, shown, seconds = [], {}, {}, {}, 0.0
   for eps in radii:
     name = eps_name(eps)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vmoe_robust.attacks import Ensemble, Stage
 from vmoe_robust.config import UserError
-from vmoe_robust.robustness.measure import without_own
+from vmoe_robust.robustness.measure import NOT_FINITE, without_own
 from vmoe_robust.robustness.slots import Goal, objective
 from vmoe_robust.robustness.target import Target, as_floats, predict
 
@@ -68,29 +68,41 @@ class Checks:
     Raises:
       UserError: images change each other's predictions.
     """
-    target, images = self._target, as_floats(batch['image'])
+    target, out = self._target, []
     there = np.asarray(self._whole(batch['mask']))
-    key = jax.random.key(0)
-    ask = lambda x, key: np.asarray(
-      self._logits(params, x, np.ones(len(x), bool), key)
-    )
-    out, logits = [], ask(images, key)
-    if target.random:
-      if not _close(logits, ask(images, jax.random.key(1))).all():
-        out.append(
-          'outputs are random: they are judged by their mean over draws; '
-          'attack with autoattack_rand, whose gradients are means too'
-        )
-    elif not target.is_known:
-      require_independent(
-        lambda x: ask(x, key), np.asarray(self._whole(images)), logits
-      )
-    elif target.together > 1:
+    if target.together > 1:
       out.append(
         f'{target.together} images at a time share capacity and change each '
         "other's predictions: these numbers are of groups, not of images"
       )
-    return [*out, *_forms(logits[there]), *self._flat(params, batch, there)]
+    if not target.is_known:
+      out += self._foreign(
+        params, np.asarray(self._whole(as_floats(batch['image']))), there
+      )
+    return out + self._flat(params, batch, there)
+
+  def _foreign(self, params, images, there) -> list[str]:
+    """What is known of our own models by how they are built."""
+    out = []
+    key, other = jax.random.key(0), jax.random.key(1)
+    ask = lambda x, key=key: np.asarray(
+      self._logits(params, x, np.ones(len(x), bool), key)
+    )
+    logits = ask(images)
+    if not self._target.random:
+      require_independent(ask, images, logits)
+    elif not _close(logits, ask(images, other)).all():
+      out.append(
+        'outputs are random: they are judged by their mean over draws; attack '
+        'with autoattack_rand, whose gradients are means too'
+      )
+    finite = there & np.isfinite(logits).all(-1)
+    sums = np.abs(logits[finite].sum(-1) - 1) < 1e-5
+    if finite.any() and sums.all() and (logits[finite] >= 0).all():
+      out.append(
+        'outputs look like probabilities: give logits, or gradients vanish'
+      )
+    return out
 
   def _flat(self, params, batch, there) -> list[str]:
     """Images on which the gradient that an attack follows is 0."""
@@ -159,6 +171,9 @@ def require_independent(
       raise UserError(_DEPENDENT)
     images = np.concatenate([images, more])
     logits = ask(images)
+  few = len(images) // 2  # a batch of another size
+  if not _close(logits[:few], ask(images[:few])).all():
+    raise UserError(_DEPENDENT)
   for pair in range(_PAIRS):
     if pair:  # also away from the data
       images = _moved(rng, images)
@@ -177,7 +192,9 @@ def require_independent(
         raise UserError(_DEPENDENT)
 
 
-def _others(rng, images: Images, count: int) -> Images:
+def _others(
+  rng, images: Images, count: int
+) -> Float[np.ndarray, 'count height width channels']:
   """Images of several kinds, each of another kind than the one before."""
   shape = (count, *images.shape[1:])
   source = images[rng.integers(len(images), size=count)]
@@ -218,24 +235,16 @@ def _close(
   return np.where(finite, near, alike).all(-1)
 
 
-def _forms(logits: Float[np.ndarray, 'batch classes']) -> list[str]:
-  """What outputs look like that are no logits."""
-  out, finite = [], np.isfinite(logits).all(-1)
-  if not finite.all():
-    out.append(
-      f'{(~finite).sum()} of the first {len(logits)} images have outputs that '
-      'are not finite: they count as misclassified; give classes that are not '
-      'used a low logit such as -1e9, not -inf'
-    )
-  if not finite.any():
-    return out
-  logits = logits[finite]
-  sums = np.abs(logits.sum(-1) - 1) < 1e-5
-  if (logits >= 0).all() and sums.all():
-    out.append(
-      'outputs look like probabilities: give logits, or gradients vanish'
-    )
-  return out
+def before(predictions: Int[np.ndarray, 'examples']) -> list[str]:
+  """What the predictions of clean images show, of those that count."""
+  count = int((predictions == NOT_FINITE).sum())
+  if not count:
+    return []
+  return [
+    f'{count} of {len(predictions)} images have outputs that are not finite: '
+    'they count as misclassified; give classes that are not used a low logit '
+    'such as -1e9, not -inf'
+  ]
 
 
 def after(robust_after: dict[str, float], not_finite: int) -> list[str]:

@@ -1,0 +1,205 @@
+"""What people hand in: modules, pairs, NumPy functions, changed weights."""
+
+import dataclasses
+import functools
+import gc
+import weakref
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.robustness.problems import QUICK, problem
+from vmoe_robust import robust_accuracy
+from vmoe_robust.config import UserError
+from vmoe_robust.robustness.foreign import of_function
+
+SHAPE = (6, 6, 1)
+run = functools.partial(robust_accuracy, attack='fgsm', eps=0.02, **QUICK)
+
+
+class Linen(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(5)(x.reshape(len(x), -1))
+
+
+class Net(nnx.Module):
+  """A layer, with what behaves unlike in training."""
+
+  def __init__(self, kind=''):
+    self.dense = nnx.Linear(36, 5, rngs=nnx.Rngs(0))
+    self.more = {
+      '': lambda x: x,
+      'dropout': nnx.Dropout(0.5, rngs=nnx.Rngs(1)),
+      'norm': nnx.BatchNorm(5, rngs=nnx.Rngs(2)),
+    }[kind]
+
+  def __call__(self, x):
+    return self.more(self.dense(x.reshape(len(x), -1)))
+
+
+@dataclasses.dataclass(eq=True)
+class Unhashable:
+  """As equinox's modules are: a callable with arrays in it."""
+
+  weights: jnp.ndarray
+  __hash__ = None
+
+  def __call__(self, x):
+    return x.reshape(len(x), -1) @ self.weights
+
+
+def by_hand(logits):
+  """The images, and as labels what a function says of them."""
+  _, images, _ = problem()
+  return images, np.asarray(logits(jnp.asarray(images))).argmax(-1)
+
+
+def weights(seed=0):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=(36, 5)), jnp.float32)
+
+
+def modules():
+  linen = Linen()
+  variables = linen.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+  bound = linen.bind(variables)
+  unhashable = Unhashable(weights())
+  pair = lambda w, x: x.reshape(len(x), -1) @ w
+  return {
+    'bound linen module': (bound, lambda x: linen.apply(variables, x)),
+    'NNX module': ((net := Net()), net),
+    'unhashable': (unhashable, unhashable),
+    'a pair': ((pair, weights()), functools.partial(pair, weights())),
+  }
+
+
+@pytest.mark.parametrize('name', modules())
+def test_what_people_hand_in_is_judged(name):
+  model, logits = modules()[name]
+  images, labels = by_hand(logits)
+  found = run(model, images, labels)
+  assert found.clean_accuracy == 1
+  right = np.asarray(logits(found.x_adv)).argmax(-1) == labels
+  np.testing.assert_array_equal(found.robust, right)
+  assert 0 < found.accuracy < 1
+
+
+@pytest.mark.parametrize('how', ['module', 'closure', 'pair'])
+def test_a_model_that_changed_is_judged_as_it_is_now(how):
+  net = Net()
+  images, labels = by_hand(net)
+  held = {'w': net.dense.kernel.get_value()}
+  flat = lambda x: x.reshape(len(x), -1)
+  model = {
+    'module': net,
+    'closure': lambda x: flat(x) @ held['w'],
+    'pair': (lambda w, x: flat(x) @ w['w'], held),
+  }[how]
+  assert run(model, images, labels).clean_accuracy == 1
+  net.dense.kernel.set_value(-held['w'])
+  held['w'] = -held['w']
+  found = run(model, images, labels)
+  assert found.clean_accuracy < 0.5 and found.accuracy <= found.clean_accuracy
+
+
+def test_no_weights_are_kept_alive():
+  images, labels = by_hand(lambda x: x.reshape(len(x), -1) @ weights())
+
+  def call():
+    class Weights:
+      array = weights()
+
+    held = Weights()
+    run(lambda x: x.reshape(len(x), -1) @ held.array, images, labels)
+    return weakref.ref(held)
+
+  ref = call()
+  gc.collect()
+  assert ref() is None
+
+
+@pytest.mark.parametrize('kind', ['dropout', 'norm'])
+@pytest.mark.parametrize('how', ['module', 'closure'])
+def test_a_module_in_training_mode_is_told_so(kind, how):
+  net = Net(kind)
+  net.train()
+  _, images, labels = problem()
+  model = net if how == 'module' else lambda x: net(x)
+  with pytest.raises(UserError, match=r'call model.eval\(\) first'):
+    run(model, images, labels)
+  net.eval()
+  assert 0 <= run(model, images, labels).accuracy <= 1
+
+
+def in_numpy(x):
+  x = np.asarray(x)
+  return x.reshape(len(x), -1) @ np.asarray(weights())
+
+
+def through_a_callback(x):
+  out = jax.ShapeDtypeStruct((len(x), 5), np.float32)
+  return jax.pure_callback(in_numpy, out, x)
+
+
+@pytest.mark.parametrize('model', [in_numpy, through_a_callback])
+def test_what_has_no_gradient_is_attacked_by_square(model):
+  images, labels = by_hand(lambda x: x.reshape(len(x), -1) @ weights())
+  found = run(model, images, labels, attack='square', eps=0.1)
+  right = in_numpy(found.x_adv).argmax(-1) == labels
+  np.testing.assert_array_equal(found.robust, right)
+  assert found.clean_accuracy == 1 and 0 < found.accuracy < 1
+  for attack in ('fgsm', 'autoattack', ['square', 'apgd_ce']):
+    with pytest.raises(UserError, match="no gradient.*use attack='square'"):
+      run(model, images, labels, attack=attack)
+
+
+def test_a_callback_with_a_gradient_is_attacked_by_all():
+  """As docs/attacks.md shows for PyTorch."""
+
+  @jax.custom_vjp
+  def model(x):
+    return through_a_callback(x)
+
+  def forward(x):
+    return model(x), x
+
+  def backward(x, cotangent):
+    pull = lambda c: (np.asarray(c) @ np.asarray(weights()).T).reshape(x.shape)
+    out = jax.ShapeDtypeStruct(x.shape, np.float32)
+    return (jax.pure_callback(pull, out, cotangent),)
+
+  model.defvjp(forward, backward)
+  images, labels = by_hand(lambda x: x.reshape(len(x), -1) @ weights())
+  exact = run(
+    (lambda w, x: x.reshape(len(x), -1) @ w, weights()), images, labels
+  )
+  found = run(model, images, labels)
+  np.testing.assert_array_equal(found.robust, exact.robust)
+
+
+@pytest.mark.parametrize(
+  ('model', 'words'),
+  [
+    (lambda x: (x.reshape(len(x), -1) @ weights()).T, 'logits .batch, classes'),
+    (lambda x: x.mean((1, 2, 3)), r'shape \[2\] for 2 images'),
+    (lambda x: {'logits': x}, 'returns dict'),
+    (Linen(), 'a Flax module without weights'),
+    ('model', 'is str, which cannot be called'),
+  ],
+)
+def test_what_returns_no_logits_is_refused(model, words):
+  with pytest.raises(UserError, match=words):
+    of_function(model, None, SHAPE)
+
+
+def test_an_error_of_the_model_is_its_own():
+  def broken(x):
+    raise KeyError('a layer')
+
+  with pytest.raises(KeyError, match='a layer'):
+    of_function(broken, None, SHAPE)

@@ -1,0 +1,153 @@
+"""The test of independence sees what it claims, and refuses nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.robustness.problems import QUICK, problem
+from vmoe_robust import robust_accuracy
+from vmoe_robust.config import UserError
+from vmoe_robust.robustness.trust import require_independent
+
+
+def alone(x):
+  """Logits of each image on its own, of five classes."""
+  rng = np.random.default_rng(0)
+  weights = jnp.asarray(rng.normal(size=(x[0].size, 5)), jnp.float32)
+  return jnp.tanh(x.reshape(len(x), -1) @ weights)
+
+
+def contrast(x):
+  return x.max((1, 2, 3)) - x.min((1, 2, 3))
+
+
+def normalised(x):
+  x = x.reshape(len(x), -1)
+  return alone((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5))
+
+
+def masked(x):
+  logits = alone(x) + alone(x).mean(0)
+  return logits.at[:, 3:].set(-jnp.inf)
+
+
+DEPENDENT = {
+  'the mean': lambda x: alone(x) + alone(x).mean(0),
+  'the first image moves all': lambda x: alone(x) + 0.1 * alone(x[:1]),
+  'the last image moves all': lambda x: alone(x) + 0.1 * alone(x[-1:]),
+  'the mean of even images': lambda x: alone(x) + alone(x[::2]).mean(0),
+  'the maximum of contrast': lambda x: alone(x) * contrast(x).max(),
+  'symmetric under 1 - x': lambda x: (
+    alone(x) * (1 + jnp.square(x - 0.5).mean())
+  ),
+  'only away from the data': lambda x: (
+    alone(x) + jnp.where(contrast(x) > 0.97, 1.0, 0.0).max()
+  ),
+  'previous to next': lambda x: alone(x) + 0.1 * jnp.roll(alone(x), 1, 0),
+  'next to previous': lambda x: alone(x) + 0.1 * jnp.roll(alone(x), -1, 0),
+  'batch normalisation': normalised,
+  'unused classes are -inf': masked,
+  'small logits': lambda x: 1e-6 * (alone(x) + alone(x).mean(0)),
+  'the size of the batch': lambda x: alone(x) * len(x),
+}
+INDEPENDENT = {
+  'alone': alone,
+  'masked': lambda x: alone(x).at[:, 3:].set(-jnp.inf),
+  'NaN': lambda x: alone(x) * jnp.nan,
+  'NaN of some': lambda x: (
+    jnp.where(contrast(x)[:, None] > 0.9, jnp.nan, 1.0) * alone(x)
+  ),
+  'large': lambda x: 1e20 * alone(x),
+  'zero': lambda x: 0 * alone(x),
+  'rounding': lambda x: jnp.round(3 * alone(x)),
+}
+
+
+def require(fn, count):
+  rng = np.random.default_rng(1)
+  images = rng.uniform(0.1, 0.9, size=(count, 4, 4, 1)).astype(np.float32)
+  ask = lambda x: np.asarray(fn(jnp.asarray(x)))
+  require_independent(ask, images, ask(images))
+
+
+@pytest.mark.parametrize('count', [2, 3, 16])
+@pytest.mark.parametrize('name', DEPENDENT)
+def test_a_dependence_is_refused(name, count):
+  with pytest.raises(UserError, match='change the predictions of others'):
+    require(DEPENDENT[name], count)
+
+
+def test_batch_normalisation_over_one_image_is_refused():
+  with pytest.raises(UserError, match='change the predictions of others'):
+    require(normalised, 1)
+
+
+@pytest.mark.parametrize('count', [1, 2, 16])
+@pytest.mark.parametrize('name', INDEPENDENT)
+def test_what_is_independent_is_not_refused(name, count):
+  require(INDEPENDENT[name], count)
+
+
+run = functools.partial(robust_accuracy, eps=0.05, **QUICK)
+
+
+def test_a_model_of_nan_is_told_that_it_is_not_finite():
+  fn, images, labels = problem()
+  for bad in (jnp.nan, jnp.inf):
+    found = run(lambda x, bad=bad: fn(x) + bad, images, labels, attack='fgsm')
+    assert found.accuracy == found.clean_accuracy == 0
+    assert found.per_attack == {'fgsm': 0.0} and not found.robust.any()
+    assert (found.prediction == -1).all()
+    assert '44 of 44 images have outputs that are not finite' in str(
+      found.warnings
+    )
+
+
+def test_a_function_that_is_nan_on_every_x_adv_has_accuracy_0():
+  """`argmax` of NaN is class 0, and all labels are 0 here."""
+  _, images, _ = problem()
+  images = np.round(images * 255).astype(np.uint8)
+  zero = np.zeros(len(images), int)
+
+  def fn(x):
+    levels = x.reshape(len(x), -1) * 255
+    clean = jnp.abs(levels - jnp.round(levels)).max(-1, keepdims=True) < 1e-3
+    logits = jnp.stack([levels.mean(-1) + 300, levels[:, 0]], -1)
+    return jnp.where(clean, logits, jnp.nan)
+
+  found = run(fn, images, zero, attack=['square', 'fgsm'])
+  assert found.clean_accuracy == 1 and found.accuracy == 0
+  assert list(found.per_attack.values())[-1] == 0 == found.robust.mean()
+  assert '44 attacked images have logits that are not finite' in str(
+    found.warnings
+  )
+
+
+def test_warnings_follow_the_loss_in_use():
+  fn, images, labels = problem()
+  # Rounded logits have no gradient, whichever loss is followed.
+  flat = lambda x: jnp.round(fn(x))
+  assert 'no gradient of cross_entropy' in str(
+    run(flat, images, labels, attack='fgsm').warnings
+  )
+  # The margin moves, but the ratio of differences cannot: two classes tie.
+  tied = lambda x: jnp.concatenate([fn(x)[:, :1], 0 * fn(x)[:, :3]], -1)
+  words = str(run(tied, images, labels * 0, attack='apgd_dlr').warnings)
+  assert 'no gradient of cross_entropy' not in words
+  # Square follows none.
+  assert not run(flat, images, labels, attack='square').warnings
+
+
+def test_random_models_with_certain_predictions_are_finite():
+  """The logarithm of a mean probability that rounds to 0 is not finite."""
+  fn, images, labels = problem()
+
+  def random(x, key):
+    return 1e4 * fn(x) + jax.random.normal(key, (len(x), 5))
+
+  found = run(random, images, labels, attack='fgsm')
+  assert found.clean_accuracy == pytest.approx(40 / 44)
+  assert 'not finite' not in str(found.warnings)
