@@ -14,6 +14,7 @@ from vmoe_robust.config import batch_size
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import Rows
 from vmoe_robust.evaluate import outcome, target
+from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, opened
 from vmoe_robust.models import Model

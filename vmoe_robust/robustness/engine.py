@@ -64,7 +64,6 @@ class _Turns:
   def __init__(self, programs: Programs, work: Work, number: int):
     self._programs, self._work, self._number = programs, work, number
     self._radius, self._stage = work.radius, programs.stage(number)
-    self._jitted = programs.compiled(number)
     self._standing = programs.stands(number, work.radius)
     self._queue = self._make_queue()
     self._done = 0  # steps
@@ -86,6 +85,11 @@ class _Turns:
         save()
       self._shrink()
     self._flush()
+
+  def _call(self, name, *args):
+    key = name, self._number, self._rows.batch_size
+    program = self._programs.compiled(self._number)[name]
+    return self._programs.timed(key, program, *args)
 
   def _make_queue(self) -> Queue | Batches:
     radius, attempts = self._radius, self._stage.attempts
@@ -109,7 +113,7 @@ class _Turns:
     self._rows = BatchRows(place, size)
     if len(kept):
       rows = np.resize(kept, size)  # the others repeat, and are not active
-      self._slots = self._jitted['pick'](self._slots, rows)
+      self._slots = self._call('pick', self._slots, rows)
     old = (self._index, self._tried, self._turn) if len(kept) else ()
     self._index, self._tried = np.full((2, size), -1, np.int32)
     self._turn = np.zeros(size, np.int32)
@@ -155,7 +159,7 @@ class _Turns:
       self._items = self._make_items(enter)
     params = self._programs.target.params
     if self._slots is None:
-      self._slots = self._jitted['empty'](params, self._items)
+      self._slots = self._call('empty', params, self._items)
     spread, steps = self._rows.spread, self._stage.attack.steps
     rest = steps - self._turn[active]
     chunk = min(max(steps // 10, 1), _MOST_STEPS)
@@ -167,8 +171,14 @@ class _Turns:
       ends=np.bool_(ends),
       tick=np.int32(self._radius.tick),
     )
-    self._slots, report = self._jitted['advance'](
-      params, self._slots, self._items, spread(enter), spread(active), turn
+    self._slots, report = self._call(
+      'advance',
+      params,
+      self._slots,
+      self._items,
+      spread(enter),
+      spread(active),
+      turn,
     )
     if jax.process_count() == 1:  # of several, who needs them is not known
       self._work.rows.ahead(self._queue.coming(self._rows.batch_size))
@@ -205,9 +215,9 @@ class _Turns:
       self._flush()
       waiting = self._waiting
     if self._outbox is None:
-      self._outbox = self._jitted['outbox'](self._slots)
-    self._outbox = self._jitted['collect'](
-      self._outbox, self._slots, self._rows.spread(wanted)
+      self._outbox = self._call('outbox', self._slots)
+    self._outbox = self._call(
+      'collect', self._outbox, self._slots, self._rows.spread(wanted)
     )
     waiting.index[wanted] = self._index[wanted]
     waiting.attempt[wanted] = self._tried[wanted]

@@ -1,11 +1,12 @@
 """The compiled programs of an attack, and the judge of what comes out."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from vmoe_robust.attacks import Ensemble, Stage
 from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
@@ -15,6 +16,7 @@ from vmoe_robust.robustness.images import Keeper
 from vmoe_robust.robustness.measure import Measure, Rows, Some
 from vmoe_robust.robustness.radius import STANDS, Left, Radius
 from vmoe_robust.robustness.target import Target, as_floats
+from vmoe_robust.robustness.trust import Checks
 
 _MOST_SHOWN = 8
 
@@ -70,7 +72,9 @@ class Programs:
       ranks=max(1, *(stage.targets for stage in ensemble.stages)),
       aim=ensemble.aim,
     )
+    self.checks = Checks(target, ensemble)
     self.shards, self._programs = batch_shards(target.mesh), {}
+    self.compile_seconds, self._called = 0.0, set()
 
   def stands(self, number: int, radius: Radius) -> Bool[np.ndarray, 'images']:
     """The images that a stage attacks."""
@@ -107,6 +111,21 @@ class Programs:
         'pick': jit(slots.pick),
       }
     return self._programs[number]
+
+  def timed(self, key: tuple, program: Callable, *args) -> PyTree:
+    """What a program returns; `compile_seconds` counts first calls.
+
+    Args:
+      key: of the program and the shapes that it is compiled for.
+      program: to call.
+      *args: its arguments.
+    """
+    begun, first = time.perf_counter(), key not in self._called
+    out = program(*args)
+    if first:
+      self._called.add(key)
+      self.compile_seconds += time.perf_counter() - begun
+    return out
 
   def judge_untouched(self, work: Work):
     """Of images that no stage attacks, x_adv is the image itself.
@@ -152,7 +171,9 @@ class Programs:
         nothing.
     """
     radius = work.radius
-    columns = self.measure.score(self.target.params, batch, x_adv, radius.eps)
+    arguments = self.target.params, batch, x_adv, radius.eps
+    key = 'score', len(left.index)
+    columns = self.timed(key, self.measure.score, *arguments)
     if self.ensemble.is_bounded:
       _require_bounds(columns, left.index, radius.eps)
     kept = radius.record(left, columns, stays)

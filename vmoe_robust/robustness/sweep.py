@@ -52,7 +52,8 @@ class Swept:
     columns: a row an example and eps, by eps and example.
     loads: of each eps, sums over the examples.
     corrupt: the examples that were skipped.
-    images_per_second: attacked by this process, all attacks together.
+    images_per_second: attacked by this process, all attacks together,
+      without compiling.
     falls: of each eps, what each attack left.
     warnings: what makes the numbers hard to believe.
     shown: some examples that fell.
@@ -99,7 +100,7 @@ def run(
   params, measure = programs.target.params, programs.measure
   warnings = list(programs.ensemble.notes)
   _, batch = next(iter(measure.batches(rows)))
-  warnings += trust.Checks(programs.target, programs.ensemble)(params, batch)
+  warnings += programs.checks(params, batch)
   clean = measure.clean(params, rows)
   if not clean.mask.any():
     raise UserError(f'all {len(rows)} images are corrupt; check the data')
@@ -109,7 +110,7 @@ def run(
     name = eps_name(eps)
     found = unfinished.get(f'{name}-done')
     if found is None:
-      begun = time.perf_counter()
+      begun = time.perf_counter() - programs.compile_seconds
       keep = keeper and keeper(eps)
       folder = archive and pathlib.Path(archive, name)
       work = _begin(programs, rows, clean, eps, unfinished, keep, folder)
@@ -118,7 +119,8 @@ def run(
       engine.attack(programs, work, on_turn, is_due, save)
       if work.keeper is not None:
         work.keeper.flush()
-      seconds += time.perf_counter() - begun
+      compiling = programs.compile_seconds
+      seconds += time.perf_counter() - compiling - begun
       found = _all(work)
       unfinished.put(f'{name}-done', found)
     columns, loads[eps], falls[eps], seen = _read(found, clean, eps)

@@ -44,11 +44,12 @@ _DEPENDENT = (
 
 
 class Checks:
-  """Looks at a batch of clean images, before anything is attacked."""
+  """Looks at a batch of clean images; its programs are compiled once."""
 
   def __init__(self, target: Target, ensemble: Ensemble):
     """Compiles nothing yet."""
     self._target, self._ensemble = target, ensemble
+    self._steepnesses = {}
 
     def logits(params, x, mask, key):
       subject = dataclasses.replace(target, params=params)
@@ -114,8 +115,11 @@ class Checks:
       if not stage.needs_gradient or loss in seen:
         continue
       seen.add(loss)
-      steep = self._steepness(dataclasses.replace(stage, loss=loss))
-      lost = int(((np.asarray(steep(params, batch)) == 0) & there).sum())
+      if loss not in self._steepnesses:
+        wanted = dataclasses.replace(stage, loss=loss)
+        self._steepnesses[loss] = self._steepness(wanted)
+      steep = np.asarray(self._steepnesses[loss](params, batch))
+      lost = int(((steep == 0) & there).sum())
       if lost:
         name = loss if isinstance(loss, str) else f'the loss of {stage.name}'
         out.append(
