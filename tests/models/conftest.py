@@ -76,7 +76,13 @@ def layer_of(config_of, mesh_of):
   """A sparse layer as a function (params, x, mask, index, key)."""
 
   def make(
-    router, images, shape=(1, 1, 1), dropless=False, noisy=False, plain=False
+    router,
+    images,
+    shape=(1, 1, 1),
+    dropless=False,
+    noisy=False,
+    plain=False,
+    intervene=None,
   ):
     config = config_of(router, hidden=DIM, mlp=HIDDEN)
     moe = Moe(config, jnp.dtype('float32'), mesh_of(shape))
@@ -90,6 +96,7 @@ def layer_of(config_of, mesh_of):
         dropless=dropless,
         train=noisy,
         plain=plain,
+        intervene=intervene,
       )
       rngs = {'noise': key} if noisy else {}
       return moe.apply({'params': params}, x, grouping, rngs=rngs)

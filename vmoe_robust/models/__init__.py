@@ -1,6 +1,8 @@
 """The model behind one seam: `apply(params, images, ...) -> (logits, aux)`."""
 
 import dataclasses
+import math
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -11,6 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from vmoe_robust.errors import UserError
+from vmoe_robust.models.intervene import Intervention, without_padding
 from vmoe_robust.models.moe import Grouping, Record, padded_batch
 from vmoe_robust.models.recognise import recognise as recognise
 from vmoe_robust.models.vit import VisionTransformer
@@ -48,6 +52,8 @@ class Model:
     index: Int[Array, 'batch'] | None = None,
     key: Array | None = None,
     plain: bool = False,
+    gate_noise: float | Float[Array, ''] | None = None,
+    intervene: Intervention | None = None,
   ) -> tuple[Float[Array, 'batch classes'], Aux]:
     """Logits of images in [0, 1].
 
@@ -60,12 +66,30 @@ class Model:
       mask: False for padding, which takes no capacity and adds no loss.
       index: each image's place in the whole batch, which random draws follow;
         in order by default.
-      key: draws noise and dropout; None is deterministic.
+      key: what is drawn follows it; None is deterministic. Without
+        `gate_noise` it means training: noise of the routers' logits, dropout
+        and stochastic depth, as the config has them.
       plain: differentiable in forward mode (`jax.jvp`) too, at some cost in
         speed and memory.
+      gate_noise: with a `key`, noise of the routers' logits by itself: no
+        dropout, no stochastic depth, and with 'dropless' each image is still
+        routed alone. 1.0 has the standard deviation of training,
+        `router.noise_std` over the number of experts. An image's noise
+        follows its `index` (with 'capacity', its group's), so that neither
+        the rest of the batch nor the mesh changes it.
+      intervene: changes what the experts see and which of them are chosen, in
+        each sparse block; see `vmoe_robust.models.intervene`. It is called
+        while tracing: another function is another program.
+
+    Raises:
+      UserError: `gate_noise` is asked for without a key, is negative or not
+        finite, or of a model that draws none; or `intervene` returned other
+        shapes or types than it was given.
     """
     config, batch = self.module.config, images.shape[0]
-    train = key is not None
+    if gate_noise is not None:
+      gate_noise = _checked_noise(gate_noise, key, config)
+    train = key is not None and gate_noise is None
     together = config.router.group_images
     if config.router.name == 'soft' or not config.experts:
       together = 1
@@ -74,21 +98,56 @@ class Model:
     grouping = _grouping(
       images, mask, index, together, experts == 'dropless', train, plain
     )
+    groups = -(-batch // together)
     more = padded_batch(batch, together, self.module.mesh) - batch
     if more:
       pad = lambda a: jnp.pad(a, ((0, more),) + ((0, 0),) * (a.ndim - 1))
       images, grouping = jax.tree.map(pad, (images, grouping))
+    if intervene is not None:
+      intervene = partial(without_padding, intervene, groups)
+    grouping = grouping.replace(gate_noise=gate_noise, intervene=intervene)
     rngs = {}
-    if train:
+    if key is not None:
       noise, dropout = jax.random.split(key)
       rngs = {'noise': noise, 'dropout': dropout}
-    logits, records = self.module.apply(
+    logits, records = self._module_for(params).apply(
       {'params': params}, images, grouping, rngs=rngs
     )
     loss = _auxiliary_loss(records, grouping)
-    groups = -(-batch // together)
     records = jax.tree.map(lambda a: a[:groups], records)
     return logits[:batch], Aux(loss, records)
+
+  def _module_for(self, params):
+    # Weights in float64 are of someone who wants all of it in float64.
+    config = self.module.config
+    double = any(w.dtype == jnp.float64 for w in jax.tree.leaves(params))
+    if not double or config.compute_dtype != 'float32':
+      return self.module
+    wide = config.as_configdict()
+    wide.compute_dtype = 'float64'
+    return self.module.clone(config=FrozenConfigDict(wide))
+
+
+def _checked_noise(gate_noise, key, config):
+  if key is None:
+    raise UserError(
+      f'gate_noise={gate_noise} is drawn with a key; give `key` too'
+    )
+  router = config.router
+  if not config.experts or router.name != 'top_k' or not router.noise_std:
+    raise UserError(
+      f'gate_noise={gate_noise} is of the top_k router, relative to its '
+      f'noise_std; this model has config.model.experts={config.experts}, '
+      f'router.name={router.name!r} and router.noise_std={router.noise_std}; '
+      'add other noise with `intervene`'
+    )
+  known = not isinstance(gate_noise, jax.core.Tracer)
+  if known and not 0 <= gate_noise < math.inf:
+    raise UserError(
+      f'gate_noise={gate_noise} multiplies a standard deviation; give a '
+      'finite number that is not negative'
+    )
+  return jnp.asarray(gate_noise, jnp.float32)
 
 
 def _grouping(images, mask, index, together, dropless, train, plain=False):

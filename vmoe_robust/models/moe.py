@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.mesh import DATA, EXPERT, MODEL, batch_shards
 from vmoe_robust.models import grouped
+from vmoe_robust.models.intervene import Intervention, intervened
 from vmoe_robust.models.routers import ROUTERS
-from vmoe_robust.models.routers.routing import Placement, Routing
+from vmoe_robust.models.routers.routing import Noise, Placement, Routing
 
 
 @flax.struct.dataclass
@@ -31,6 +32,11 @@ class Grouping:
   train: bool = flax.struct.field(pytree_node=False)
   # Differentiable forward too (`jax.jvp`), at some cost in speed.
   plain: bool = flax.struct.field(pytree_node=False, default=False)
+  # Times training's noise of the routers' logits, without its dropout.
+  gate_noise: Float[Array, ''] | None = None
+  intervene: Intervention | None = flax.struct.field(
+    pytree_node=False, default=None
+  )
 
 
 @flax.struct.dataclass
@@ -193,25 +199,25 @@ class Moe(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'batch tokens dim'], grouping: Grouping
+    self,
+    x: Float[Array, 'batch tokens dim'],
+    grouping: Grouping,
+    block: str = '',
   ) -> tuple[Float[Array, 'batch tokens dim'], Record]:
-    """Returns the layer's output and what the router decided."""
+    """Returns the layer's output and what was decided, in `block`."""
     config, router = self.config, ROUTERS[self.config.router.name]
     batch, tokens, dim = x.shape
     groups = batch // grouping.images
     shape = (groups, grouping.images * tokens)
     grouped = x.reshape(*shape, dim)
     mask = jnp.repeat(grouping.mask, tokens).reshape(shape)
-    keys = None
-    if grouping.train:
-      # Noise follows the group, not where the mesh put it.
-      place = grouping.index.reshape(groups, -1)[:, 0] // grouping.images
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        self.make_rng('noise'), place
-      )
     routing = router.Router(config.experts, config.router, name='Router')(
-      grouped, mask, keys
+      grouped, mask, self._noise(grouping, groups)
     )
+    if grouping.intervene is not None:
+      grouped, routing = intervened(
+        grouping.intervene, block, grouped, routing, mask, config.experts
+      )
     weights = _Mlp(config.experts, config.mlp, name='Mlp')(dim)
     experts = ExpertParallel(self.mesh, self.dtype, grouping.plain)
     run = partial(
@@ -244,6 +250,14 @@ class Moe(nn.Module):
     y, placement = jax.jit(run, inline=True)(weights, grouped, routing)
     record = Record(routing, placement, grouping.images)
     return y.reshape(x.shape), record
+
+  def _noise(self, grouping, groups):
+    if not grouping.train and grouping.gate_noise is None:
+      return None
+    # Noise follows the group, not where the mesh put it.
+    place = grouping.index.reshape(groups, -1)[:, 0] // grouping.images
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return Noise(fold(self.make_rng('noise'), place), grouping.gate_noise)
 
 
 def _split(mesh, axis):

@@ -166,4 +166,4 @@ def _sum(arrays):
 
 
 def _float32(array):
-  return array.astype(jnp.float32)
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))

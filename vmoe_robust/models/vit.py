@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import moe_blocks
 from vmoe_robust.mesh import constrain_batch
 from vmoe_robust.models.moe import Grouping, Moe, Record
-from vmoe_robust.models.routers.routing import DECIDED
+from vmoe_robust.models.routers.routing import DECIDED, at_least_float32
 
 _named = nn.with_logical_partitioning
 _xavier = nn.initializers.xavier_uniform()
@@ -78,9 +78,10 @@ class Attention(nn.Module):
       )(source)
 
     query = project('query', x if queries is None else queries)
-    out = jax.nn.dot_product_attention(
-      query, project('key', x), project('value', x)
-    )
+    attend = jax.nn.dot_product_attention
+    if self.dtype == jnp.float64:
+      attend = _attend_in_float64
+    out = attend(query, project('key', x), project('value', x))
     return nn.DenseGeneral(
       dim,
       axis=(-2, -1),
@@ -88,6 +89,13 @@ class Attention(nn.Module):
       kernel_init=_named(_xavier, ('heads', None, 'embed')),
       name='out',
     )(out)
+
+
+def _attend_in_float64(query, key, value):
+  # JAX's own takes the softmax in float32.
+  scores = jnp.einsum('bqhd,bkhd->bhqk', query, key)
+  weights = jax.nn.softmax(scores / query.shape[-1] ** 0.5)
+  return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
 class Mlp(nn.Module):
@@ -143,7 +151,8 @@ class Block(nn.Module):
     x = x + branch(y)
     y = nn.LayerNorm(dtype=self.dtype)(x)
     if self.sparse:
-      y, record = Moe(config, self.dtype, self.mesh, name='Moe')(y, grouping)
+      moe = Moe(config, self.dtype, self.mesh, name='Moe')
+      y, record = moe(y, grouping, self.name)
     else:
       y = Mlp(config, self.dtype, name='Mlp')(y, grouping)
     return x + branch(y), record
@@ -246,7 +255,7 @@ class VisionTransformer(nn.Module):
       config.num_classes,
       kernel_init=_named(nn.initializers.zeros_init(), ('embed', None)),
       name='head',
-    )(x.astype(jnp.float32))
+    )(at_least_float32(x))
     return logits, records
 
   def _pool(self, x, grouping, dtype):

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from vmoe_robust.models import losses
 from vmoe_robust.models.routers.routing import (
   Experts,
+  Noise,
   Placement,
   Routing,
   affinity,
+  at_least_float32,
 )
 
 
@@ -28,16 +30,16 @@ class Router(nn.Module):
     self,
     x: Float[Array, 'groups tokens dim'],
     mask: Bool[Array, 'groups tokens'],
-    keys: Array | None,
+    noise: Noise | None,
   ) -> Routing:
-    """Scores; `keys` are not used, this router draws no noise."""
-    logits = affinity(self.num_experts)(x.astype(jnp.float32))
+    """Scores; `noise` is not used, this router draws no noise."""
+    logits = affinity(self.num_experts)(at_least_float32(x))
     gates = jnp.where(mask[..., None], jax.nn.softmax(logits), 0)
     found = {'z': losses.router_z(logits, mask)}  # load is even by design
     everyone = jnp.arange(self.num_experts, dtype=jnp.int32)
     experts = jnp.where(mask[..., None], everyone, self.num_experts)
     total = self.config.z_weight * found['z']
-    return Routing(logits, experts, gates, found, total)
+    return Routing(logits, experts, gates, found, total, gates)
 
 
 def capacity(tokens: int, config: ConfigDict, experts: int) -> int:
@@ -73,7 +75,8 @@ def run(
   offset = jnp.arange(groups)[:, None] * tokens
   source = (picked + offset).reshape(num_experts, -1)
   rows = experts(weights, x.reshape(-1, dim)[source])
-  weighed = rows.astype(jnp.float32) * gates.reshape(num_experts, -1, 1)
-  y = jnp.zeros((groups * tokens, dim), jnp.float32)
+  rows = at_least_float32(rows)
+  weighed = rows * gates.reshape(num_experts, -1, 1)
+  y = jnp.zeros((groups * tokens, dim), rows.dtype)
   y = y.at[source].add(weighed).astype(x.dtype)
   return y.reshape(x.shape), Placement(slot, kept)

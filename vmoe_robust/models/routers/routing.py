@@ -3,7 +3,8 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 # The name of decisions (`jax.ad_checkpoint.checkpoint_name`) that a backward
 # pass keeps.
@@ -52,6 +53,14 @@ class Experts(Protocol):
     """The maximum over the devices that exchange rows."""
 
 
+class Noise(NamedTuple):
+  """What noise a router that draws any adds to its logits."""
+
+  keys: Key[Array, 'groups']
+  # Times the noise of training; None: that of training itself.
+  scale: Float[Array, ''] | None
+
+
 class Routing(NamedTuple):
   """A router's decision about groups of tokens.
 
@@ -59,7 +68,8 @@ class Routing(NamedTuple):
 
   `choices` is K for a router that picks for each token and E for one where
   experts pick; `gates` weigh the outputs of the chosen experts. Soft MoE
-  scores and chooses slots, all of every expert.
+  scores and chooses slots, all of every expert. What a changed field does to
+  the experts' outputs differs by router: see `models/intervene.py`.
   """
 
   logits: Float[Array, 'groups tokens experts']
@@ -67,6 +77,8 @@ class Routing(NamedTuple):
   gates: Float[Array, 'groups tokens choices']
   losses: dict[str, Float[Array, 'groups']]  # not yet weighted
   auxiliary_loss: Float[Array, 'groups']  # their weighted sum
+  # The gate that each expert has, or would have if it were chosen.
+  probabilities: Float[Array, 'groups tokens experts'] | None = None
 
 
 class Placement(NamedTuple):
@@ -74,6 +86,11 @@ class Placement(NamedTuple):
 
   slot: Int[Array, 'groups tokens choices']
   kept: Bool[Array, 'groups tokens choices']
+
+
+def at_least_float32(x: Float[Array, '...']) -> Float[Array, '...']:
+  """The same values in float32, or in float64 if they are so already."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def affinity(num_experts: int) -> nn.Dense:

@@ -6,7 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from vmoe_robust.models.routers.routing import Experts, Placement, Routing
+from vmoe_robust.models.routers.routing import (
+  Experts,
+  Noise,
+  Placement,
+  Routing,
+  at_least_float32,
+)
 
 
 class Router(nn.Module):
@@ -20,7 +26,7 @@ class Router(nn.Module):
     self,
     x: Float[Array, 'groups tokens dim'],
     mask: Bool[Array, 'groups tokens'],
-    keys: Array | None,
+    noise: Noise | None,
   ) -> Routing:
     """Scores tokens against slots (algorithm 2: both are normalised)."""
     slots = self.num_experts * self.config.slots
@@ -38,7 +44,7 @@ class Router(nn.Module):
     )
     logits = jnp.einsum(
       'gtd,ds->gts',
-      unit(x.astype(jnp.float32), -1),
+      unit(at_least_float32(x), -1),
       scale * unit(phi, 0),
       precision='highest',
     )
@@ -46,7 +52,7 @@ class Router(nn.Module):
     gates = jax.nn.softmax(logits)
     owner = jnp.arange(slots, dtype=jnp.int32) // self.config.slots
     experts = jnp.where(mask[..., None], owner, self.num_experts)
-    return Routing(logits, experts, gates, {}, none)
+    return Routing(logits, experts, gates, {}, none, gates)
 
 
 def run(

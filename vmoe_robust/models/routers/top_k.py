@@ -14,9 +14,11 @@ from vmoe_robust.models.dropless import serve
 from vmoe_robust.models.routers.routing import (
   DECIDED,
   Experts,
+  Noise,
   Placement,
   Routing,
   affinity,
+  at_least_float32,
 )
 
 decided = partial(checkpoint_name, name=DECIDED)
@@ -33,15 +35,20 @@ class Router(nn.Module):
     self,
     x: Float[Array, 'groups tokens dim'],
     mask: Bool[Array, 'groups tokens'],
-    keys: Array | None,
+    noise: Noise | None,
   ) -> Routing:
-    """Chooses; `keys`, one a group, switch on the noise of training."""
-    logits = affinity(self.num_experts)(x.astype(jnp.float32))
+    """Chooses by the logits, or by the logits and `noise`."""
+    logits = affinity(self.num_experts)(at_least_float32(x))
     config, noisy = self.config, logits
     noise_std = config.noise_std / self.num_experts
-    if keys is not None and noise_std:
-      draw = partial(jax.random.normal, shape=logits.shape[1:])
-      noisy = logits + noise_std * jax.vmap(draw)(keys)
+    if noise is not None and noise_std:
+      draw = partial(
+        jax.random.normal, shape=logits.shape[1:], dtype=jnp.float32
+      )
+      drawn = noise_std * jax.vmap(draw)(noise.keys)
+      if noise.scale is not None:
+        drawn = noise.scale * drawn
+      noisy = logits + drawn
     clean = jax.nn.softmax(logits)
     gates = clean if noisy is logits else jax.nn.softmax(noisy)
     found = {
@@ -51,12 +58,12 @@ class Router(nn.Module):
     }
     experts = decided(highest(noisy, config.selected))
     at = lambda x: [pick(x, expert) for expert in jnp.moveaxis(experts, -1, 0)]
-    if noisy is not logits:
+    if noisy is not logits and noise.scale is None:  # defined by training's
       found['load'] = losses.load(logits, at(noisy)[-1], mask, noise_std)
     total = sum(config[f'{name}_weight'] * v for name, v in found.items())
     top = jnp.where(mask[..., None], jnp.stack(at(gates), -1), 0)
     experts = jnp.where(mask[..., None], experts, self.num_experts)
-    return Routing(logits, experts, top, found, total)
+    return Routing(logits, experts, top, found, total, gates)
 
 
 def highest(
