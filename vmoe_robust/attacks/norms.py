@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vmoe_robust.attacks import l1_ball
 from vmoe_robust.attacks.interface import Images, Keys
 
 # The share of pixels that a step in l1 moves (as SLIDE, arXiv:1904.13000).
 _L1_SHARE = 0.01
-# Turns of Newton's method at most; of images 14 were the most that were seen.
-_MOST_TURNS = 100
 
 
 def length(delta: Images, norm: str) -> Float[Array, 'batch']:
@@ -67,52 +66,16 @@ def project(
     return jnp.clip(x + jnp.clip(delta, -eps, eps), 0, 1)
   # A sum over pixels errs by about this share: leave room for it.
   share = (8 + math.sqrt(x[0].size)) * float(jnp.finfo(x.dtype).eps) / 4
-  radius = eps * (1 - share)
+  radius = eps * (1 - share / 2 if norm == 'l1' else 1 - share)
   if norm == 'l2':
     size = per_image(length(delta, norm))
     delta *= jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
   else:
-    delta = _project_l1(delta, x, radius, share)
+    delta = l1_ball.shrink(delta, x, jnp.broadcast_to(radius, len(x)))
   moved = x + delta
   # What rounding adds to each of many pixels would add up: round towards x.
   far = jnp.abs(moved - x) > jnp.abs(delta)
   return jnp.clip(jnp.where(far, jnp.nextafter(moved, x), moved), 0, 1)
-
-
-def _project_l1(delta, x, eps, slack):
-  """Soft-thresholding by the least amount that brings it into ball and box.
-
-  What it leaves falls piecewise linearly as the threshold rises: Newton's
-  method, until that is `eps` but for the share `slack`. Bounds are halved where
-  it would leave them, and every fourth turn, since it may creep.
-  """
-  size = jnp.abs(delta)
-  room = jnp.where(delta > 0, 1 - x, x)
-  cut = lambda by: jnp.clip(size - per_image(by), 0, room)
-
-  def closer(state):
-    turn, by, low, high, done = state
-    left = _sum(cut(by))
-    above = left > eps
-    low, high = jnp.where(above, by, low), jnp.where(above, high, by)
-    rest = size - per_image(by)
-    slope = ((rest > 0) & (rest < room)).sum((1, 2, 3))
-    aim = by + (left - eps * (1 - slack / 2)) / jnp.maximum(slope, 1)
-    steps = (slope > 0) & (low < aim) & (aim < high) & (turn % 4 < 3)
-    aim = jnp.where(steps, aim, (low + high) / 2)
-    found = ~above & ((by == 0) | (left >= eps * (1 - slack)))
-    stuck = (aim <= low) | (aim >= high)  # no number lies between
-    # An image that is done waits for the others.
-    by = jnp.where(done | found, by, jnp.where(stuck, high, aim))
-    return turn + 1, by, low, high, done | found | stuck
-
-  def goes_on(state):
-    return (state[0] < _MOST_TURNS) & ~state[-1].all()
-
-  zeros = jnp.zeros(len(x), x.dtype)
-  first = (0, zeros, zeros, size.max((1, 2, 3)), zeros > 0)
-  _, by, _, high, done = jax.lax.while_loop(goes_on, closer, first)
-  return jnp.sign(delta) * cut(jnp.where(done, by, high))
 
 
 def direction(gradient: Images, norm: str) -> Images:
