@@ -15,15 +15,31 @@ from vmoe_robust.attacks.interface import Images, Keys
 
 # The share of pixels that a step in l1 moves (as SLIDE, arXiv:1904.13000).
 _L1_SHARE = 0.01
+# A pixel this near to 0 or 1 is there, but for rounding.
+_AT_THE_BOX = 1e-6
 
 
 def length(delta: Images, norm: str) -> Float[Array, 'batch']:
   """The norm of each image."""
-  if norm == 'linf':
-    return jnp.abs(delta).max((1, 2, 3))
-  if norm == 'l2':
-    return jnp.sqrt(_sum(jnp.square(delta)))
-  return _sum(jnp.abs(delta))
+  scaled, power = rescale(delta)
+  return power * _length(scaled, norm)
+
+
+def rescale(
+  delta: Images,
+) -> tuple[Images, Float[Array, 'batch']]:
+  """Images divided by a power of two near their largest entry, and that power.
+
+  Squares of numbers below 1e-19 or above 1e19 leave the range of float32; of
+  what is returned they do not. A power of two changes no digit of a number.
+  """
+  info = jnp.finfo(delta.dtype)
+  largest = jnp.abs(delta).max((1, 2, 3))
+  # Rounded to no digits behind the first.
+  bounded = jnp.clip(largest, info.tiny, info.max / 4)
+  power = jax.lax.reduce_precision(bounded, info.nexp, 0)
+  power = jnp.where(largest > 0, power, 1).astype(delta.dtype)
+  return delta / per_image(power), power
 
 
 def distance(x_adv: Images, x: Images, norm: str) -> Float[Array, 'batch']:
@@ -61,7 +77,7 @@ def project(
   In linf and l1 to the nearest point (in l2 distance) of both; in l2 to that of
   the ball, then to that of the box. In l1 radii may differ between images.
   """
-  delta = x_adv - x
+  delta, eps = x_adv - x, jnp.asarray(eps, x.dtype)
   if norm == 'linf':
     return jnp.clip(x + jnp.clip(delta, -eps, eps), 0, 1)
   # A sum over pixels errs by about this share: leave room for it.
@@ -86,7 +102,7 @@ def direction(gradient: Images, norm: str) -> Images:
   if norm == 'linf':
     return jnp.sign(gradient)
   if norm == 'l2':
-    return _divide(gradient, length(gradient, norm))
+    return unit(gradient, norm)
   pixels = gradient[0].size
   least = jnp.full(len(gradient), max(round(_L1_SHARE * pixels), 1))
   return top_signs(gradient, least)
@@ -100,12 +116,25 @@ def top_signs(gradient: Images, count: Float[Array, 'batch'] | Array) -> Images:
   place = place.astype(jnp.int32)[:, None]
   least = jnp.take_along_axis(flat, place, axis=1)[:, 0]
   signs = jnp.where(size >= per_image(least), jnp.sign(gradient), 0)
-  return _divide(signs, length(signs, 'l1'))
+  return unit(signs, 'l1')
 
 
-def unit_l1(gradient: Images) -> Images:
-  """Gradients whose absolute values sum to 1, or are all 0."""
-  return _divide(gradient, length(gradient, 'l1'))
+def unit(delta: Images, norm: str) -> Images:
+  """Images of length 1 in the same direction; those that are 0 stay 0."""
+  scaled, _ = rescale(delta)
+  size = _length(scaled, norm)
+  return scaled / per_image(jnp.where(size > 0, size, 1))
+
+
+def inward(gradient: Images, x: Images) -> Images:
+  """Gradients without the entries that point out of the box [0, 1].
+
+  A pixel at 1 whose gradient is positive, or at 0 whose gradient is negative,
+  cannot move, so that a sparse step must not be spent on it.
+  """
+  outward = (gradient > 0) & (x > 1 - _AT_THE_BOX)
+  outward |= (gradient < 0) & (x < _AT_THE_BOX)
+  return jnp.where(outward, 0, gradient)
 
 
 def random_point(
@@ -113,8 +142,8 @@ def random_point(
 ) -> Images:
   """A point drawn uniformly from the ball around each image, not clipped."""
   draw = {'linf': _linf_point, 'l2': _l2_point, 'l1': _l1_point}[norm]
-  unit = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
-  return x + eps * unit
+  offset = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
+  return x + jnp.asarray(eps, x.dtype) * offset
 
 
 def noise(x: Images, keys: Keys, norm: str) -> Images:
@@ -125,8 +154,7 @@ def noise(x: Images, keys: Keys, norm: str) -> Images:
 
 def random_direction(x: Images, keys: Keys, norm: str) -> Images:
   """Noise that is scaled to the unit sphere."""
-  made = noise(x, keys, norm)
-  return _divide(made, length(made, norm))
+  return unit(noise(x, keys, norm), norm)
 
 
 def _linf_point(key, shape, dtype):
@@ -138,24 +166,30 @@ def _l2_point(key, shape, dtype):
   for_direction, for_radius = jax.random.split(key)
   normal = jax.random.normal(for_direction, shape, dtype)
   radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
-  return radius * normal / jnp.sqrt(jnp.square(normal).sum())
+  size = jnp.sqrt(jnp.square(normal).sum())
+  return radius * normal / jnp.where(size > 0, size, 1)
 
 
 def _l1_point(key, shape, dtype):
   for_direction, for_radius = jax.random.split(key)
   point = jax.random.laplace(for_direction, shape, dtype)
   radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
-  return radius * point / jnp.abs(point).sum()
+  size = jnp.abs(point).sum()
+  return radius * point / jnp.where(size > 0, size, 1)
+
+
+def _length(delta, norm):
+  if norm == 'linf':
+    return jnp.abs(delta).max((1, 2, 3))
+  if norm == 'l2':
+    return jnp.sqrt(_sum(jnp.square(delta)))
+  return _sum(jnp.abs(delta))
 
 
 def _sum(images):
   """Of all pixels of an image: row by row, since a long sum would drift."""
   rows = images.sum((2, 3))
   return jax.lax.optimization_barrier(rows).sum(1)  # else XLA makes it one sum
-
-
-def _divide(gradient, size):
-  return gradient / per_image(jnp.where(size > 0, size, 1))
 
 
 def per_image(values: Float[Array, 'batch']) -> Float[Array, 'batch 1 1 1']:
