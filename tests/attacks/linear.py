@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_robust.attacks import LOSSES
+from vmoe_robust.attacks import LOSSES, Attack
 
 
 class Linear:
-  """Images of class 0, whose lead over class 1 is `leads + weights . x`.
+  """Images of class 0, whose lead over class 1 is `weights . x + bias`.
 
-  `lead` of an image is chosen as a share, between 0 and 2, of the most that an
-  attacker can take away in the ball and the box; below 1 the image falls.
+  The bias of each image makes its lead a share of the most that an attacker can
+  take away in the ball and the box: below 1 the image falls.
   """
 
   def __init__(
@@ -39,6 +39,7 @@ class Linear:
     shares = np.linspace(*shares, batch)
     flat = np.float64(self.images * self.weights).sum((1, 2, 3))
     self.bias = np.float32(shares * self.gains - flat)
+    self.leads = shares * self.gains
     self.fall = shares < 1
 
   def logits(self, x: jax.Array) -> jax.Array:
@@ -56,18 +57,22 @@ class Linear:
 
     return loss
 
-  def attacked(self, attack, name: str) -> np.ndarray:
-    """The images that one run of an attack leaves."""
+  def run(self, attack: Attack, name: str) -> Callable:
+    """`(images, eps) -> x_adv` of one whole run."""
     batch = len(self.images)
     keys = jax.random.split(jax.random.key(0), batch)
     loss = self.loss(name)
 
-    @jax.jit
     def run(x, eps):
       state = attack.start(x, keys, eps, jnp.zeros(batch, jnp.int32))
       advance = lambda _, state: attack.step(loss, state, eps)
       return jax.lax.fori_loop(0, attack.steps, advance, state).x_adv
 
+    return run
+
+  def attacked(self, attack: Attack, name: str) -> np.ndarray:
+    """The images that one run of an attack leaves."""
+    run = jax.jit(self.run(attack, name))
     return np.asarray(run(jnp.asarray(self.images), jnp.float32(self.eps)))
 
   def fallen(self, x_adv: np.ndarray) -> np.ndarray:

@@ -125,8 +125,8 @@ def _others(logits, classes):
 
 
 def _far(logits):
-  """What stands for an infinite logit: its square still is a number."""
-  return float(jnp.finfo(_float(logits)).max) ** 0.5
+  """What stands for an infinite logit: sums of several are still finite."""
+  return float(jnp.finfo(_float(logits)).max) / 8
 
 
 def _float(logits):
@@ -134,8 +134,8 @@ def _float(logits):
 
 
 def _finite(logits):
-  far = _far(logits)
-  return jnp.clip(logits.astype(_float(logits)), -far, far)
+  logits, far = logits.astype(_float(logits)), _far(logits)
+  return jnp.where(jnp.isinf(logits), jnp.sign(logits) * far, logits)
 
 
 def _usable(scale, logits):
