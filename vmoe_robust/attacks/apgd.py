@@ -65,10 +65,14 @@ class Apgd:
   Args:
     norm: 'linf', 'l2' or 'l1'.
     iterations: updates; a step more looks at the last of them.
+    floor: what the first loss is compared with, as the least that a loss can
+      be. The authors' code compares it with 0, which suits cross-entropy; of
+      the logarithm of cross-entropy the least is minus infinity.
   """
 
   norm: str
   iterations: int = 100
+  floor: float = 0.0
 
   @property
   def steps(self) -> int:
@@ -84,6 +88,7 @@ class Apgd:
   ) -> State:
     """See `interface.Attack`. Starts on the sphere."""
     del restart
+    eps = eps.astype(images.dtype)
     if self.norm == 'l1':
       x = images + norms.noise(images, keys, 'l1')
       x = norms.project(x, images, self._radius(0) * eps, 'l1')
@@ -95,12 +100,13 @@ class Apgd:
   def start_at(self, images: Images, x: Images, eps: Float[Array, '']) -> State:
     """The state of a run whose first iterate is given."""
     phase = jnp.zeros(len(images), jnp.int32)
+    eps = eps.astype(images.dtype)
     return fresh(images, x, self._memory(images, x, eps, phase))
 
   def step(self, loss: Loss, state: State, eps: Float[Array, '']) -> State:
     """See `interface.Attack`."""
     values, broken, slope = gradient(loss, state.x)
-    own = state.own
+    own, eps = state.own, eps.astype(state.x.dtype)
     # What breaks the image outside of the ball does not count.
     final = own.phase == len(self._lengths()) - 1
     state = record(
@@ -118,8 +124,7 @@ class Apgd:
       best=where(better, x, own.best),
       best_slope=where(better, slope, own.best_slope),
       best_value=jnp.where(better, values, own.best_value),
-      # The authors' code compares the first step with 0.
-      last_value=jnp.where(first, 0, values),
+      last_value=jnp.where(first, self.floor, values).astype(x.dtype),
       last_best=jnp.where(first, values, own.last_best),
       since=own.since + ~first,
       rises=own.rises + rose,
@@ -132,7 +137,7 @@ class Apgd:
     if self.norm == 'l1':
       nonzero = _nonzero(own.best, state.clean)
       back = due & (nonzero / own.nonzero < _SPARSER)
-      radius = self._radius(own.phase) * eps
+      radius = self._radius(own.phase).astype(eps.dtype) * eps
       slower = jnp.maximum(own.eta / _SHRINK, _LEAST * radius)
       eta = jnp.where(due, jnp.where(back, radius, slower), own.eta)
       own = own.replace(
@@ -181,7 +186,8 @@ class Apgd:
     count = x[0].size - jnp.floor(x[0].size - own.pixels)
     aim = x + norms.per_image(own.eta) * norms.top_signs(slope, count)
     aim = where(over, own.best, aim)
-    aim = norms.project(aim, clean, self._radius(phase) * eps, 'l1')
+    radius = self._radius(phase).astype(x.dtype) * eps
+    aim = norms.project(aim, clean, radius, 'l1')
     goes_on = own.replace(before=x, local=local)
     begins = self._memory(clean, aim, eps, phase)
     pick = lambda yes, no: where(over, yes, no)
@@ -195,7 +201,7 @@ class Apgd:
     if self.norm == 'l1':
       lengths = [_part(0.04, n) for n in self._lengths()]
       window = jnp.asarray(lengths, jnp.int32)[phase]
-      eta = self._radius(phase) * eps
+      eta = self._radius(phase).astype(dtype) * eps
     else:
       window = counts + _part(0.22, self.iterations)
       eta = numbers + 2 * eps

@@ -5,6 +5,7 @@ attacks, and lists of one's own.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -193,7 +194,10 @@ def ensemble(
       restarts=budget.restarts or restarts,
       targets=min(budget.targets or targets, classes - 1),
     )
-    stages.append(_simpler(_stage(one, norm, budget_here), classes, notes))
+    stage = _simpler(_stage(one, norm, budget_here), classes, notes)
+    if version == 'rand':  # a mean of logarithms is another loss
+      stage = dataclasses.replace(stage, loss=stage.loss.removeprefix('log_'))
+    stages.append(stage)
   draws = RAND_DRAWS if version == 'rand' else 1
   return Ensemble(tuple(stages), tuple(notes), draws)
 
@@ -233,27 +237,28 @@ def _simpler(stage: Stage, classes: int, notes: list[str]) -> Stage:
 
 
 _apgd = lambda norm, budget: Apgd(norm, budget.iterations)
+_apgd_ce = lambda norm, budget: Apgd(norm, budget.iterations, -math.inf)
 _fab = lambda norm, budget: Fab(norm, budget.iterations)
 # How an attack is made, what it raises, and whether it has targets.
 _ATTACKS = {
   'fgsm': (
     lambda norm, budget: Pgd(norm, 1, random_start=False),
-    'cross_entropy',
+    'log_cross_entropy',
     False,
   ),
   'mim': (
     lambda norm, budget: Pgd(
       norm, budget.iterations, random_start=False, momentum=1.0
     ),
-    'cross_entropy',
+    'log_cross_entropy',
     False,
   ),
   'pgd': (
     lambda norm, budget: Pgd(norm, budget.iterations),
-    'cross_entropy',
+    'log_cross_entropy',
     False,
   ),
-  'apgd_ce': (_apgd, 'cross_entropy', False),
+  'apgd_ce': (_apgd_ce, 'log_cross_entropy', False),
   'apgd_dlr': (_apgd, 'dlr', False),
   'apgd_t': (_apgd, 'targeted_dlr', True),
   'fab': (_fab, 'rivals', False),

@@ -6,6 +6,7 @@ towards the image whenever it is beyond.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -18,7 +19,13 @@ from vmoe_robust.attacks.interface import Images, Keys, State, fresh, where
 # The authors' settings: the most that a step is biased towards the image, how
 # far beyond the hyperplane it goes, what is left of the way after going back.
 _MOST_BIAS, _BEYOND, _BACK = 0.1, 1.05, 0.9
+# Moves that are shorter count as so long; pixels are not resolved finer.
 _LEAST = 1e-8
+
+# Images to [batch, rivals] and whether each image is broken.
+RivalLoss = Callable[
+  [Images], tuple[Float[Array, 'batch rivals'], Bool[Array, 'batch']]
+]
 
 
 @flax.struct.dataclass
@@ -53,15 +60,16 @@ class Fab:
   ) -> State:
     """See `interface.Attack`. The first run on an image starts there."""
     noise = norms.random_direction(images, keys, self.norm)
+    eps = eps.astype(images.dtype)
     moved = jnp.clip(images + eps / 2 * noise, 0, 1)
     x = where(restart > 0, moved, images)
     far = jnp.full(len(images), jnp.inf, images.dtype)
     return fresh(images, x, Memory(far, images))
 
-  def step(self, loss, state: State, eps: Float[Array, '']) -> State:
-    """See `interface.Attack`; the loss has values [batch, rivals]."""
+  def step(self, loss: RivalLoss, state: State, eps: Float[Array, '']) -> State:
+    """See `interface.Attack`; the loss has a value for each rival."""
     x, clean = state.x, state.clean
-    (value, weights) = self._nearest_rival(loss, x)
+    value, weights = nearest_rival(loss, x, self.norm)
     gap = -value
     gap_clean = gap - (weights * (clean - x)).sum((1, 2, 3))
     onto = hyperplane.project(x, weights, gap, self.norm)
@@ -94,18 +102,41 @@ class Fab:
       own=own,
     )
 
-  def _nearest_rival(self, loss, x):
-    """The difference whose hyperplane is the nearest, and its gradient."""
-    values, pull, _ = jax.vjp(loss, x, has_aux=True)
-    rivals = values.shape[1]
-    one_hot = jnp.eye(rivals, dtype=values.dtype)[:, None]
-    rows = jnp.broadcast_to(one_hot, (rivals, *values.shape))
-    slopes = jax.lax.map(lambda row: pull(row)[0], rows)
-    slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
-    dual = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[self.norm]
-    steep = jax.vmap(lambda slope: norms.length(slope, dual))(slopes)
-    far = jnp.abs(values) / (1e-12 + steep.T)
-    chosen = far.argmin(1)
-    pick = jax.nn.one_hot(chosen, rivals, dtype=x.dtype)
-    slope = jnp.einsum('br,rbhwc->bhwc', pick, slopes)
-    return (pick * values).sum(1), slope
+
+def nearest_rival(
+  loss: RivalLoss, x: Images, norm: str
+) -> tuple[Float[Array, 'batch'], Images]:
+  """The rival whose linearised boundary is the nearest.
+
+  Rivals are looked at one after another, so that one gradient is held at a
+  time. A rival that has no gradient is out of reach.
+
+  Returns:
+    Of each image the rival's value and its gradient, both divided by one power
+    of two, so that the gradient's largest entry is near 1. Where no rival has
+    a gradient both are 0.
+  """
+  values, pull, _ = jax.vjp(loss, x, has_aux=True)
+  dual = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm]
+  numbers = jnp.zeros(len(x), x.dtype)
+
+  def look(best, rival):
+    far, value, slope = best
+    one_hot, own = rival
+    new = pull(jnp.broadcast_to(one_hot, values.shape))[0]
+    new, power = norms.rescale(jnp.where(jnp.isfinite(new), new, 0))
+    steep = norms.length(new, dual)
+    own = own.astype(x.dtype) / power
+    reach = jnp.abs(own) / jnp.where(steep > 0, steep, 1)
+    nearer = (steep > 0) & (reach < far)
+    best = (
+      jnp.where(nearer, reach, far),
+      jnp.where(nearer, own, value),
+      where(nearer, new, slope),
+    )
+    return best, None
+
+  first = (numbers + jnp.inf, numbers, jnp.zeros_like(x))
+  rivals = (jnp.eye(values.shape[1], dtype=values.dtype), values.T)
+  (_, value, slope), _ = jax.lax.scan(look, first, rivals)
+  return value, slope

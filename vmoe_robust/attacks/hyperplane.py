@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe_robust.attacks.interface import Images
-from vmoe_robust.attacks.norms import per_image
+from vmoe_robust.attacks.norms import per_image, rescale
 
 # Of Newton's method; random problems of 3,072 pixels took fewer.
 _STEPS = {'linf': 10, 'l2': 16}
-# Weights that are as good as none.
+# Weights, as a share of the largest, that are as good as none.
 _TINY = 1e-8
+# More than all pixels can gain under weights of about 1.
+_FAR = 1e15
 
 
 def project(
@@ -29,11 +31,13 @@ def project(
     gap: b - w . x, which the move is to add to w . x.
     norm: 'linf', 'l2' or 'l1'.
   """
-  # Upwards, whichever way that is.
+  # The move is to raise the sum.
   weights = weights * per_image(jnp.where(gap >= 0, 1, -1).astype(x.dtype))
-  weights = jnp.where(jnp.abs(weights) > _TINY, weights, 0)
-  need = jnp.abs(gap)
   room = jnp.where(weights > 0, 1 - x, x)  # towards the hyperplane
+  # Weights that cannot be used do not say what is small.
+  weights, power = rescale(jnp.where(room > 0, weights, 0))
+  weights = jnp.where(jnp.abs(weights) > _TINY, weights, 0)
+  need = jnp.minimum(jnp.abs(gap) / power, _FAR)
   if norm == 'l1':
     amount = _greedy(jnp.abs(weights), room, need)
   else:

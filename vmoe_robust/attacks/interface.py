@@ -1,9 +1,9 @@
 """What an attack is given, what it keeps between steps, what it gives back.
 
 An attack is a frozen dataclass with two pure functions: `start` makes the state
-of a batch, `step` asks the loss about `state.x`, remembers the worst and moves
-on. Every image has its own turn, so that a batch may hold images that began at
-different times (`evaluate/slots.py`); `complete` runs them all together.
+of a batch, `step` asks the loss about `state.x`, remembers the worst point and
+moves on. Every image counts its own steps, so that a batch may hold images that
+began at different times; `complete` runs all images from start to end together.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,12 @@ def fresh(clean: Images, x: Images, own: PyTree) -> State:
 
 
 def record(state: State, values: Values, broken: Bool[Array, 'batch']) -> State:
-  """Keeps `state.x` where it does more harm than `state.x_adv`."""
+  """Keeps `state.x` where it does more harm than `state.x_adv`.
+
+  Losses may come in another float type than that of the images, which is the
+  type of everything that a state holds.
+  """
+  values = values.astype(state.value.dtype)
   better = broken & ~state.broken
   better |= (broken == state.broken) & (values > state.value)
   return state.replace(
@@ -103,8 +108,8 @@ def gradient(
 ) -> tuple[Values, Bool[Array, 'batch'], Images]:
   """The loss of each image, whether it is broken, and the gradient.
 
-  A gradient that is not finite has no direction and is 0: the image waits where
-  it is.
+  Entries of the gradient that are not finite have no direction and become 0.
+  Where all are 0 the step is zero. Loss and gradient have the images' type.
   """
 
   def total(x):
@@ -112,7 +117,8 @@ def gradient(
     return values.sum(), (values, broken)
 
   (_, (values, broken)), slope = jax.value_and_grad(total, has_aux=True)(x)
-  return values, broken, jnp.where(jnp.isfinite(slope), slope, 0)
+  slope = jnp.where(jnp.isfinite(slope), slope, 0)
+  return values.astype(x.dtype), broken, slope
 
 
 def complete(
@@ -142,7 +148,7 @@ def complete(
       x_adv=before.x_adv, value=before.value, broken=before.broken
     )
     advance = lambda _, state: attack.step(loss, state, eps)
-    # Nobody needs the gradient of the last step.
+    # The last point is only looked at, which needs no gradient.
     state = look(jax.lax.fori_loop(0, attack.steps - 1, advance, state))
     return before.replace(
       x_adv=state.x_adv, value=state.value, broken=state.broken

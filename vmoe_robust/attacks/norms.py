@@ -10,21 +10,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vmoe_robust.attacks import l1_ball
 from vmoe_robust.attacks.interface import Images, Keys
 
 # The share of pixels that a step in l1 moves (as SLIDE, arXiv:1904.13000).
 _L1_SHARE = 0.01
-# Turns of Newton's method at most; of images 14 were the most that were seen.
-_MOST_TURNS = 100
+# A pixel this near to 0 or 1 is there, but for rounding.
+_AT_THE_BOX = 1e-6
 
 
 def length(delta: Images, norm: str) -> Float[Array, 'batch']:
   """The norm of each image."""
-  if norm == 'linf':
-    return jnp.abs(delta).max((1, 2, 3))
-  if norm == 'l2':
-    return jnp.sqrt(_sum(jnp.square(delta)))
-  return _sum(jnp.abs(delta))
+  scaled, power = rescale(delta)
+  return power * _length(scaled, norm)
+
+
+def rescale(
+  delta: Images,
+) -> tuple[Images, Float[Array, 'batch']]:
+  """Images divided by a power of two near their largest entry, and that power.
+
+  Squares of numbers below 1e-19 or above 1e19 leave the range of float32; of
+  what is returned they do not. A power of two changes no digit of a number.
+  """
+  info = jnp.finfo(delta.dtype)
+  largest = jnp.abs(delta).max((1, 2, 3))
+  # Rounded to no digits behind the first.
+  bounded = jnp.clip(largest, info.tiny, info.max / 4)
+  power = jax.lax.reduce_precision(bounded, info.nexp, 0)
+  power = jnp.where(largest > 0, power, 1).astype(delta.dtype)
+  return delta / per_image(power), power
 
 
 def distance(x_adv: Images, x: Images, norm: str) -> Float[Array, 'batch']:
@@ -62,57 +77,21 @@ def project(
   In linf and l1 to the nearest point (in l2 distance) of both; in l2 to that of
   the ball, then to that of the box. In l1 radii may differ between images.
   """
-  delta = x_adv - x
+  delta, eps = x_adv - x, jnp.asarray(eps, x.dtype)
   if norm == 'linf':
     return jnp.clip(x + jnp.clip(delta, -eps, eps), 0, 1)
   # A sum over pixels errs by about this share: leave room for it.
   share = (8 + math.sqrt(x[0].size)) * float(jnp.finfo(x.dtype).eps) / 4
-  radius = eps * (1 - share)
+  radius = eps * (1 - share / 2 if norm == 'l1' else 1 - share)
   if norm == 'l2':
     size = per_image(length(delta, norm))
     delta *= jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
   else:
-    delta = _project_l1(delta, x, radius, share)
+    delta = l1_ball.shrink(delta, x, jnp.broadcast_to(radius, len(x)))
   moved = x + delta
   # What rounding adds to each of many pixels would add up: round towards x.
   far = jnp.abs(moved - x) > jnp.abs(delta)
   return jnp.clip(jnp.where(far, jnp.nextafter(moved, x), moved), 0, 1)
-
-
-def _project_l1(delta, x, eps, slack):
-  """Soft-thresholding by the least amount that brings it into ball and box.
-
-  What it leaves falls piecewise linearly as the threshold rises: Newton's
-  method, until that is `eps` but for the share `slack`. Bounds are halved where
-  it would leave them, and every fourth turn, since it may creep.
-  """
-  size = jnp.abs(delta)
-  room = jnp.where(delta > 0, 1 - x, x)
-  cut = lambda by: jnp.clip(size - per_image(by), 0, room)
-
-  def closer(state):
-    turn, by, low, high, done = state
-    left = _sum(cut(by))
-    above = left > eps
-    low, high = jnp.where(above, by, low), jnp.where(above, high, by)
-    rest = size - per_image(by)
-    slope = ((rest > 0) & (rest < room)).sum((1, 2, 3))
-    aim = by + (left - eps * (1 - slack / 2)) / jnp.maximum(slope, 1)
-    steps = (slope > 0) & (low < aim) & (aim < high) & (turn % 4 < 3)
-    aim = jnp.where(steps, aim, (low + high) / 2)
-    found = ~above & ((by == 0) | (left >= eps * (1 - slack)))
-    stuck = (aim <= low) | (aim >= high)  # no number lies between
-    # An image that is done waits for the others.
-    by = jnp.where(done | found, by, jnp.where(stuck, high, aim))
-    return turn + 1, by, low, high, done | found | stuck
-
-  def goes_on(state):
-    return (state[0] < _MOST_TURNS) & ~state[-1].all()
-
-  zeros = jnp.zeros(len(x), x.dtype)
-  first = (0, zeros, zeros, size.max((1, 2, 3)), zeros > 0)
-  _, by, _, high, done = jax.lax.while_loop(goes_on, closer, first)
-  return jnp.sign(delta) * cut(jnp.where(done, by, high))
 
 
 def direction(gradient: Images, norm: str) -> Images:
@@ -123,7 +102,7 @@ def direction(gradient: Images, norm: str) -> Images:
   if norm == 'linf':
     return jnp.sign(gradient)
   if norm == 'l2':
-    return _divide(gradient, length(gradient, norm))
+    return unit(gradient, norm)
   pixels = gradient[0].size
   least = jnp.full(len(gradient), max(round(_L1_SHARE * pixels), 1))
   return top_signs(gradient, least)
@@ -137,12 +116,25 @@ def top_signs(gradient: Images, count: Float[Array, 'batch'] | Array) -> Images:
   place = place.astype(jnp.int32)[:, None]
   least = jnp.take_along_axis(flat, place, axis=1)[:, 0]
   signs = jnp.where(size >= per_image(least), jnp.sign(gradient), 0)
-  return _divide(signs, length(signs, 'l1'))
+  return unit(signs, 'l1')
 
 
-def unit_l1(gradient: Images) -> Images:
-  """Gradients whose absolute values sum to 1, or are all 0."""
-  return _divide(gradient, length(gradient, 'l1'))
+def unit(delta: Images, norm: str) -> Images:
+  """Images of length 1 in the same direction; those that are 0 stay 0."""
+  scaled, _ = rescale(delta)
+  size = _length(scaled, norm)
+  return scaled / per_image(jnp.where(size > 0, size, 1))
+
+
+def inward(gradient: Images, x: Images) -> Images:
+  """Gradients without the entries that point out of the box [0, 1].
+
+  A pixel at 1 whose gradient is positive, or at 0 whose gradient is negative,
+  cannot move, so that a sparse step must not be spent on it.
+  """
+  outward = (gradient > 0) & (x > 1 - _AT_THE_BOX)
+  outward |= (gradient < 0) & (x < _AT_THE_BOX)
+  return jnp.where(outward, 0, gradient)
 
 
 def random_point(
@@ -150,8 +142,8 @@ def random_point(
 ) -> Images:
   """A point drawn uniformly from the ball around each image, not clipped."""
   draw = {'linf': _linf_point, 'l2': _l2_point, 'l1': _l1_point}[norm]
-  unit = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
-  return x + eps * unit
+  offset = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
+  return x + jnp.asarray(eps, x.dtype) * offset
 
 
 def noise(x: Images, keys: Keys, norm: str) -> Images:
@@ -162,8 +154,7 @@ def noise(x: Images, keys: Keys, norm: str) -> Images:
 
 def random_direction(x: Images, keys: Keys, norm: str) -> Images:
   """Noise that is scaled to the unit sphere."""
-  made = noise(x, keys, norm)
-  return _divide(made, length(made, norm))
+  return unit(noise(x, keys, norm), norm)
 
 
 def _linf_point(key, shape, dtype):
@@ -175,24 +166,30 @@ def _l2_point(key, shape, dtype):
   for_direction, for_radius = jax.random.split(key)
   normal = jax.random.normal(for_direction, shape, dtype)
   radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
-  return radius * normal / jnp.sqrt(jnp.square(normal).sum())
+  size = jnp.sqrt(jnp.square(normal).sum())
+  return radius * normal / jnp.where(size > 0, size, 1)
 
 
 def _l1_point(key, shape, dtype):
   for_direction, for_radius = jax.random.split(key)
   point = jax.random.laplace(for_direction, shape, dtype)
   radius = jax.random.uniform(for_radius, (), dtype) ** (1 / math.prod(shape))
-  return radius * point / jnp.abs(point).sum()
+  size = jnp.abs(point).sum()
+  return radius * point / jnp.where(size > 0, size, 1)
+
+
+def _length(delta, norm):
+  if norm == 'linf':
+    return jnp.abs(delta).max((1, 2, 3))
+  if norm == 'l2':
+    return jnp.sqrt(_sum(jnp.square(delta)))
+  return _sum(jnp.abs(delta))
 
 
 def _sum(images):
   """Of all pixels of an image: row by row, since a long sum would drift."""
   rows = images.sum((2, 3))
   return jax.lax.optimization_barrier(rows).sum(1)  # else XLA makes it one sum
-
-
-def _divide(gradient, size):
-  return gradient / per_image(jnp.where(size > 0, size, 1))
 
 
 def per_image(values: Float[Array, 'batch']) -> Float[Array, 'batch 1 1 1']:

@@ -64,9 +64,13 @@ class Pgd:
     """See `interface.Attack`."""
     values, broken, slope = gradient(loss, state.x)
     state = record(state, values, broken)
-    velocity = self.momentum * state.own + norms.unit_l1(slope)
+    eps = eps.astype(state.x.dtype)
+    velocity = self.momentum * state.own + norms.unit(slope, 'l1')
+    ascent = velocity
+    if self.norm == 'l1':  # the few pixels of a step must be free to move
+      ascent = norms.inward(velocity, state.x)
     size = self.step_size or 2.5 * eps / self.iterations
-    x = state.x + size * norms.direction(velocity, self.norm)
+    x = state.x + size * norms.direction(ascent, self.norm)
     return state.replace(
       x=norms.project(x, state.clean, eps, self.norm), own=velocity
     )

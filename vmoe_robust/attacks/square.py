@@ -54,12 +54,14 @@ class Square:
     """See `interface.Attack`."""
     del restart
     begin = _stripes if self.norm == 'linf' else _tiles
+    eps = eps.astype(images.dtype)
     x = jax.vmap(begin, (0, 0, None))(images, keys, eps)
     return fresh(images, x, jax.random.key_data(keys))
 
   def step(self, loss: Loss, state: State, eps: Float[Array, '']) -> State:
     """See `interface.Attack`."""
     query = state.turn  # 0 for the first
+    eps = eps.astype(state.x.dtype)
     state = record(state, *loss(state.x))
     keys = jax.vmap(jax.random.fold_in)(
       jax.random.wrap_key_data(state.own), query
@@ -100,7 +102,7 @@ def _square(key, image, best, stage, eps):
 
 def _window(key, height, width, side):
   """A random place of a square, and where it is."""
-  spot = jax.random.uniform(key, (2,))
+  spot = jax.random.uniform(key, (2,), jnp.float32)
   room = jnp.asarray([height, width]) - side  # the end is excluded
   top, left = jnp.floor(spot * room).astype(jnp.int32)
   rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
@@ -131,8 +133,10 @@ def pattern(side: int) -> np.ndarray:
 
 def _tiles(image, key, eps):
   height, width, channels = image.shape
-  side = max(height // 5, 1)
-  begin = (height - 5 * side) // 2
+  # Fives of them fill the height; an image too small for that has the largest
+  # that fit.
+  side = max(min(height // 5, width), 1)
+  above, left = (max((n - 5 * side) // 2, 0) for n in (height, width))
   tile = jnp.asarray(pattern(side), image.dtype)
   down, across = height // side, width // side
   for_turn, for_sign = jax.random.split(key)
@@ -144,7 +148,7 @@ def _tiles(image, key, eps):
   tiles = jnp.where(turned, tile.T, tile)[..., None] * signs
   delta = tiles.transpose(0, 2, 1, 3, 4)
   delta = delta.reshape(down * side, across * side, channels)
-  delta = jnp.pad(delta, ((begin, height), (begin, width), (0, 0)))
+  delta = jnp.pad(delta, ((above, height), (left, width), (0, 0)))
   delta = delta[:height, :width]
   return jnp.clip(image + eps * _unit(delta), 0, 1)
 
