@@ -4,7 +4,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.evaluate.load import Classifier
+from vmoe_robust.evaluate.classifier import Classifier
 from vmoe_robust.evaluate.opened import Opened
 from vmoe_robust.models import build, unbox
 

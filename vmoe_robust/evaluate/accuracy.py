@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.models import Model, losses
+from vmoe_robust.robustness.measure import classes, is_right
 
 
 @flax.struct.dataclass
@@ -34,7 +35,7 @@ def make(model: Model, config: ConfigDict) -> Forward:
       params, images, experts=config.eval.experts, mask=batch['mask']
     )
     return Metrics.single_from_model_output(
-      right=losses.top_is_right(logits, wanted).astype(jnp.float32),
+      right=is_right(classes(logits), batch['label']).astype(jnp.float32),
       loss=losses.classification(logits, wanted, config.train.loss),
       mask=batch['mask'].astype(jnp.float32),
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -10,17 +10,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import WHOLE_ATTACKS, UserError, batch_size
-from vmoe_robust.data import Source, eval_batches
-from vmoe_robust.evaluate import outcome, robustness
+from vmoe_robust.data import eval_batches
+from vmoe_robust.evaluate import robustness
+from vmoe_robust.evaluate.attack_results import findings, render
 from vmoe_robust.evaluate.ensembled import Ensembled
+from vmoe_robust.evaluate.job import PROGRESS, Job, assemble, open_job, write
 from vmoe_robust.evaluate.kept import Kept, identity
-from vmoe_robust.evaluate.load import Classifier
-from vmoe_robust.evaluate.opened import PROGRESS, opened
 from vmoe_robust.evaluate.snapshot import release
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
+from vmoe_robust.report.closing import closing
 from vmoe_robust.report.progress import Progress
-from vmoe_robust.report.terminal import say
 
 # Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
 _MOST_PIXELS = 2e9
@@ -32,13 +32,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  with opened(config, workdir, outcome.closing) as here:
-    if here is not None:
-      program = make(here.classifier.model, here.config)
-      results = attack(
-        here.classifier, here.source, program, workdir, {}, PROGRESS
-      )
-      say(outcome.closing(results, workdir))
+  with open_job(config, workdir, render) as job:
+    if job is not None:
+      program = make(job.classifier.model, job.config)
+      say(closing(attack(job, program, PROGRESS), workdir, render))
 
 
 def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
@@ -48,68 +45,54 @@ def make(model: Model, config: ConfigDict) -> robustness.Program | Ensembled:
 
 
 def attack(
-  classifier: Classifier,
-  source: Source,
+  job: Job,
   program: robustness.Program | Ensembled,
-  workdir: str | os.PathLike,
-  about: dict,
   progress: str | None = None,
   on_turn: Callable[[], None] = lambda: None,
+  speed: Mapping[str, float] | None = None,
 ) -> dict:
-  """Attacks every example of a source; returns what is in `results.json`.
+  """Attacks every example of a job; returns what is in `results.json`.
 
   Args:
-    classifier: what to attack.
-    source: the examples.
-    program: of the model; `program.config` says how.
-    workdir: where the results go.
-    about: what else the results should say.
-    progress: a folder in it from which an attack that was cut short goes on;
-      None: it does not.
+    job: what is attacked, and how.
+    program: of its model; `program.config` is the job's.
+    progress: a folder in the work directory from which an attack that was cut
+      short goes on; None: it does not.
     on_turn: called again and again, at the same places on every process; what
       it raises ends the attack.
+    speed: how fast other things were, for the results.
   """
-  config, radii = program.config, len(program.config.attack.eps)
-  pixels = radii * len(source) * config.data.image_size**2 * source.channels
+  config, source, subject = job.config, job.source, job.classifier
+  pixels = len(config.attack.eps) * len(source)
+  pixels *= config.data.image_size**2 * source.channels
   if config.attack.save_images and pixels > _MOST_PIXELS:
     raise UserError(
       f'config.attack.save_images=True would keep {pixels:,} numbers in '
       f'memory, more than {_MOST_PIXELS:,.0f}; attack a part, such as '
       "config.data.split='test[:1000]', or fewer radii"
     )
-  folder = Path(workdir, progress) if progress else None
+  folder = Path(job.workdir, progress) if progress else None
   whole = isinstance(program, robustness.Program)
   if folder is None and jax.process_count() > 1 and not whole:
     # Processes exchange images by files. Old ones are of no use.
-    folder = Path(workdir, 'attack')
+    folder = Path(job.workdir, 'attack')
     release(folder)
-  same = identity(config, classifier.step, classifier.checksum)
+  same = identity(config, subject.step, subject.checksum)
   if whole:
-    attacked = _in_batches(
-      classifier, source, program, Kept(folder, same), on_turn
-    )
+    kept = Kept(folder, same)
+    attacked = _in_batches(subject, source, program, kept, on_turn)
   else:
-    attacked = program(classifier.params, source, folder, same, on_turn)
-  about = about | {
-    'checkpoint': classifier.where,
-    'checkpoint_checksum': classifier.checksum,
-    'step': classifier.step,
-    'split': f'{config.data.name} {config.data.split}',
-    'experts': config.attack.experts,
-    'attacked_images_per_second': attacked.images_per_second,
-    'corrupt_images': [source.describe(i) for i in attacked.corrupt],
-  }
+    attacked = program(subject.params, source, folder, same, on_turn)
+  found = findings(attacked, config, source.class_names, speed)
   try:
-    results = outcome.write(
-      workdir, attacked, config, about, source.class_names
-    )
+    results = write(job, found)
   except OSError as error:
     if progress:
       raise
     # While training its metrics have the numbers, and a full disk does not
     # end it.
     logging.warning('the results of an attack were not written: %s', error)
-    results = outcome.summarise(attacked, config)
+    results = assemble(job, found)
   if folder:
     release(folder)
   return results

@@ -1,0 +1,1 @@
+"""The attack engine: any JAX function, many images; it imports no model."""
