@@ -58,10 +58,8 @@ def validate_study(study: ConfigDict):
 
 
 def _validate_corruptions(corruptions: ConfigDict):
-  names, severities = (
-    'config.study.corruptions.names',
-    'config.study.corruptions.severities',
-  )
+  names = 'config.study.corruptions.names'
+  severities = 'config.study.corruptions.severities'
   several(names, corruptions.names, "('fog', 'snow')")
   for name in corruptions.names:
     choose(names, name, CORRUPTIONS)
@@ -80,27 +78,28 @@ def _validate_certificates(certificates: ConfigDict):
   at_least('config.study.certificates.batch_size', certificates.batch_size, 0)
   if not 0 < certificates.sigma < math.inf:
     raise UserError(
-      f'config.study.certificates.sigma={certificates.sigma} is no noise; use a number above '
-      '0, such as 0.25'
+      f'config.study.certificates.sigma={certificates.sigma} is no noise; use '
+      'a number above 0, such as 0.25'
     )
   if not 0 < certificates.alpha < 1:
     raise UserError(
-      f'config.study.certificates.alpha={certificates.alpha} is the probability of a false '
-      'certificate; use a number between 0 and 1, such as 0.001'
+      f'config.study.certificates.alpha={certificates.alpha} is the '
+      'probability of a false certificate; use a number between 0 and 1, such '
+      'as 0.001'
     )
   # Even if all n draws agree, the lower bound is alpha^(1/n).
   if certificates.alpha ** (1 / certificates.n) <= 0.5:
     least = math.floor(-math.log2(certificates.alpha)) + 1
     raise UserError(
       f'config.study.certificates.n={certificates.n} can certify nothing at '
-      f'config.study.certificates.alpha={certificates.alpha}; use {least} or more, such as '
-      '10000'
+      f'config.study.certificates.alpha={certificates.alpha}; use {least} or '
+      'more, such as 10000'
     )
   several('config.study.certificates.radii', certificates.radii, '(0.0, 0.5)')
   numbers('config.study.certificates.radii', certificates.radii)
   for radius in certificates.radii:
     if not 0 <= radius < math.inf:
       raise UserError(
-        f'config.study.certificates.radii={radius} is no radius; use 0 or more, such as '
-        '0.5'
+        f'config.study.certificates.radii={radius} is no radius; use 0 or '
+        'more, such as 0.5'
       )

@@ -21,6 +21,7 @@ from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
 from vmoe_robust.report.closing import closing
 from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.terminal import say
 
 # Numbers that saved x_adv may have, 8 GB of them; they are held in memory.
 _MOST_PIXELS = 2e9

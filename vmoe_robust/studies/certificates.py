@@ -95,7 +95,7 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
   def count(params, batch, counts, first, last):
     images = as_floats(batch['image'])
     seed = jax.random.key(config.seed)
-    # The number in the split, so that config.study.certificates.every changes no draw.
+    # The number in the split, so that `every` changes no draw.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       seed, jnp.maximum(batch['index'], 0) * every
     )
@@ -187,9 +187,8 @@ def _vote(count, job: Job, batch, copies, told) -> dict[str, Array]:
   zeros = np.zeros(shape, np.int32)
   found, running = {}, None
   bounds = 0, settings.n0, settings.n0 + settings.n
-  for name, first, end in zip(
-    ('counts_n0', 'counts'), bounds, bounds[1:], strict=False
-  ):
+  parts = zip(('counts_n0', 'counts'), bounds[:-1], bounds[1:], strict=True)
+  for name, first, end in parts:
     votes = jax.device_put(zeros, batch_sharding(job.classifier.mesh))
     for start in range(first, end, _PASSES * copies):
       stop = min(start + _PASSES * copies, end)

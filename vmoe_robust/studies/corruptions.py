@@ -50,7 +50,7 @@ def run(job: Job) -> Findings:
 
 
 def variants(config: ConfigDict) -> tuple[Corruption, ...]:
-  """What every example is shown as: clean first, then `config.study.corruptions`."""
+  """What every example is shown as: clean first, then the corruptions."""
   settings = config.study.corruptions
   return (
     Corruption(),
@@ -93,7 +93,7 @@ def predictions(job: Job) -> tuple[Columns, set[int]]:
 
 
 def _with_conditions(columns: Columns, shown: Sequence[Corruption]) -> Columns:
-  """Names what each row was shown as, and what the clean image was taken for."""
+  """Names what each row was shown as, and the clean image's prediction."""
   columns = dict(columns)
   variant, index = columns.pop('variant'), columns['index']
   named = lambda values: np.array(values)[variant]
