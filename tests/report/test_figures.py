@@ -1,38 +1,41 @@
+import json
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from vmoe_robust.report import plots
+from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
 
 
-def results():
-  one = lambda eps, accuracy: {
-    'eps': eps,
-    'robust_accuracy': accuracy,
-    'robust_accuracy_interval': (accuracy - 0.05, accuracy + 0.05),
-    'robust_after': {'apgd_ce': accuracy + 0.02, 'square': accuracy},
-  }
-  return {
-    'clean_accuracy': 0.9,
-    'clean_accuracy_interval': (0.85, 0.93),
-    'split': 'digits test',
-    'examples': 360,
-    'attacks': {'autoattack_linf': {'0.1': one(0.1, 0.5), '0.2': one(0.2, 0)}},
-  }
+def line(label, panel=''):
+  return Line(label, [0, 1], [0.9, 0.5], [0.85, 0.4], [0.93, 0.6], panel)
 
 
-def test_curves_are_drawn(tmp_path):
-  path = tmp_path / 'curve.png'
-  plots.robustness(path, results())
-  picture = np.asarray(Image.open(path).convert('L'))
+@pytest.mark.parametrize('panels', [1, 3])
+def test_lines_are_drawn_and_kept_as_data(tmp_path, panels):
+  lines = [line(f'$x_{{{i}', panel=f'cost in $ {i % panels}') for i in range(4)]
+  plot = LinePlot('curve', 'what $ buys', 'eps', 'accuracy', lines)
+  plot.draw(tmp_path / 'curve.png')
+  picture = np.asarray(Image.open(tmp_path / 'curve.png').convert('L'))
   assert picture.shape[0] > 300 and (picture < 100).mean() > 0.005
-  assert not path.with_name('curve.png.tmp').exists()
+  plot.write_data(tmp_path / plot.data_name)
+  found = json.loads((tmp_path / 'curve.json').read_text())
+  assert found['lines'][1]['low'] == [0.85, 0.4] and len(found['lines']) == 4
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    *('curve.json', 'curve.png')
+  ]
 
 
-def test_examples_are_drawn_with_their_difference(tmp_path):
+@pytest.mark.parametrize('channels', [1, 3])
+def test_examples_are_drawn_with_their_difference(tmp_path, channels):
   rng = np.random.default_rng(0)
-  for channels in (1, 3):
-    images = rng.uniform(size=(3, 8, 8, channels)).astype(np.float32)
-    x_adv = np.clip(images + 0.05, 0, 1)
-    path = tmp_path / f'{channels}.png'
-    plots.examples(path, images, x_adv, [('1', '7'), ('2', '3'), ('0', '6')])
-    assert np.asarray(Image.open(path)).std() > 10
+  images = rng.uniform(size=(3, 8, 8, channels)).astype(np.float32)
+  x_adv = np.clip(images + 0.05, 0, 1)
+  names = ['a $^ sign', '2', '0']
+  shown = ExamplePictures('shown', 'three', images, x_adv, names, names[::-1])
+  shown.draw(tmp_path / 'shown.png')
+  assert np.asarray(Image.open(tmp_path / 'shown.png')).std() > 10
+  shown.write_data(tmp_path / shown.data_name)
+  with np.load(tmp_path / 'shown.npz') as file:
+    np.testing.assert_array_equal(file['x_adv'], x_adv)
+    assert file['before'].tolist() == names

@@ -3,16 +3,17 @@ import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError, validate
-from vmoe_robust.evaluate import corruptions, judge, smoothing
+from vmoe_robust.evaluate.job import write
 from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.report.records import read_records
+from vmoe_robust.studies import certificates, corruptions
 
 
 @pytest.fixture
 def config(config):
-  config.mode = 'corrupt'
-  config.corrupt.names = ('gaussian_noise', 'frost')
-  config.corrupt.severities = (1, 5)
+  config.mode, config.study.name = 'study', 'corruptions'
+  config.study.corruptions.names = ('gaussian_noise', 'frost')
+  config.study.corruptions.severities = (1, 5)
   return config
 
 
@@ -22,7 +23,7 @@ def config(config):
 def test_predictions_are_the_models(
   config, in_memory, model_of, opened, shape, batch_size
 ):
-  config.corrupt.batch_size = batch_size
+  config.study.corruptions.batch_size = batch_size
   model, params = model_of(config, shape)
   source = in_memory(11)
   columns, corrupt = corruptions.predictions(
@@ -38,40 +39,52 @@ def test_predictions_are_the_models(
     images = [shown(image, i) for i, image in enumerate(source.images)]
     logits, _ = alone.apply(weights, jnp.stack(images) / 255)
     np.testing.assert_array_equal(
-      columns['prediction'][rows], logits.argmax(-1)
+      columns['prediction_after'][rows], logits.argmax(-1)
     )
     np.testing.assert_array_equal(columns['label'][rows], source.labels)
 
 
 def test_written_results_come_from_the_records(
-  config, in_memory, model_of, opened, tmp_path
+  config, in_memory, model_of, opened, tmp_path, check_form
 ):
   model, params = model_of(config)
-  here = opened(config, in_memory(9), model, params, tmp_path)
-  columns, corrupt = corruptions.predictions(here)
-  results = judge.write(here, columns, corrupt, corruptions.summarise)
-  records = read_records(tmp_path / 'records.parquet')
-  right = records['prediction'] == records['label']
-  for name in config.corrupt.names:
-    found = results['corruptions'][name]
-    for severity in (1, 5):
-      rows = (records['corruption'] == name) & (records['severity'] == severity)
-      expected = pytest.approx(right[rows].mean())
-      assert found['accuracy'][str(severity)] == expected
+  job = opened(config, in_memory(9), model, params, tmp_path)
+  write(job, corruptions.run(job))
+  results, records = (
+    check_form(tmp_path),
+    read_records(tmp_path / 'records.parquet'),
+  )
+  right = records['prediction_after'] == records['label']
+  assert [row['condition'] for row in results['rows']] == [
+    *('clean', 'gaussian_noise 1', 'gaussian_noise 5', 'frost 1', 'frost 5')
+  ]
+  clean = records['condition'] == 'clean'
+  for row in results['rows']:
+    rows = records['condition'] == row['condition']
+    assert row['accuracy']['value'] == pytest.approx(right[rows].mean())
+    assert row['accuracy']['n'] == 9
+    assert set(records['severity'][rows]) == {row['severity']}
+    # What the clean image was taken for stands beside it.
+    np.testing.assert_array_equal(
+      records['prediction_before'][rows], records['prediction_after'][clean]
+    )
+  summary = results['summary']
+  for name, found in summary['corruptions'].items():
     rows = records['corruption'] == name
-    assert found['mean_error'] == pytest.approx(1 - right[rows].mean())
-  clean = right[records['corruption'] == 'clean'].mean()
-  error = 1 - right[records['corruption'] != 'clean'].mean()
-  assert results['clean_accuracy'] == pytest.approx(clean)
-  assert results['mean_corruption_error'] == pytest.approx(error)
-  above = results['mean_corruption_error_above_clean']
-  assert above == pytest.approx(error + clean - 1)
-  noise = results['corruptions']['gaussian_noise']['mean_error']
-  assert results['mean_corruption_error_without_frost'] == noise
-  assert results['frost'] == 'drawn' and not results['is_complete']
-  assert results['strengths_of'] == 'CIFAR-10-C'
-  text = corruptions.closing(results, tmp_path)
-  assert 'gaussian_noise' in text and 'drawn' in text and '9 examples' in text
+    error = found['mean_error']
+    assert error['value'] == pytest.approx(1 - right[rows].mean())
+    assert error['interval'][0] <= error['value'] <= error['interval'][1]
+  error = 1 - right[~clean].mean()
+  assert summary['clean_accuracy']['value'] == right[clean].mean()
+  assert summary['mean_corruption_error']['value'] == pytest.approx(error)
+  above = summary['mean_corruption_error_above_clean']['value']
+  assert above == pytest.approx(error + right[clean].mean() - 1)
+  noise = summary['corruptions']['gaussian_noise']['mean_error']
+  assert summary['mean_corruption_error_without_frost'] == noise
+  assert summary['frost'] == 'drawn' and not summary['is_complete']
+  assert summary['strengths_of'] == 'CIFAR-10-C'
+  assert 'gaussian_noise' in corruptions.render(results)
+  assert 'drawn' in results['warnings'][0]
 
 
 def test_logits_that_are_not_finite_are_wrong(
@@ -79,20 +92,11 @@ def test_logits_that_are_not_finite_are_wrong(
 ):
   model, params = model_of(config)
   params['head']['kernel'] = params['head']['kernel'] * jnp.nan
-  columns, _ = corruptions.predictions(
-    opened(config, in_memory(8), model, params)
-  )
-  results = corruptions.summarise(columns, config)
-  assert results['clean_accuracy'] == 0 and results['not_finite'] == 5 * 8
-  assert 'not finite' in corruptions.closing(
-    results | dict(split='', step=1, checkpoint='', corrupt_images=[]), ''
-  )
-
-
-def test_several_labels():
-  labels = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 1]], np.float32)
-  right = judge.is_right(np.array([2, 0, -1]), labels)
-  assert right.tolist() == [True, False, False]
+  found = corruptions.run(opened(config, in_memory(8), model, params))
+  assert found.summary['clean_accuracy']['value'] == 0
+  assert [row['accuracy']['value'] for row in found.rows] == 5 * [0]
+  assert found.summary['not_finite'] == 5 * 8
+  assert 'not finite' in found.warnings[-1]
 
 
 @pytest.mark.parametrize(
@@ -104,12 +108,12 @@ def test_several_labels():
     ('names', 'fog', r"names='fog' is no tuple"),
     ('severities', (0,), r'severities=0 .*1, 2'),
     ('severities', (1, 1), 'twice'),
-    ('batch_size', 7, r'config\.corrupt\.batch_size=7 .*use 4 or 8'),
+    ('batch_size', 7, r'config\.study\.corruptions\.batch_size=7 .*use 4 or 8'),
   ],
 )
 def test_refusals(config, field, value, words):
   with config.ignore_type():
-    config.corrupt[field] = value
+    config.study.corruptions[field] = value
   config.model.experts = 0
   config.model.moe_every = 0
   config.mesh.update(dict(data=4))
@@ -117,16 +121,16 @@ def test_refusals(config, field, value, words):
     validate(config, 4)
 
 
-@pytest.mark.parametrize('mode', ['corrupt', 'certify'])
+@pytest.mark.parametrize('name', ['corruptions', 'certificates'])
 def test_a_run_goes_on_after_its_last_batch(
-  config, in_memory, model_of, opened, tmp_path, monkeypatch, mode
+  config, in_memory, model_of, opened, tmp_path, monkeypatch, name
 ):
-  config.mode = mode
-  config.certify.update(dict(n0=2, n=6, batch_size=8))
+  config.study.name = name
+  config.study.certificates.update(dict(n0=2, n=6, batch_size=8))
   rows_of = {
-    'corrupt': corruptions.predictions,
-    'certify': smoothing.certificates,
-  }[mode]
+    'corruptions': corruptions.predictions,
+    'certificates': certificates.certificates,
+  }[name]
   model, params = model_of(config)
   here = lambda workdir=None: opened(
     config, in_memory(24), model, params, workdir
@@ -149,8 +153,8 @@ def test_a_run_goes_on_after_its_last_batch(
   found, _ = rows_of(here(tmp_path))
   assert len(kept()) > 2
   assert all(path.stat().st_mtime_ns == then for path, then in before)
-  for name, column in expected.items():
-    np.testing.assert_array_equal(found[name], column, name)
+  for field, column in expected.items():
+    np.testing.assert_array_equal(found[field], column, field)
   config.seed = 5
   with pytest.raises(UserError, match='config.seed is 5 here and was 0'):
     rows_of(here(tmp_path))

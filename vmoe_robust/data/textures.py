@@ -170,8 +170,8 @@ def load_frost(directory: str) -> tuple[np.ndarray, ...]:
     if image is None:
       raise UserError(
         f'config.study.corruptions.frost_dir={directory!r} has no image '
-        f'frost{i}.png or frost{i}.jpg; it needs those of ImageNet-C, or leave it empty, and '
-        'frost is drawn'
+        f'frost{i}.png or frost{i}.jpg; it needs those of ImageNet-C, or '
+        'leave it empty, and frost is drawn'
       )
     images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
   return tuple(images)
