@@ -204,7 +204,7 @@ def test_a_batch_is_filled(examples, wanted, shards, expected):
     (
       'batch_size',
       7,
-      r'config\.study\.certificates\.batch_size=7 .*use 4 or 8',
+      r'study\.certificates\.batch_size=7 .*use 4 or 8',
     ),
   ],
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ REQUIRED = ('index', 'condition', 'label', 'prediction_after')
 Columns = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Figure(Protocol):
   """A picture, and the data that it shows."""
 

@@ -268,7 +268,7 @@ def findings(
 
 def _figure(radius, right, settings: ConfigDict, largest: float) -> LinePlot:
   """Certified accuracy up to just above the largest radius there can be."""
-  x = np.linspace(0, 1.05 * max(largest, *settings.radii), 64)
+  x = np.linspace(0, 1.05 * largest, 43)
   found = [rate(right & (radius >= one)) for one in x]
   low, high = zip(*(one['interval'] for one in found), strict=True)
   y = [one['value'] for one in found]
