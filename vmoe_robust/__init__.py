@@ -5,19 +5,21 @@ In a notebook:
   classifier = vmoe_robust.load('runs/digits_moe')
   classifier(images)  # logits
   vmoe_robust.robust_accuracy(classifier, images, labels, eps=8 / 255).accuracy
+  vmoe_robust.read_results('runs/digits_moe')  # numbers and records of a run
 """
 
 import importlib
 
-# On demand: to read a configuration takes no model.
-_HOMES = {
-  'load': 'vmoe_robust.evaluate.load',
+_MODULES = {
+  'load': 'vmoe_robust.evaluate.classifier',
+  'read_results': 'vmoe_robust.report.results',
   'robust_accuracy': 'vmoe_robust.robustness.api',
 }
-__all__ = list(_HOMES)
+__all__ = ['load', 'read_results', 'robust_accuracy']
 
 
 def __getattr__(name: str):
-  if name in _HOMES:
-    return getattr(importlib.import_module(_HOMES[name]), name)
+  # On demand: to read a configuration takes no model.
+  if name in _MODULES:
+    return getattr(importlib.import_module(_MODULES[name]), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,7 +9,8 @@ from ml_collections import config_flags
 
 from vmoe_robust.config import choose, command_line
 from vmoe_robust.distributed import pod
-from vmoe_robust.evaluate import attack, corruptions, smoothing
+from vmoe_robust.evaluate import attack
+from vmoe_robust.studies import run as study
 from vmoe_robust.train import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
@@ -27,8 +28,7 @@ def main(argv: list[str]):
   modes = {
     'train': loop.run,
     'attack': attack.run,
-    'corrupt': corruptions.run,
-    'certify': smoothing.run,
+    'study': study.run,
   }
   run_mode = modes[choose('config.mode', config.mode, modes)]
   with pod.together() if _DISTRIBUTED.value else contextlib.nullcontext():

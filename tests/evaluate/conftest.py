@@ -4,8 +4,8 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.evaluate.load import Classifier
-from vmoe_robust.evaluate.opened import Opened
+from vmoe_robust.evaluate.classifier import Classifier
+from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import build, unbox
 
 
@@ -79,6 +79,6 @@ def opened(tmp_path_factory):
     workdir = workdir or tmp_path_factory.mktemp('judged')
     mesh = model.module.mesh
     classifier = Classifier(model, params, config, mesh, workdir, 3)
-    return Opened(classifier, source, config, workdir)
+    return Job(classifier, source, config, workdir)
 
   return make

@@ -110,19 +110,21 @@ def test_the_story_of_a_run(uninterrupted):
   assert Checkpoints(workdir).steps() == [8, 12]  # the newest two
   assert list((workdir / 'tensorboard').iterdir())
   results = json.loads((workdir / 'results.json').read_text())
-  sweep = results['attacks']['pgd_linf']
+  sweep = {row['eps']: row for row in results['rows']}
   records = read_records(workdir / 'records.parquet')
-  assert results['examples'] == 360 and len(records['eps']) == 720
+  assert results['data']['examples'] == 360 and len(records['eps']) == 720
   assert sorted(set(records['index'])) == list(range(360))
   first = records['eps'] == 0.02
   right = records['prediction_before'] == records['label']
-  assert results['clean_accuracy'] == pytest.approx(right[first].mean())
+  assert results['summary']['clean_accuracy']['value'] == pytest.approx(
+    right[first].mean()
+  )
   for eps in (0.02, 0.1):
     rows = records['eps'] == eps
     right = records['prediction_after'] == records['label']
-    found = sweep[f'{eps:.6g}']
-    assert found['robust_accuracy'] == pytest.approx(right[rows].mean())
-    assert found['robust_accuracy'] <= results['clean_accuracy']
+    found = sweep[eps]['robust_accuracy']['value']
+    assert found == pytest.approx(right[rows].mean())
+    assert found <= results['summary']['clean_accuracy']['value']
     assert (records['linf'][rows] <= eps + 1e-6).all()
 
 
@@ -148,7 +150,7 @@ def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
   assert losses(workdir) == losses(uninterrupted[0])  # digit for digit
   there = json.loads((workdir / 'results.json').read_text())
   expected = json.loads((uninterrupted[0] / 'results.json').read_text())
-  assert there['attacks'] == expected['attacks']
+  assert there['rows'] == expected['rows']
 
 
 def test_sigterm_saves_and_ends_cleanly(tmp_path):

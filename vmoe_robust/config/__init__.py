@@ -12,7 +12,6 @@ from vmoe_robust.config.checks import (
   validate_mesh,
 )
 from vmoe_robust.config.fields import (
-  CORRUPTIONS,
   MACHINE_FIELDS,
   ConfigDict,
   batch_size,
@@ -26,6 +25,7 @@ from vmoe_robust.config.fields import (
 )
 from vmoe_robust.config.judging import WHOLE_ATTACKS, validate_attack
 from vmoe_robust.config.limits import choose
+from vmoe_robust.config.studies import CORRUPTIONS
 from vmoe_robust.errors import UserError
 
 __all__ = [

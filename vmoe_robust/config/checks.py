@@ -12,8 +12,6 @@ from vmoe_robust.config.judging import (
   DTYPES,
   EXPERT_MODES,
   validate_attack,
-  validate_certify,
-  validate_corrupt,
 )
 from vmoe_robust.config.limits import (
   at_least,
@@ -23,9 +21,10 @@ from vmoe_robust.config.limits import (
   numbers,
   positive,
 )
+from vmoe_robust.config.studies import validate_study
 from vmoe_robust.errors import UserError
 
-MODES = ('train', 'attack', 'corrupt', 'certify')
+MODES = ('train', 'attack', 'study')
 ROUTERS = ('top_k', 'expert_choice', 'soft')
 HEADS = ('token', 'gap', 'map')
 POSITIONS = ('learned', 'sincos')
@@ -79,8 +78,7 @@ def validate(config: ConfigDict, devices: int):
   _validate_train(config)
   validate_attack(config.attack)
   _validate_save(config)
-  validate_corrupt(config.corrupt)
-  validate_certify(config.certify)
+  validate_study(config.study)
   validate_mesh(config, devices)
   data, expert, _ = mesh_shape(config, devices)
   uses = ('train', 'eval', 'attack')
@@ -291,10 +289,11 @@ def _validate_batch(config: ConfigDict, use: str, unit: int):
   if use == 'train' and config.data.mixup:
     unit, why = 2 * unit, why + ' x 2 images that config.data.mixup pairs'
   size = batch_size(config, use)
+  field = f'study.{config.study.name}' if use == 'study' else use
   if size % unit:
     low = size // unit * unit
     ways = ' or '.join(str(n) for n in (low, low + unit) if n)
     raise UserError(
-      f'config.{use}.batch_size={size} is not divisible by {unit}, {why}; '
+      f'config.{field}.batch_size={size} is not divisible by {unit}, {why}; '
       f'use {ways}'
     )

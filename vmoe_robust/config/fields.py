@@ -4,19 +4,12 @@ import json
 
 from ml_collections import config_dict
 
+from vmoe_robust.config.studies import study_fields
 from vmoe_robust.errors import UserError
 
 ConfigDict = config_dict.ConfigDict
 
 
-# Of ImageNet-C (arXiv:1903.12261), in the order of its tables. A corruption's
-# draws follow its place here.
-CORRUPTIONS = (
-  *('gaussian_noise', 'shot_noise', 'impulse_noise'),
-  *('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
-  *('snow', 'frost', 'fog', 'brightness'),
-  *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
-)
 # How a run is carried out. These change no number that it finds, as long as
 # config.data.dir has the same data.
 MACHINE_FIELDS = (
@@ -35,7 +28,7 @@ def default() -> ConfigDict:
   """The configuration with every field at its default."""
   return ConfigDict(
     dict(
-      mode='train',  # 'train', 'attack', 'corrupt' or 'certify'
+      mode='train',  # 'train', 'attack' or 'study'
       seed=0,
       checkpoint='',  # not train: what to judge: a workdir or one of its steps,
       # an official V-MoE prefix (also gs://), a .npz or a .safetensors
@@ -65,8 +58,7 @@ def default() -> ConfigDict:
         on_damage='fall_back',  # resume from the newest undamaged one; 'error'
       ),
       attack=_attack(),
-      corrupt=_corrupt(),
-      certify=_certify(),
+      study=study_fields(),
     )
   )
 
@@ -192,28 +184,6 @@ def _attack() -> dict:
   )
 
 
-def _corrupt() -> dict:
-  return dict(
-    names=CORRUPTIONS,
-    severities=(1, 2, 3, 4, 5),
-    frost_dir='',  # with the authors' photographs frost1.png and so on; '':
-    # frost is drawn, and its numbers are not those of ImageNet-C
-    batch_size=0,  # 0: the evaluation's
-  )
-
-
-def _certify() -> dict:
-  return dict(
-    sigma=0.25,  # of the noise, in units of pixels in [0, 1]
-    n0=100,  # draws that select a class
-    n=10_000,  # draws that estimate its probability
-    alpha=0.001,  # each certificate is false with at most this probability
-    radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2 in the units of sigma
-    every=1,  # every k-th example of the split, first is 0
-    batch_size=0,  # noisy images at a time; 0: the evaluation's
-  )
-
-
 def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
   """Indices of the sparse blocks, ascending; empty for a dense model."""
   if not model.experts:
@@ -228,10 +198,12 @@ def moe_blocks(model: ConfigDict) -> tuple[int, ...]:
 
 
 def batch_size(config: ConfigDict, use: str) -> int:
-  """Images in a batch for use 'train', 'eval', 'attack' and so on."""
+  """Images in a batch for use 'train', 'eval', 'attack' or 'study'."""
   train = config.train.batch_size
   evaluation = config.eval.batch_size or train
   sizes = {'train': train, 'eval': evaluation}
+  if use == 'study':
+    return config.study[config.study.name].batch_size or evaluation
   return sizes.get(use) or config[use].batch_size or evaluation
 
 
@@ -243,8 +215,19 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
   """A configuration from `to_json`; fields it lacks take their defaults."""
   config = default()
-  _merge(config, json.loads(text))
+  _merge(config, _renamed(json.loads(text)))
   return config
+
+
+def _renamed(values: dict) -> dict:
+  """Saved fields by their names of today."""
+  values, study = dict(values), dict(values.get('study', {}))
+  for old, new in (('corrupt', 'corruptions'), ('certify', 'certificates')):
+    if old in values:
+      study[new] = values.pop(old)
+    if values.get('mode') == old:
+      values['mode'], study['name'] = 'study', new
+  return values | {'study': study}
 
 
 def _merge(config: ConfigDict, values: dict):

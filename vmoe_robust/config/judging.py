@@ -1,18 +1,13 @@
-"""Refusing attacks, corruptions and certificates that make no sense."""
+"""Refusing attacks that make no sense."""
 
 import math
 
-from vmoe_robust.config.fields import (
-  CORRUPTIONS,
-  ConfigDict,
-  eps_name,
-)
+from vmoe_robust.config.fields import ConfigDict, eps_name
 from vmoe_robust.config.limits import (
   at_least,
   choose,
   numbers,
   positive,
-  several,
 )
 from vmoe_robust.errors import UserError
 
@@ -104,52 +99,4 @@ def _fixed(attack: ConfigDict, fields: dict):
         f'config.attack.{name}={attack[name]!r} does not fit '
         f'config.attack.name={attack.name!r}, which has {value!r}; use that, '
         "or config.attack.name='pgd'"
-      )
-
-
-def validate_corrupt(corrupt: ConfigDict):
-  """Refuses a `config.corrupt` that makes no sense."""
-  names, severities = 'config.corrupt.names', 'config.corrupt.severities'
-  several(names, corrupt.names, "('fog', 'snow')")
-  for name in corrupt.names:
-    choose(names, name, CORRUPTIONS)
-  several(severities, corrupt.severities, '(1, 3, 5)')
-  for severity in corrupt.severities:
-    if severity not in (1, 2, 3, 4, 5):
-      raise UserError(
-        f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
-      )
-  at_least('config.corrupt.batch_size', corrupt.batch_size, 0)
-
-
-def validate_certify(certify: ConfigDict):
-  """Refuses a `config.certify` that makes no sense."""
-  for name in ('n0', 'n', 'every'):
-    positive(f'config.certify.{name}', certify[name])
-  at_least('config.certify.batch_size', certify.batch_size, 0)
-  if not 0 < certify.sigma < math.inf:
-    raise UserError(
-      f'config.certify.sigma={certify.sigma} is no noise; use a number above '
-      '0, such as 0.25'
-    )
-  if not 0 < certify.alpha < 1:
-    raise UserError(
-      f'config.certify.alpha={certify.alpha} is the probability of a false '
-      'certificate; use a number between 0 and 1, such as 0.001'
-    )
-  # Even if all n draws agree, the lower bound is alpha^(1/n).
-  if certify.alpha ** (1 / certify.n) <= 0.5:
-    least = math.floor(-math.log2(certify.alpha)) + 1
-    raise UserError(
-      f'config.certify.n={certify.n} can certify nothing at '
-      f'config.certify.alpha={certify.alpha}; use {least} or more, such as '
-      '10000'
-    )
-  several('config.certify.radii', certify.radii, '(0.0, 0.5)')
-  numbers('config.certify.radii', certify.radii)
-  for radius in certify.radii:
-    if not 0 <= radius < math.inf:
-      raise UserError(
-        f'config.certify.radii={radius} is no radius; use 0 or more, such as '
-        '0.5'
       )

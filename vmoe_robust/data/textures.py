@@ -169,9 +169,9 @@ def load_frost(directory: str) -> tuple[np.ndarray, ...]:
     image = cv2.imread(str(found[0])) if found else None
     if image is None:
       raise UserError(
-        f'config.corrupt.frost_dir={directory!r} has no image frost{i}.png or '
-        f'frost{i}.jpg; it needs those of ImageNet-C, or leave it empty, and '
-        'frost is drawn'
+        f'config.study.corruptions.frost_dir={directory!r} has no image '
+        f'frost{i}.png or frost{i}.jpg; it needs those of ImageNet-C, or '
+        'leave it empty, and frost is drawn'
       )
     images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
   return tuple(images)

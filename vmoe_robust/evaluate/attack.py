@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -13,17 +13,18 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import Rows
-from vmoe_robust.evaluate import outcome, target
+from vmoe_robust.evaluate import target
+from vmoe_robust.evaluate.attack_results import findings, render
 from vmoe_robust.evaluate.identity import identity
-from vmoe_robust.evaluate.load import Classifier
-from vmoe_robust.evaluate.opened import PROGRESS, opened
+from vmoe_robust.evaluate.job import PROGRESS, Job, assemble, open_job, write
 from vmoe_robust.models import Model
+from vmoe_robust.report.closing import closing
 from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness import sweep
 from vmoe_robust.robustness.images import require_space
 from vmoe_robust.robustness.programs import Programs
-from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.robustness.resume import Unfinished, release
 
 X_ADV = 'x_adv'  # in the work directory
 
@@ -34,13 +35,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  with opened(config, workdir, outcome.closing) as here:
-    if here is not None:
-      program = Attacker(here.classifier.model, here.config)
-      results = attack(
-        here.classifier, here.source, program, workdir, {}, PROGRESS
-      )
-      say(outcome.closing(results, workdir))
+  with open_job(config, workdir, render) as job:
+    if job is not None:
+      attacker = Attacker(job.classifier.model, job.config)
+      say(closing(attack(job, attacker, PROGRESS), workdir, render))
 
 
 class Attacker:
@@ -113,60 +111,48 @@ class Attacker:
 
 
 def attack(
-  classifier: Classifier,
-  source: Source,
+  job: Job,
   attacker: Attacker,
-  workdir: str | os.PathLike,
-  about: dict,
   progress: str | None = None,
   on_turn: Callable[[], None] = lambda: None,
+  speed: Mapping[str, float] | None = None,
 ) -> dict:
-  """Attacks every example of a source; returns what is in `results.json`.
+  """Attacks every example of a job; returns what is in `results.json`.
 
   Args:
-    classifier: what to attack.
-    source: the examples.
-    attacker: of the model; `attacker.config` says how.
-    workdir: where the results go.
-    about: what else the results should say.
-    progress: a folder in it from which an attack that was cut short goes on;
-      None: it does not.
+    job: what is attacked, and how.
+    attacker: of its model; `attacker.config` is the job's.
+    progress: a folder in the work directory from which an attack that was cut
+      short goes on; None: it does not.
     on_turn: called again and again, at the same places on every process; what
       it raises ends the attack.
+    speed: how fast other things were, for the results.
 
   Raises:
     UserError: the disk has no room for x_adv.
   """
-  config, archive = attacker.config, None
+  config, source, subject = job.config, job.source, job.classifier
+  archive = None
   if config.attack.save_images:
-    archive = Path(workdir, X_ADV)
+    archive = Path(job.workdir, X_ADV)
     pixels = len(source) * config.data.image_size**2 * source.channels
     # An image that falls late is there twice.
     needed = 2 * 4 * pixels * len(config.attack.eps)
-    require_space(workdir, needed, 'config.attack.save_images=True')
-  folder = Path(workdir, progress) if progress else None
-  same = identity(config, classifier.step, classifier.checksum)
+    require_space(job.workdir, needed, 'config.attack.save_images=True')
+  folder = Path(job.workdir, progress) if progress else None
+  same = identity(config, subject.step, subject.checksum)
   unfinished = Unfinished(folder, same)
-  attacked = attacker(classifier.params, source, unfinished, archive, on_turn)
-  about = about | {
-    'checkpoint': classifier.where,
-    'checkpoint_checksum': classifier.checksum,
-    'step': classifier.step,
-    'split': f'{config.data.name} {config.data.split}',
-    'experts': config.attack.experts,
-    'attacked_images_per_second': attacked.images_per_second,
-    'corrupt_images': [source.describe(i) for i in attacked.corrupt],
-  }
+  attacked = attacker(subject.params, source, unfinished, archive, on_turn)
+  found = findings(attacked, config, source.class_names, speed)
   try:
-    results = outcome.write(
-      workdir, attacked, config, about, source.class_names
-    )
+    results = write(job, found)
   except OSError as error:
     if progress:
       raise
     # While training its metrics have the numbers, and a full disk does not
     # end it.
     logging.warning('the results of an attack were not written: %s', error)
-    results = outcome.summarise(attacked, config)
-  unfinished.release()
+    results = assemble(job, found)
+  if folder:
+    release(folder)
   return results

@@ -1,21 +1,135 @@
-"""What results say of the software and the machine they come from."""
+"""`results.json`: its form, and how it is read.
 
+`results.schema.json` beside this file is the form; docs/results-format.md
+explains it.
+"""
+
+import functools
+import json
+import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import jax
+import pyarrow as pa
+from pyarrow import parquet
 
-RESULTS, RECORDS = 'results.json', 'records.parquet'
+from vmoe_robust.config import UserError
+from vmoe_robust.report import statistics
+
+RESULTS, RECORDS, FIGURES = 'results.json', 'records.parquet', 'figures'
+SCHEMA = Path(__file__).with_name('results.schema.json')
+FORMAT, VERSION = 'vmoe_robust results', 1
+_PARTS = ('asked', 'weights', 'data', 'rows', 'summary', 'warnings', 'files')
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'),
   *('opencv-python-headless', 'pillow', 'scipy'),
 )
 
 
+class Results(dict):
+  """What is in `results.json`, with the records that it comes from."""
+
+  def __init__(self, found: dict, folder: Path):
+    super().__init__(found)
+    self.folder = folder
+
+  @functools.cached_property
+  def records(self) -> pa.Table:
+    """The table of `records.parquet`, read when it is first asked for.
+
+    Raises:
+      UserError: the file is missing, damaged or of another run.
+    """
+    about = self['files']['records']
+    path = self.folder / about['name']
+    try:
+      found = parquet.read_table(path)
+    except FileNotFoundError as error:
+      raise UserError(
+        f'path={path} is missing; copy the whole folder of the run'
+      ) from error
+    except (pa.ArrowException, OSError) as error:
+      raise UserError(
+        f'path={path} is damaged ({error}); copy it again, or run again in '
+        'another --workdir'
+      ) from error
+    if found.num_rows != about['rows']:
+      raise UserError(
+        f'path={path} has {found.num_rows} rows and {RESULTS} says '
+        f'{about["rows"]}; they are of different runs: copy both again'
+      )
+    return found
+
+
+def read_results(path: str | os.PathLike) -> Results:
+  """Reads the results of a run, of whatever mode.
+
+  Args:
+    path: the run's folder, or its `results.json`.
+
+  Returns:
+    The dictionary of docs/results-format.md; its attribute `records` is a
+    pyarrow table.
+
+  Raises:
+    UserError: there are none, they are damaged, or another program's or
+      version's.
+  """
+  path = Path(path).expanduser()
+  path = path / RESULTS if path.is_dir() else path
+  try:
+    found = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(
+      f'path={path} cannot be read ({error.strerror}); give the folder of a '
+      f'finished run, which has {RESULTS}'
+    ) from error
+  except ValueError as error:
+    raise UserError(
+      f'path={path} is damaged: it is no JSON ({error}); copy it again, or run '
+      'again in another --workdir'
+    ) from error
+  _check(path, found)
+  return Results(found, path.parent)
+
+
+def _check(path: Path, found: object):
+  if not isinstance(found, dict) or found.get('format') != FORMAT:
+    raise UserError(
+      f"path={path} has no format={FORMAT!r}: it is another program's, or of a "
+      'version before results had a form; run again in another --workdir'
+    )
+  if found.get('format_version') != VERSION:
+    raise UserError(
+      f'path={path} has format_version={found.get("format_version")!r}; this '
+      f'program reads {VERSION}: use the version of vmoe_robust that wrote it, '
+      'or run again in another --workdir'
+    )
+  missing = [name for name in _PARTS if name not in found]
+  if missing:
+    raise UserError(
+      f'path={path} is damaged: it has no {missing[0]!r}; copy it again, or '
+      'run again in another --workdir'
+    )
+
+
 def environment() -> dict[str, object]:
   """Versions and devices, which it takes to get the same numbers."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
+  versions['vmoe_robust'] = metadata.version('vmoe_robust')
   return {
-    'versions': versions | {'python': platform.python_version()},
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'software': versions | {'python': platform.python_version()},
+    'hardware': {
+      'devices': jax.device_count(),
+      'kind': jax.devices()[0].device_kind,
+      'processes': jax.process_count(),
+    },
+    'intervals': {
+      'level': statistics.LEVEL,
+      'rates': 'Wilson score',
+      'means': f'percentile bootstrap over images, {statistics.RESAMPLES} '
+      'resamples',
+    },
   }

@@ -28,6 +28,11 @@ def table(
   return '\n'.join('  '.join(line).rstrip() for line in shown)
 
 
+def percent(share: float | None) -> str:
+  """A share as '97.2%', '-' where there is none."""
+  return '-' if share is None else f'{100 * share:.1f}%'
+
+
 def _is_number(cell):
   text = cell.removesuffix('%').replace(',', '')
   try:

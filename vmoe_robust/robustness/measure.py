@@ -28,7 +28,7 @@ from vmoe_robust.robustness.target import (
 )
 
 Columns = dict[str, np.ndarray]
-NOT_FINITE = -1  # the prediction where a logit is not finite
+NO_CLASS = -1  # the prediction where a logit is not finite
 
 
 def classes(
@@ -36,7 +36,7 @@ def classes(
 ) -> Int[Array, 'batch']:
   """The top class of each image, -1 where a logit is not finite."""
   top = logits.argmax(-1).astype(jnp.int32)
-  return jnp.where(jnp.isfinite(logits).all(-1), top, NOT_FINITE)
+  return jnp.where(jnp.isfinite(logits).all(-1), top, NO_CLASS)
 
 
 def is_right(

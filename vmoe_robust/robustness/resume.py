@@ -5,7 +5,6 @@ it is of. The first process reads and writes; the others are told, so that all
 take the same way.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -76,15 +75,6 @@ class Unfinished:
       writing, self._writing = self._writing, None
       writing.result()
 
-  def release(self):
-    """Deletes the folder of a run that is done."""
-    with contextlib.suppress(OSError):
-      self.wait()
-    together('release')
-    if self._folder is not None and jax.process_index() == 0:
-      shutil.rmtree(self._folder, ignore_errors=True)
-    together('released')
-
   def _claim(self, ours: dict):
     path = self._folder / _IDENTITY
     data = shared(lambda: path.read_bytes() if path.exists() else None)
@@ -101,6 +91,14 @@ class Unfinished:
 
   def _path(self, name):
     return self._folder / f'{name}.npz'
+
+
+def release(folder: str | os.PathLike):
+  """Deletes the folder of a run that is done."""
+  together('release')
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)
+  together('released')
 
 
 def _write(path: pathlib.Path, arrays: Columns):

@@ -13,7 +13,7 @@ from vmoe_robust.distributed import agreed, together
 from vmoe_robust.robustness import engine, trust
 from vmoe_robust.robustness.images import Archive, Keeper
 from vmoe_robust.robustness.measure import (
-  NOT_FINITE,
+  NO_CLASS,
   Clean,
   Columns,
   Rows,
@@ -130,7 +130,7 @@ def run(
       f'eps {name}: {text}'
       for text in trust.after(
         falls[eps].robust_after,
-        int((columns['prediction_after'] == NOT_FINITE).sum()),
+        int((columns['prediction_after'] == NO_CLASS).sum()),
       )
     ]
     parts.append(columns)

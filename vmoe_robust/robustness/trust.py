@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vmoe_robust.attacks import Ensemble, Stage
 from vmoe_robust.config import UserError
-from vmoe_robust.robustness.measure import NOT_FINITE, without_own
+from vmoe_robust.robustness.measure import NO_CLASS, without_own
 from vmoe_robust.robustness.slots import Goal, objective
 from vmoe_robust.robustness.target import Target, as_floats, predict
 
@@ -241,7 +241,7 @@ def _close(
 
 def before(predictions: Int[np.ndarray, 'examples']) -> list[str]:
   """What the predictions of clean images show, of those that count."""
-  count = int((predictions == NOT_FINITE).sum())
+  count = int((predictions == NO_CLASS).sum())
   if not count:
     return []
   return [

@@ -18,16 +18,18 @@ from vmoe_robust.checkpoint import (
   fingerprint,
   save_config,
 )
-from vmoe_robust.config import batch_size, mesh_shape, validate
+from vmoe_robust.config import batch_size, eps_name, mesh_shape, validate
 from vmoe_robust.cost import program
 from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.distributed import pod
-from vmoe_robust.evaluate import accuracy, outcome
+from vmoe_robust.evaluate import accuracy
 from vmoe_robust.evaluate.attack import Attacker, attack
-from vmoe_robust.evaluate.load import Classifier
-from vmoe_robust.evaluate.opened import PROGRESS, finished
+from vmoe_robust.evaluate.attack_results import render
+from vmoe_robust.evaluate.classifier import Classifier
+from vmoe_robust.evaluate.job import PROGRESS, Job, finished
 from vmoe_robust.files import locked, require_writable
 from vmoe_robust.models import build, flops
+from vmoe_robust.report.closing import closing
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
@@ -51,12 +53,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   source = open_source(config.data, config.data.split)
   held_out = open_source(config.data, config.data.eval_split)
   config = resolve(config, source, held_out)
+  if _is_finished(config, workdir):  # which a read-only disk may show
+    return
   require_writable(workdir)
   with locked(workdir):
-    check_same_run(config, workdir)
-    attacked, steps = _attacked(config), config.train.steps
-    if not finished(attacked, workdir, outcome.closing, steps):
+    if not _is_finished(config, workdir):
       _run(config, workdir, source, held_out)
+
+
+def _is_finished(config, workdir) -> bool:
+  check_same_run(config, workdir)
+  attacked, steps = _attacked(config), config.train.steps
+  return finished(attacked, workdir, render, steps)
 
 
 def _run(config, workdir, source, held_out):
@@ -68,7 +76,8 @@ def _run(config, workdir, source, held_out):
       say(f'stopped at step {trainer.step} and saved; the same command resumes')
     elif config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
-      say('\n' + outcome.closing(trainer.attack(PROGRESS), workdir))
+      results = trainer.attack(PROGRESS)
+      say('\n' + closing(results, workdir, render))
     else:
       say(f'finished; checkpoints are in {workdir}/checkpoints')
 
@@ -125,6 +134,7 @@ class Trainer:
       sharding=mesh_lib.batch_sharding(mesh),
       state=data_state,
     )
+    self.speed = {}
     self.about = {
       'parameters': sum(x.size for x in jax.tree.leaves(self.state.params)),
       'flops_per_image': flops.forward(config.model, size, shape[-1]),
@@ -161,7 +171,7 @@ class Trainer:
         if last or stop:
           break
         batch = next(self.batches)
-      self.about['trained_images_per_second'] = log.rate()
+      self.speed['trained_images_per_second'] = log.rate()
 
   def _measure(
     self, log: Log, last: bool, stopping: Stopping, measured: dict[str, float]
@@ -213,15 +223,9 @@ class Trainer:
       self.step,
       fingerprint(self.workdir, self.step),
     )
-    return attack(
-      classifier,
-      self.held_out,
-      self._attacker,
-      self.workdir,
-      self.about,
-      progress,
-      on_turn,
-    )
+    config = self._attacker.config
+    job = Job(classifier, self.held_out, config, self.workdir)
+    return attack(job, self._attacker, progress, on_turn, self.speed)
 
   @functools.cached_property
   def _forward(self):
@@ -255,7 +259,7 @@ class Trainer:
     seconds = time.perf_counter() - start
     counted = program.costs(compiled, self.mesh).flops
     wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
-    self.about['compile_seconds'] = seconds
+    self.speed['compile_seconds'] = seconds
     say(
       f'compiled in {seconds:.1f} s; a step is '
       f'{wanted / 1e9:,.2f} GFLOP by formula, '
@@ -294,8 +298,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _robust_accuracies(results: dict) -> dict[str, float]:
-  (sweep,) = results['attacks'].values()
   return {
-    f'robust_accuracy/{eps}': found['robust_accuracy']
-    for eps, found in sweep.items()
+    f'robust_accuracy/{eps_name(row["eps"])}': row['robust_accuracy']['value']
+    for row in results['rows']
   }

@@ -1,11 +1,10 @@
-"""`config.mode = 'certify'`: L2 certificates by randomised smoothing.
+"""`config.study.name = 'certificates'`: L2 certificates by smoothing.
 
 Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized
 Smoothing" (arXiv:1902.02818), algorithm CERTIFY. The model judged is not the
 checkpoint's but the smoothed one: the class that wins under Gaussian noise.
 """
 
-import os
 from collections.abc import Callable
 
 import jax
@@ -18,31 +17,35 @@ from scipy import stats
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Every, eval_batches
 from vmoe_robust.distributed import fetch
-from vmoe_robust.evaluate import judge
-from vmoe_robust.evaluate.opened import Opened
+from vmoe_robust.evaluate.batches import progress, rows_of
+from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import (
   batch_sharding,
   batch_shards,
   constrain_batch,
 )
 from vmoe_robust.models import Model
-from vmoe_robust.report.table import table
-from vmoe_robust.robustness import measure
+from vmoe_robust.report.figures import Line, LinePlot
+from vmoe_robust.report.findings import Columns, Findings
+from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import NO_CLASS, classes, is_right
 from vmoe_robust.robustness.target import as_floats
 
-ABSTAIN = -1
+# In place of a class; it is never right.
+ABSTAIN = NO_CLASS
 _PASSES = 16  # of the model, in one call of the program
 
 Counts = Int[Array, 'batch classes']
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike):
-  """Certifies `config.checkpoint`, writes the results, prints the table.
+def run(job: Job) -> Findings:
+  """Certifies each example.
 
   Raises:
-    UserError: the checkpoint, the data or the configuration do not fit.
+    UserError: no image could be read.
   """
-  judge.run(config, workdir, certificates, summarise, closing)
+  return findings(*certificates(job), job.config)
 
 
 def lower_bound(
@@ -85,13 +88,14 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
   It adds the classes of the draws from `first` to before `last`, `copies` in
   one pass. A draw's noise follows the seed, the example and the draw's number.
   """
-  sigma, every = config.certify.sigma, config.certify.every
+  settings = config.study.certificates
+  sigma, every = settings.sigma, settings.every
   mesh = model.module.mesh
 
   def count(params, batch, counts, first, last):
     images = as_floats(batch['image'])
     seed = jax.random.key(config.seed)
-    # The number in the split, so that config.certify.every changes no draw.
+    # The number in the split, so that `every` changes no draw.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       seed, jnp.maximum(batch['index'], 0) * every
     )
@@ -110,9 +114,7 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
       noisy = constrain_batch(wide + sigma * noise.reshape(wide.shape), mesh)
       logits, _ = model.apply(params, noisy, experts='dropless', mask=mask)
       # Of a class that is not finite, -1, there is no vote.
-      votes = jax.nn.one_hot(
-        measure.classes(logits), counts.shape[1], dtype=int
-      )
+      votes = jax.nn.one_hot(classes(logits), counts.shape[1], dtype=int)
       votes = votes.reshape(len(images), copies, -1)
       return counts + (votes * (draws < last)[None, :, None]).sum(1)
 
@@ -123,16 +125,16 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
   return jax.jit(count, out_shardings=place)
 
 
-def certificates(here: Opened) -> tuple[judge.Columns, set[int]]:
+def certificates(job: Job) -> tuple[Columns, set[int]]:
   """A row an example, and the examples skipped."""
-  config, settings = here.config, here.config.certify
-  source = Every(here.source, settings.every)
+  config, settings = job.config, job.config.study.certificates
+  source = Every(job.source, settings.every)
   images, copies = _shape(
     len(source),
-    batch_size(config, 'certify'),
-    batch_shards(here.classifier.mesh),
+    batch_size(config, 'study'),
+    batch_shards(job.classifier.mesh),
   )
-  count = counter(here.classifier.model, config, copies)
+  count = counter(job.classifier.model, config, copies)
   total, draws = -(-len(source) // images), settings.n0 + settings.n
 
   def batches(first):
@@ -140,15 +142,15 @@ def certificates(here: Opened) -> tuple[judge.Columns, set[int]]:
       config.data,
       source,
       batch_size=images,
-      sharding=batch_sharding(here.classifier.mesh),
+      sharding=batch_sharding(job.classifier.mesh),
       first=first,
     )
 
-  with judge.progress(total * draws, 'certify', 'draw') as update:
+  with progress(total * draws, 'certificates', 'draw') as update:
 
     def find(number, batch):
       told = _telling(update, number * draws, images)
-      votes = _vote(count, here, batch, copies, told)
+      votes = _vote(count, job, batch, copies, told)
       row = {name: batch[name] for name in ('mask', 'label', 'index')}
       row = fetch(row | votes)
       row['index'] = np.where(
@@ -156,8 +158,8 @@ def certificates(here: Opened) -> tuple[judge.Columns, set[int]]:
       )
       return row
 
-    columns, corrupt = judge.rows_of(here, batches, find)
-  return _certified(columns, settings), corrupt
+    columns, skipped = rows_of(job, batches, find)
+  return _certified(columns, settings), skipped
 
 
 def _telling(update, before: int, images: int) -> Callable[[int], None]:
@@ -178,17 +180,16 @@ def _shape(examples: int, wanted: int, shards: int) -> tuple[int, int]:
   return images, max(wanted // images, 1)
 
 
-def _vote(count, here: Opened, batch, copies, told) -> dict[str, Array]:
+def _vote(count, job: Job, batch, copies, told) -> dict[str, Array]:
   """Counts of the selecting and of the estimating draws."""
-  settings, params = here.config.certify, here.classifier.params
-  classes = here.config.model.num_classes
-  zeros = np.zeros((batch['mask'].shape[0], classes), np.int32)
+  settings, params = job.config.study.certificates, job.classifier.params
+  shape = (batch['mask'].shape[0], job.config.model.num_classes)
+  zeros = np.zeros(shape, np.int32)
   found, running = {}, None
   bounds = 0, settings.n0, settings.n0 + settings.n
-  for name, first, end in zip(
-    ('counts_n0', 'counts'), bounds, bounds[1:], strict=False
-  ):
-    votes = jax.device_put(zeros, batch_sharding(here.classifier.mesh))
+  parts = zip(('counts_n0', 'counts'), bounds[:-1], bounds[1:], strict=True)
+  for name, first, end in parts:
+    votes = jax.device_put(zeros, batch_sharding(job.classifier.mesh))
     for start in range(first, end, _PASSES * copies):
       stop = min(start + _PASSES * copies, end)
       votes = count(params, batch, votes, np.int32(start), np.int32(stop))
@@ -202,7 +203,7 @@ def _vote(count, here: Opened, batch, copies, told) -> dict[str, Array]:
   return found
 
 
-def _certified(columns: judge.Columns, settings: ConfigDict) -> judge.Columns:
+def _certified(columns: Columns, settings: ConfigDict) -> Columns:
   selected = columns['counts_n0'].argmax(1)
   count = np.take_along_axis(columns['counts'], selected[:, None], 1)[:, 0]
   prediction, radius = certify(
@@ -211,52 +212,92 @@ def _certified(columns: judge.Columns, settings: ConfigDict) -> judge.Columns:
   return columns | {
     'selected': selected,
     'count': count,
-    'prediction': prediction,
+    'prediction_after': prediction,
+    'condition': np.full(len(radius), _condition(settings)),
     'radius': radius,
   }
 
 
-def summarise(columns: judge.Columns, config: ConfigDict) -> dict:
-  """Certified accuracy at each radius, as in the paper's section 4."""
-  settings = config.certify
-  right = measure.is_right(columns['prediction'], columns['label'])
-  at = lambda radius: float((right & (columns['radius'] >= radius)).mean())
-  largest = lower_bound(np.array(settings.n), settings.n, settings.alpha)
-  return {
-    'examples': len(right),
-    'smoothed_accuracy': float(right.mean()),
-    'abstained': float((columns['prediction'] == ABSTAIN).mean()),
-    'certified_accuracy': {f'{r:.6g}': at(r) for r in settings.radii},
-    'mean_certified_radius': float((columns['radius'] * right).mean()),
-    'largest_radius_possible': float(settings.sigma * stats.norm.ppf(largest)),
-    'not_finite': int(
-      len(right) * (settings.n0 + settings.n)
-      - columns['counts'].sum()
-      - columns['counts_n0'].sum()
-    ),
-    'confidence': 1 - settings.alpha,
-  }
+def _condition(settings: ConfigDict) -> str:
+  return f'sigma {settings.sigma:.6g}'
 
 
-def closing(results: dict, workdir: str | os.PathLike) -> str:
-  """Table and summary that end a run."""
-  percent = lambda x: f'{100 * x:.1f}%'
-  settings = results['config']['certify']
+def findings(
+  columns: Columns, skipped: set[int], config: ConfigDict
+) -> Findings:
+  """Certified accuracy at each radius, as in the paper's section 4.
+
+  Args:
+    columns: of `certificates`.
+    skipped: indices of the examples that could not be read.
+    config: the whole configuration.
+  """
+  settings = config.study.certificates
+  right = is_right(columns['prediction_after'], columns['label'])
   rows = [
-    [radius, percent(accuracy)]
-    for radius, accuracy in results['certified_accuracy'].items()
+    {
+      'condition': _condition(settings),
+      'radius': radius,
+      'certified_accuracy': rate(right & (columns['radius'] >= radius)),
+    }
+    for radius in settings.radii
   ]
-  lines = [
-    table(['L2 radius', 'certified accuracy'], rows),
-    '',
-    f'smoothed by sigma {settings["sigma"]:.4g}: accuracy '
-    f'{percent(results["smoothed_accuracy"])}, abstained '
-    f'{percent(results["abstained"])}, mean certified radius '
-    f'{results["mean_certified_radius"]:.3f}',
-    f'{settings["n0"]:,} + {settings["n"]:,} draws an image, alpha '
-    f'{settings["alpha"]:g}; no radius can exceed '
-    f'{results["largest_radius_possible"]:.3f}',
-  ]
-  if results['not_finite']:
-    lines.append(f'{results["not_finite"]} draws are not finite: no votes')
-  return '\n'.join([*lines, judge.footer(results, workdir)])
+  lost = int(
+    len(right) * (settings.n0 + settings.n)
+    - columns['counts'].sum()
+    - columns['counts_n0'].sum()
+  )
+  largest = lower_bound(np.array(settings.n), settings.n, settings.alpha)
+  largest = float(settings.sigma * stats.norm.ppf(largest))
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={
+      'smoothed_accuracy': rate(right),
+      'abstained': rate(columns['prediction_after'] == ABSTAIN),
+      'mean_certified_radius': mean(columns['radius'] * right),
+      'largest_radius_possible': largest,
+      'not_finite': lost,
+      'confidence': 1 - settings.alpha,
+    },
+    figures=[_figure(columns['radius'], right, settings, largest)],
+    warnings=[f'{lost} draws are not finite: no votes'] if lost else [],
+  )
+
+
+def _figure(radius, right, settings: ConfigDict, largest: float) -> LinePlot:
+  """Certified accuracy up to just above the largest radius there can be."""
+  x = np.linspace(0, 1.05 * largest, 43)
+  found = [rate(right & (radius >= one)) for one in x]
+  low, high = zip(*(one['interval'] for one in found), strict=True)
+  y = [one['value'] for one in found]
+  line = Line(_condition(settings), x.tolist(), y, low, high)
+  title = f'Certified accuracy, {len(right):,} examples, n = {settings.n:,}'
+  return LinePlot(
+    'certificates', title, 'L2 radius', 'certified accuracy', [line]
+  )
+
+
+def render(results: dict) -> str:
+  """The table of certified accuracies, and what limits them."""
+  settings, summary = results['asked']['settings'], results['summary']
+  rows = []
+  for row in results['rows']:
+    found = row['certified_accuracy']
+    low, high = found['interval']
+    shown = f'{100 * low:.1f} to {100 * high:.1f}'
+    rows.append([f'{row["radius"]:.6g}', percent(found['value']), shown])
+  return '\n'.join(
+    [
+      table(['L2 radius', 'certified accuracy', '95% interval'], rows),
+      '',
+      f'smoothed by sigma {settings["sigma"]:.4g}: accuracy '
+      f'{percent(summary["smoothed_accuracy"]["value"])}, abstained '
+      f'{percent(summary["abstained"]["value"])}, mean certified radius '
+      f'{summary["mean_certified_radius"]["value"]:.3f}',
+      f'{settings["n0"]:,} + {settings["n"]:,} draws an image, alpha '
+      f'{settings["alpha"]:g}; no radius can exceed '
+      f'{summary["largest_radius_possible"]:.3f}',
+    ]
+  )

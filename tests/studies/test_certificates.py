@@ -6,15 +6,18 @@ from scipy import stats
 
 from vmoe_robust.config import UserError, validate
 from vmoe_robust.data import Every
-from vmoe_robust.evaluate import judge, smoothing
+from vmoe_robust.evaluate.job import write
 from vmoe_robust.models import Model
 from vmoe_robust.report.records import read_records
+from vmoe_robust.studies import certificates as study
 
 
 @pytest.fixture
 def config(config):
-  config.mode = 'certify'
-  config.certify.update(dict(n0=5, n=43, sigma=0.1, batch_size=24, alpha=0.01))
+  config.mode, config.study.name = 'study', 'certificates'
+  config.study.certificates.update(
+    dict(n0=5, n=43, sigma=0.1, batch_size=24, alpha=0.01)
+  )
   return config
 
 
@@ -22,9 +25,7 @@ def config(config):
 def certificates(config, model_of, opened):
   def find(source, shape=(1, 1, 1)):
     model, params = model_of(config, shape)
-    columns, corrupt = smoothing.certificates(
-      opened(config, source, model, params)
-    )
+    columns, corrupt = study.certificates(opened(config, source, model, params))
     assert not corrupt
     return columns
 
@@ -42,7 +43,7 @@ def certificates(config, model_of, opened):
   ],
 )
 def test_clopper_pearson(count, n, alpha, expected):
-  bound = smoothing.lower_bound(np.array(count), n, alpha)
+  bound = study.lower_bound(np.array(count), n, alpha)
   assert bound == pytest.approx(expected, abs=1e-5)
   if count:  # by its definition
     tail = stats.binom.sf(count - 1, n, bound)
@@ -51,7 +52,7 @@ def test_clopper_pearson(count, n, alpha, expected):
 
 def test_the_bound_is_rarely_too_high():
   count = np.random.default_rng(0).binomial(200, 0.7, 20_000)
-  is_false = smoothing.lower_bound(count, 200, 0.05) > 0.7
+  is_false = study.lower_bound(count, 200, 0.05) > 0.7
   assert 0.03 < is_false.mean() <= 0.055
 
 
@@ -59,7 +60,7 @@ def test_radius_and_abstention():
   """The paper's figure: no radius exceeds 3.8 sigma at n = 100,000."""
   count = np.array([100_000, 99_000, 50_600, 50_400, 20_000])
   selected = np.array([3, 1, 4, 1, 5])
-  prediction, radius = smoothing.certify(selected, count, 100_000, 0.001, 0.5)
+  prediction, radius = study.certify(selected, count, 100_000, 0.001, 0.5)
   assert prediction.tolist() == [3, 1, 4, -1, -1]
   assert radius[0] / 0.5 == pytest.approx(3.8115, abs=1e-3)
   bound = stats.beta.ppf(0.001, 99_000, 1_001)
@@ -77,16 +78,18 @@ def test_a_linear_model_is_certified_short_of_its_boundary(
       score = images.mean((1, 2, 3)) - 0.5
       return jnp.stack([score, -score, *2 * [score - 9]], -1), None
 
-  config.certify.update(dict(n=1000, n0=20, sigma=0.5, batch_size=256))
+  config.study.certificates.update(
+    dict(n=1000, n0=20, sigma=0.5, batch_size=256)
+  )
   model = HalfSpace(model_of(config)[0].module, (8, 8, 1))
   source = in_memory(8)
-  columns, _ = smoothing.certificates(opened(config, source, model, {}))
+  columns, _ = study.certificates(opened(config, source, model, {}))
   means = source.images.reshape(8, -1).mean(1) / 255 - 0.5
   distance = np.abs(means) * np.sqrt(64)
   assert (columns['radius'] <= distance + 1e-6).all()
   assert (columns['radius'] > 0).any()
-  sure = columns['prediction'] != smoothing.ABSTAIN
-  assert (columns['prediction'] == (means < 0))[sure].all()
+  sure = columns['prediction_after'] != study.ABSTAIN
+  assert (columns['prediction_after'] == (means < 0))[sure].all()
   assert (distance - columns['radius'])[distance < 0.5].max() < 0.1
 
 
@@ -98,16 +101,16 @@ def test_counts_do_not_depend_on_batch_or_mesh(
   alone = certificates(source)
   assert (alone['counts_n0'].sum(1) == 5).all()
   assert (alone['counts'].sum(1) == 43).all()
-  config.certify.batch_size = batch_size
+  config.study.certificates.batch_size = batch_size
   spread = certificates(source, (2, 4, 1))
-  for name in ('counts', 'counts_n0', 'index', 'label', 'prediction'):
+  for name in ('counts', 'counts_n0', 'index', 'label', 'prediction_after'):
     np.testing.assert_array_equal(alone[name], spread[name])
 
 
 def test_counts_are_of_the_models_own_classes(
   config, in_memory, model_of, certificates
 ):
-  config.certify.update(dict(n=3, n0=2, sigma=1e-6, alpha=0.2))
+  config.study.certificates.update(dict(n=3, n0=2, sigma=1e-6, alpha=0.2))
   source = in_memory(8)
   columns = certificates(source)
   model, params = model_of(config)
@@ -119,7 +122,7 @@ def test_counts_are_of_the_models_own_classes(
 def test_every_kth_example_has_its_own_draws(config, in_memory, certificates):
   source = in_memory(13)
   whole = certificates(source)
-  config.certify.every = 4
+  config.study.certificates.every = 4
   few = certificates(source)
   assert few['index'].tolist() == [0, 4, 8, 12]
   assert len(Every(source, 4)) == 4
@@ -136,31 +139,39 @@ def test_draws_that_are_not_finite_have_no_vote(
   model, params = model_of(config)
   params['head']['kernel'] = params['head']['kernel'] * jnp.nan
   here = opened(config, in_memory(8), model, params)
-  columns, _ = smoothing.certificates(here)
-  assert (columns['prediction'] == smoothing.ABSTAIN).all()
-  results = smoothing.summarise(columns, config)
-  assert results['not_finite'] == 8 * 48 and results['abstained'] == 1
+  columns, _ = study.certificates(here)
+  assert (columns['prediction_after'] == study.ABSTAIN).all()
+  found = study.findings(columns, set(), config)
+  assert found.summary['not_finite'] == 8 * 48
+  assert found.summary['abstained']['value'] == 1
+  assert found.summary['smoothed_accuracy']['value'] == 0
+  assert [row['certified_accuracy']['value'] for row in found.rows] == 5 * [0]
+  assert found.warnings == ['384 draws are not finite: no votes']
 
 
 def test_written_results_come_from_the_records(
-  config, in_memory, model_of, tmp_path, opened
+  config, in_memory, model_of, tmp_path, opened, check_form
 ):
-  config.certify.radii = (0.0, 0.05, 9.0)
+  config.study.certificates.radii = (0.0, 0.05, 9.0)
   model, params = model_of(config)
-  here = opened(config, in_memory(30), model, params, tmp_path)
-  columns, corrupt = smoothing.certificates(here)
-  results = judge.write(here, columns, corrupt, smoothing.summarise)
-  records = read_records(tmp_path / 'records.parquet')
-  right = records['prediction'] == records['label']
-  found = results['certified_accuracy']
-  assert found['0'] == results['smoothed_accuracy'] == right.mean()
-  assert found['0.05'] == (right & (records['radius'] >= 0.05)).mean()
-  assert found['9'] == 0
-  mean = (records['radius'] * right).mean()
-  assert results['mean_certified_radius'] == pytest.approx(mean)
-  largest = results['largest_radius_possible']
-  assert records['radius'].max() <= largest + 1e-9
-  text = smoothing.closing(results, tmp_path)
+  job = opened(config, in_memory(30), model, params, tmp_path)
+  write(job, study.run(job))
+  results, records = (
+    check_form(tmp_path),
+    read_records(tmp_path / 'records.parquet'),
+  )
+  right = records['prediction_after'] == records['label']
+  zero, small, large = (row['certified_accuracy'] for row in results['rows'])
+  summary = results['summary']
+  assert zero == summary['smoothed_accuracy']
+  assert zero['value'] == right.mean() and zero['n'] == 30
+  assert small['value'] == (right & (records['radius'] >= 0.05)).mean()
+  assert large['value'] == 0 and large['interval'][1] < 0.12
+  mean, radii = summary['mean_certified_radius'], records['radius'] * right
+  assert mean['value'] == pytest.approx(radii.mean())
+  assert mean['interval'][0] <= radii.mean() <= mean['interval'][1]
+  assert radii.max() <= summary['largest_radius_possible'] + 1e-9
+  text = study.render(results)
   assert 'certified accuracy' in text and 'abstained' in text
 
 
@@ -174,7 +185,7 @@ def test_written_results_come_from_the_records(
   ],
 )
 def test_a_batch_is_filled(examples, wanted, shards, expected):
-  assert smoothing._shape(examples, wanted, shards) == expected
+  assert study._shape(examples, wanted, shards) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,12 +201,16 @@ def test_a_batch_is_filled(examples, wanted, shards, expected):
     ('radii', (), 'radii'),
     ('radii', (-0.5,), r'radii=-0\.5 is no radius'),
     ('radii', ('1/2',), 'write 0.5'),
-    ('batch_size', 7, r'config\.certify\.batch_size=7 .*use 4 or 8'),
+    (
+      'batch_size',
+      7,
+      r'study\.certificates\.batch_size=7 .*use 4 or 8',
+    ),
   ],
 )
 def test_refusals(config, field, value, words):
   with config.ignore_type():
-    config.certify[field] = value
+    config.study.certificates[field] = value
   config.model.experts = 0
   config.model.moe_every = 0
   config.mesh.update(dict(data=4))
@@ -205,7 +220,7 @@ def test_refusals(config, field, value, words):
 
 def test_one_program_serves_all_draws(config, in_memory, model_of):
   model, params = model_of(config)
-  count = smoothing.counter(model, config, 3)
+  count = study.counter(model, config, 3)
   batch = dict(
     image=jnp.asarray(in_memory(8).images),
     mask=jnp.ones(8, bool),

@@ -1,0 +1,41 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
+
+
+def line(label, panel=''):
+  return Line(label, [0, 1], [0.9, 0.5], [0.85, 0.4], [0.93, 0.6], panel)
+
+
+@pytest.mark.parametrize('panels', [1, 3])
+def test_lines_are_drawn_and_kept_as_data(tmp_path, panels):
+  lines = [line(f'$x_{{{i}', panel=f'cost in $ {i % panels}') for i in range(4)]
+  plot = LinePlot('curve', 'what $ buys', 'eps', 'accuracy', lines)
+  plot.draw(tmp_path / 'curve.png')
+  picture = np.asarray(Image.open(tmp_path / 'curve.png').convert('L'))
+  assert picture.shape[0] > 300 and (picture < 100).mean() > 0.005
+  plot.write_data(tmp_path / plot.data_name)
+  found = json.loads((tmp_path / 'curve.json').read_text())
+  assert found['lines'][1]['low'] == [0.85, 0.4] and len(found['lines']) == 4
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    *('curve.json', 'curve.png')
+  ]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_examples_are_drawn_with_their_difference(tmp_path, channels):
+  rng = np.random.default_rng(0)
+  images = rng.uniform(size=(3, 8, 8, channels)).astype(np.float32)
+  x_adv = np.clip(images + 0.05, 0, 1)
+  names = ['a $^ sign', '2', '0']
+  shown = ExamplePictures('shown', 'three', images, x_adv, names, names[::-1])
+  shown.draw(tmp_path / 'shown.png')
+  assert np.asarray(Image.open(tmp_path / 'shown.png')).std() > 10
+  shown.write_data(tmp_path / shown.data_name)
+  with np.load(tmp_path / 'shown.npz') as file:
+    np.testing.assert_array_equal(file['x_adv'], x_adv)
+    assert file['before'].tolist() == names

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from vmoe_robust.report import statistics
+
+
+@pytest.mark.parametrize(
+  ('right', 'low', 'high'),
+  # Of none and of all, a bound is the share itself; 81 of 263 is the example
+  # of Newcombe (1998), table I.
+  [(0, 0, 0.1611), (20, 0.8389, 1), (81, 0.2553, 0.3662)],
+)
+def test_interval_is_wilsons_and_within_bounds(right, low, high):
+  count = 263 if right == 81 else 20
+  found = statistics.wilson(np.arange(count) < right)
+  np.testing.assert_allclose(found, (low, high), atol=1e-4)
+  assert found[0] >= 0 and found[1] <= 1
+
+
+def test_a_rate_says_its_interval_and_its_images():
+  found = statistics.rate(np.arange(20) < 20)
+  assert found['value'] == 1 and found['n'] == 20
+  assert found['interval'] == statistics.wilson(np.ones(20, bool))
+
+
+def test_bootstrap_agrees_with_the_normal_interval_of_many_images():
+  values = np.random.default_rng(1).normal(3, 2, 4000)
+  found = statistics.mean(values)
+  half = stats.norm.ppf(0.975) * values.std() / np.sqrt(4000)
+  np.testing.assert_allclose(
+    found['interval'], (values.mean() - half, values.mean() + half), atol=0.01
+  )
+  assert found == statistics.mean(values)  # the same draws each time
+
+
+def test_means_without_an_interval():
+  assert statistics.mean(np.full(5, 0.5))['interval'] == (0.5, 0.5)
+  assert statistics.mean(np.ones(1)) == dict(value=1.0, interval=None, n=1)
+  found = statistics.mean(np.array([1.0, np.inf]))
+  assert found == dict(value=None, interval=None, n=2)

@@ -1,0 +1,174 @@
+"""Studies as `main` runs them, on one process and on several."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vmoe_robust
+from vmoe_robust import checkpoint
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate import job
+from vmoe_robust.evaluate.kept import identity
+from vmoe_robust.models import build, unbox
+from vmoe_robust.report.records import read_records
+from vmoe_robust.studies import STUDIES, run
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIELDS = {
+  'corruptions': dict(names=('fog', 'shot_noise'), severities=(5,)),
+  'certificates': dict(n=20, n0=10, sigma=0.5),
+}
+FILES = {'corruptions': 'corruptions', 'certificates': 'certify'}
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A tiny digits model as training leaves it."""
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  config = config_lib.default()
+  config.data.threads = 2
+  config.model.update(
+    dict(hidden=16, layers=1, heads=2, mlp=16, num_classes=10, channels=1)
+  )
+  config.model.update(dict(experts=4, moe_every=1))
+  model = build(config.model, (8, 8, 1), mesh_lib.create((2, 4, 1)))
+  params = unbox(model.init(jax.random.key(0)))
+  head = params['head']['kernel']
+  params['head']['kernel'] = jax.random.normal(jax.random.key(1), head.shape)
+  checkpoints = checkpoint.Checkpoints(workdir, config.save)
+  checkpoints.save(1, {'params': params}, {'data': None})
+  checkpoints.close()
+  checkpoint.save_config(workdir, config)
+  return workdir
+
+
+def of_study(name, saved, **more):
+  config = config_lib.default()
+  config.mode, config.study.name = 'study', name
+  config.checkpoint = str(saved)
+  config.data.update(name='', split='test[:50]', threads=2)
+  config.study[name].update(FIELDS[name])
+  config.study[name].update(more)
+  return config
+
+
+def test_of_a_folder_the_directory_is_the_data():
+  config = config_lib.default()
+  config.data.update(name='folder', dir='here')
+  before = identity(config, 1, None)
+  config.data.dir = 'there'
+  assert identity(config, 1, None) != before
+  config.data.name = 'cifar10'
+  before = identity(config, 1, None)
+  config.data.dir = 'here'
+  assert identity(config, 1, None) == before
+
+
+def test_every_study_has_its_fields():
+  fields = set(config_lib.default().study) - {'name'}
+  assert fields == set(STUDIES)
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
+  config = of_study(name, saved)
+  run.run(config, tmp_path)
+  first = capsys.readouterr()
+  assert 'written to' in first.out and f'{name} ' in first.err
+  results = check_form(tmp_path)
+  assert results['weights']['step'] == 1 and results['data']['examples'] == 50
+  asked = results['asked']
+  assert (asked['mode'], asked['name']) == ('study', name)
+  assert FIELDS[name].items() <= config.study[name].to_dict().items()
+  assert asked['settings'] == results['asked']['config']['study'][name]
+  (figure,) = results['files']['figures']
+  for part in ('data', 'picture'):
+    assert (tmp_path / figure[part]).stat().st_size > 500
+  read = vmoe_robust.read_results(tmp_path)
+  assert read == results
+  assert read.records.num_rows == results['files']['records']['rows']
+  stamp = (tmp_path / 'results.json').stat().st_mtime_ns
+  run.run(config, tmp_path)
+  again = capsys.readouterr().out
+  assert 'is finished' in again and first.out.splitlines()[0] in again
+  assert (tmp_path / 'results.json').stat().st_mtime_ns == stamp
+  results['weights']['checksum'] = 'of other weights'
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  with pytest.raises(UserError, match='weights that changed since'):
+    run.run(config, tmp_path)
+  config.seed = 1
+  with pytest.raises(UserError, match=r'other results: config\.seed=1'):
+    run.run(config, tmp_path)
+
+
+def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(
+  saved, tmp_path, capsys, monkeypatch
+):
+  config = of_study('corruptions', saved)
+  run.run(config, tmp_path)
+  table = capsys.readouterr().out
+
+  def refuse(workdir):
+    raise UserError(f'--workdir={workdir} is not writable')
+
+  monkeypatch.setattr(job, 'require_writable', refuse)
+  monkeypatch.setattr(job, 'locked', refuse)
+  run.run(config, tmp_path)
+  assert table in capsys.readouterr().out
+  (tmp_path / 'results.json').unlink()
+  with pytest.raises(UserError, match='is not writable'):
+    run.run(config, tmp_path)
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_what_has_no_effect_is_refused(name, saved, tmp_path):
+  config = of_study(name, saved)
+  config.attack.steps = 3
+  words = r'config\.attack\.steps=3 has no effect with .*study'
+  with pytest.raises(UserError, match=words):
+    run.run(config, tmp_path)
+  config = of_study(name, saved)
+  (other,) = set(STUDIES) - {name}
+  config.study[other].batch_size = 8
+  words = rf'config\.study\.{other}\.batch_size=8 has no effect'
+  with pytest.raises(UserError, match=words):
+    run.run(config, tmp_path)
+
+
+def test_missing_photographs_are_named_first(saved, tmp_path):
+  config = of_study('corruptions', saved, names=('frost',), frost_dir='nowhere')
+  with pytest.raises(UserError, match='frost_dir.*nowhere'):
+    run.run(config, tmp_path)
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_two_processes_find_what_one_does(name, saved, tmp_path):
+  alone, pod = tmp_path / 'alone', tmp_path / 'pod'
+  run.run(of_study(name, saved), alone)
+  flags = [f'--config.study.{name}.{k}={v}' for k, v in FIELDS[name].items()]
+  finished = subprocess.run(
+    [
+      *(sys.executable, 'launch/local_pod.py', '-n', '2', '--devices', '2'),
+      *('--logs', tmp_path / 'logs', '--'),
+      f'--config=configs/{FILES[name]}.py',
+      *(f'--config.checkpoint={saved}', f'--workdir={pod}', *flags),
+      '--config.data.split=test[:50]',
+      f'--config.study.{name}.batch_size=24',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert finished.returncode == 0, finished.stdout + finished.stderr
+  here, there = (read_records(w / 'records.parquet') for w in (alone, pod))
+  assert list(here) == list(there)
+  for field in here:
+    np.testing.assert_array_equal(here[field], there[field])

@@ -1,0 +1,105 @@
+"""The fields of `config.study`, and which of their values are refused."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config.limits import (
+  at_least,
+  choose,
+  numbers,
+  positive,
+  several,
+)
+from vmoe_robust.errors import UserError
+
+# Of ImageNet-C (arXiv:1903.12261), in the order of its tables. A corruption's
+# draws follow its place here.
+CORRUPTIONS = (
+  *('gaussian_noise', 'shot_noise', 'impulse_noise'),
+  *('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
+  *('snow', 'frost', 'fog', 'brightness'),
+  *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
+)
+
+
+def study_fields() -> dict:
+  """Which study, and a group of fields for each, with their defaults."""
+  return dict(
+    name='corruptions',  # the study that is run: the name of a group below
+    corruptions=dict(
+      names=CORRUPTIONS,
+      severities=(1, 2, 3, 4, 5),
+      frost_dir='',  # with the authors' photographs frost1.png and so on; '':
+      # frost is drawn, and its numbers are not those of ImageNet-C
+      batch_size=0,  # 0: the evaluation's
+    ),
+    certificates=dict(
+      sigma=0.25,  # of the noise, in units of pixels in [0, 1]
+      n0=100,  # draws that select a class
+      n=10_000,  # draws that estimate its probability
+      alpha=0.001,  # each certificate is false with at most this probability
+      radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2, units of sigma
+      every=1,  # every k-th example of the split, first is 0
+      batch_size=0,  # noisy images at a time; 0: the evaluation's
+    ),
+  )
+
+
+def validate_study(study: ConfigDict):
+  """Refuses a `config.study` that makes no sense.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
+  choose('config.study.name', study.name, [n for n in study if n != 'name'])
+  _validate_corruptions(study.corruptions)
+  _validate_certificates(study.certificates)
+
+
+def _validate_corruptions(corruptions: ConfigDict):
+  names = 'config.study.corruptions.names'
+  severities = 'config.study.corruptions.severities'
+  several(names, corruptions.names, "('fog', 'snow')")
+  for name in corruptions.names:
+    choose(names, name, CORRUPTIONS)
+  several(severities, corruptions.severities, '(1, 3, 5)')
+  for severity in corruptions.severities:
+    if severity not in (1, 2, 3, 4, 5):
+      raise UserError(
+        f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
+      )
+  at_least('config.study.corruptions.batch_size', corruptions.batch_size, 0)
+
+
+def _validate_certificates(certificates: ConfigDict):
+  for name in ('n0', 'n', 'every'):
+    positive(f'config.study.certificates.{name}', certificates[name])
+  at_least('config.study.certificates.batch_size', certificates.batch_size, 0)
+  if not 0 < certificates.sigma < math.inf:
+    raise UserError(
+      f'config.study.certificates.sigma={certificates.sigma} is no noise; use '
+      'a number above 0, such as 0.25'
+    )
+  if not 0 < certificates.alpha < 1:
+    raise UserError(
+      f'config.study.certificates.alpha={certificates.alpha} is the '
+      'probability of a false certificate; use a number between 0 and 1, such '
+      'as 0.001'
+    )
+  # Even if all n draws agree, the lower bound is alpha^(1/n).
+  if certificates.alpha ** (1 / certificates.n) <= 0.5:
+    least = math.floor(-math.log2(certificates.alpha)) + 1
+    raise UserError(
+      f'config.study.certificates.n={certificates.n} can certify nothing at '
+      f'config.study.certificates.alpha={certificates.alpha}; use {least} or '
+      'more, such as 10000'
+    )
+  several('config.study.certificates.radii', certificates.radii, '(0.0, 0.5)')
+  numbers('config.study.certificates.radii', certificates.radii)
+  for radius in certificates.radii:
+    if not 0 <= radius < math.inf:
+      raise UserError(
+        f'config.study.certificates.radii={radius} is no radius; use 0 or '
+        'more, such as 0.5'
+      )

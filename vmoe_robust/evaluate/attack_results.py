@@ -1,0 +1,248 @@
+"""What an attack found, as numbers, figures and a table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmoe_robust.attacks import label
+from vmoe_robust.config import eps_name
+from vmoe_robust.evaluate import target
+from vmoe_robust.evaluate.job import require_examples
+from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
+from vmoe_robust.report.findings import Columns, Findings
+from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import NO_CLASS, is_right
+from vmoe_robust.robustness.sweep import Shown, Swept
+
+
+def attack_name(config: ConfigDict) -> str:
+  """What ran: of AutoAttack with other lengths than its own, these too."""
+  parts, budget = config.attack.name.split('+'), target.budget(config.attack)
+  return label(tuple(parts) if len(parts) > 1 else parts[0], budget)
+
+
+def findings(
+  attacked: Swept,
+  config: ConfigDict,
+  class_names: Sequence[str] = (),
+  speed: Mapping[str, float] | None = None,
+) -> Findings:
+  """Numbers for each eps, and all of them as a figure.
+
+  Args:
+    attacked: of `sweep.run`.
+    config: the whole configuration.
+    class_names: of the data, for the picture of examples.
+    speed: how fast other things than the attack were.
+
+  Raises:
+    UserError: no example could be read.
+  """
+  skipped = attacked.corrupt
+  require_examples(config, len(attacked.columns['index']), len(skipped))
+  columns = _ordered(attacked.columns, config)
+  right = is_right(columns['prediction_before'], columns['label'])
+  first = columns['eps'] == config.attack.eps[0]
+  summary = {
+    'attack': attack_name(config),
+    'norm': config.attack.norm,
+    'clean_accuracy': rate(right[first]),
+    'clean_loss': mean(columns['loss_before'][first]),
+  }
+  if config.train.loss == 'sigmoid':
+    summary['clean_false_discovery_rate'] = rate(~right[first])
+  rows = [_row(attacked, columns, config, eps) for eps in config.attack.eps]
+  figures = [curve(summary, rows)]
+  if attacked.shown is not None:
+    figures.append(_examples(attacked.shown, class_names))
+  return Findings(
+    columns=columns,
+    skipped=skipped,
+    rows=rows,
+    summary=summary,
+    figures=figures,
+    warnings=attacked.warnings,
+    speed={'attacked_images_per_second': attacked.images_per_second}
+    | dict(speed or {}),
+  )
+
+
+def _ordered(columns: Columns, config: ConfigDict) -> Columns:
+  """Rows by eps, then example, with the name of their condition."""
+  order = np.lexsort((columns['index'], columns['eps']))
+  columns = {name: column[order] for name, column in columns.items()}
+  names = np.array([_condition(config, eps) for eps in config.attack.eps])
+  place = np.zeros(len(order), int)
+  for number, eps in enumerate(config.attack.eps):
+    place[columns['eps'] == eps] = number
+  return columns | {'condition': names[place]}
+
+
+def _condition(config: ConfigDict, eps: float) -> str:
+  return f'{attack_name(config)} {config.attack.norm} {eps_name(eps)}'
+
+
+def _row(
+  attacked: Swept, columns: Columns, config: ConfigDict, eps: float
+) -> dict:
+  rows = {k: v[columns['eps'] == eps] for k, v in columns.items()}
+  before, after = (
+    is_right(rows[f'prediction_{when}'], rows['label'])
+    for when in ('before', 'after')
+  )
+  changed = rows['prediction_before'] != rows['prediction_after']
+  out = {
+    'condition': _condition(config, eps),
+    'attack': attack_name(config),
+    'norm': config.attack.norm,
+    'eps': eps,
+    'robust_accuracy': rate(after),
+    'error_before': rate(~before),
+    'error_after': rate(~after),
+    'loss_before': mean(rows['loss_before']),
+    'loss_after': mean(rows['loss_after']),
+    'prediction_changes': rate(changed),
+    'not_finite': int((rows['prediction_after'] == NO_CLASS).sum()),
+    'largest_linf': float(rows['linf'].max()),
+    'largest_l2': float(rows['l2'].max()),
+    'largest_l1': float(rows['l1'].max()),
+    'outside_ball': int((~rows['in_ball']).sum()),
+    'outside_range': int((~rows['in_range']).sum()),
+  }
+  if config.attack.target:
+    out['target_reached'] = rate(rows['prediction_after'] == rows['target'])
+  if config.train.loss == 'sigmoid':
+    out['false_discovery_rate'] = out['error_after']
+  out['per_attack'] = _stages(attacked.falls[eps], len(after))
+  blocks = [n.split('/')[1] for n in rows if n.startswith('routing_change/')]
+  loads = attacked.loads.get(eps, {})
+  if blocks:
+    out['routing'] = {b: _routing(rows, loads, b) for b in blocks}
+  return out
+
+
+def _stages(fall, examples: int) -> dict:
+  """Accuracy after each attack of an ensemble, in their order."""
+  return {
+    stage: {
+      'robust_after': _rate_of_share(share, examples),
+      'seconds': fall.seconds.get(stage),
+    }
+    for stage, share in fall.robust_after.items()
+  }
+
+
+def _rate_of_share(share: float, examples: int) -> dict:
+  return rate(np.arange(examples) < round(share * examples))
+
+
+def _routing(rows: Columns, loads: dict, block: str) -> dict:
+  after = loads[f'load_after/{block}']
+  return {
+    'change': mean(rows[f'routing_change/{block}']),
+    'change_after_capacity': mean(rows[f'routing_change_kept/{block}']),
+    'change_official': mean(rows[f'routing_change_official/{block}']),
+    'dropped_before': mean(rows[f'dropped_before/{block}']),
+    'dropped_after': mean(rows[f'dropped_after/{block}']),
+    'load_before': loads[f'load_before/{block}'].tolist(),
+    'load_after': after.tolist(),
+    'largest_load_over_mean': float(after.max() / max(after.mean(), 1e-9)),
+  }
+
+
+def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
+  """Accuracy against eps, after each attack of an ensemble and in the end."""
+  scale, unit = (255, ' (1/255)') if summary['norm'] == 'linf' else (1, '')
+  found = sorted(rows, key=lambda row: row['eps'])
+  x = [0.0] + [scale * row['eps'] for row in found]
+  clean = summary['clean_accuracy']
+
+  def line(label, estimates, dashed=False):
+    estimates = [clean, *estimates]
+    low, high = zip(*(e['interval'] for e in estimates), strict=True)
+    return Line(
+      label, x, [e['value'] for e in estimates], low, high, dashed=dashed
+    )
+
+  stages = list(found[0].get('per_attack', {}))[:-1]
+  lines = [line(summary['attack'], [row['robust_accuracy'] for row in found])]
+  lines += [
+    line(
+      f'after {stage}',
+      [row['per_attack'][stage]['robust_after'] for row in found],
+      dashed=True,
+    )
+    for stage in stages
+  ]
+  title = f'{summary["attack"]} in {summary["norm"]}, {clean["n"]:,} examples'
+  return LinePlot('robustness', title, f'eps{unit}', 'accuracy', lines)
+
+
+def _examples(shown: Shown, names: Sequence[str]) -> ExamplePictures:
+  text = lambda found: [names[i] if i >= 0 else 'not finite' for i in found]
+  return ExamplePictures(
+    'examples',
+    'Images, x_adv and their difference',
+    shown.images,
+    shown.x_adv,
+    text(shown.before),
+    text(shown.after),
+  )
+
+
+def render(results: dict) -> str:
+  """The table of an attack, and how fast things were."""
+  rows, summary = results['rows'], results['summary']
+  blocks = list(rows[0].get('routing', {}))
+  stages = list(rows[0].get('per_attack', {}))
+  stages = stages if len(stages) > 1 else []
+  name = f'{summary["attack"]} {summary["norm"]}'
+  headers = [f'{name} eps', 'accuracy', '95% interval', 'loss', 'changed']
+  headers += [f'after {stage}' for stage in stages]
+  headers += [
+    'routing ' + block.replace('encoderblock_', 'block ') for block in blocks
+  ]
+  clean = summary['clean_accuracy']
+  lines = [
+    ['clean', percent(clean['value']), _interval(clean)]
+    + [_loss(summary['clean_loss']), '-']
+    + ['-'] * (len(stages) + len(blocks))
+  ]
+  for row in rows:
+    eps, accuracy = row['eps'], row['robust_accuracy']
+    shown = f'{255 * eps:.3g}/255' if row['norm'] == 'linf' else f'{eps:.4g}'
+    line = [shown, percent(accuracy['value']), _interval(accuracy)]
+    line += [_loss(row['loss_after'])]
+    line += [percent(row['prediction_changes']['value'])]
+    line += [
+      percent(row['per_attack'][stage]['robust_after']['value'])
+      for stage in stages
+    ]
+    line += [percent(row['routing'][b]['change']['value']) for b in blocks]
+    lines.append(line)
+  return '\n'.join([table(headers, lines), '', *_speed(results)])
+
+
+def _interval(estimate: Mapping) -> str:
+  low, high = estimate['interval']
+  return f'{100 * low:.1f} to {100 * high:.1f}'
+
+
+def _loss(estimate: Mapping) -> str:
+  value = estimate['value']
+  return 'not finite' if value is None else f'{value:.3f}'
+
+
+def _speed(results: dict) -> list[str]:
+  speed, weights = results['speed'], results['weights']
+  lines = [f'{speed["attacked_images_per_second"]:,.1f} images/s attacked']
+  if speed.get('trained_images_per_second'):
+    lines.append(
+      f'trained {weights["step"]} steps at '
+      f'{speed["trained_images_per_second"]:,.0f} images/s, '
+      f'{weights["parameters"]:,} parameters, '
+      f'{weights["flops_per_image"] / 1e6:,.2f} MFLOP/image forward'
+    )
+  return lines

@@ -1,0 +1,93 @@
+"""The configuration of a mode on the model and the data of saved weights."""
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.checkpoint import Weights
+from vmoe_robust.config import (
+  MACHINE_FIELDS,
+  UserError,
+  default,
+  differences,
+)
+from vmoe_robust.evaluate.classifier import recognised, select
+
+# What a mode says for itself, with the fields of its name; everything else is
+# the saved run's.
+_OWN = (
+  *('config.mode', 'config.seed', 'config.checkpoint', 'config.num_selected'),
+  *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
+  *MACHINE_FIELDS,
+)
+# How images share the experts' slots, with `config.attack.experts='capacity'`.
+_ROOM = ('capacity_factor', 'batch_priority', 'group_images')
+# What weights that come without a configuration do not tell, besides.
+_UNTOLD = (
+  *('config.data.', 'config.model.mean', 'config.model.std'),
+  'config.model.compute_dtype',
+  *(f'config.model.router.{name}' for name in _ROOM),
+)
+
+
+def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
+  """The configuration of a mode on the model and the data of saved weights.
+
+  Its own are the fields of its name, such as `config.attack`; of `config.study`
+  the name and the fields of the study that it names. Of `config.data`
+  the name, the directory and the split count where they are not empty, and how
+  to read; the rest is as the model was trained. Weights that come without a
+  configuration tell the model's shapes alone: then all of `config.data` counts,
+  and what else of `config.model` it takes.
+
+  Raises:
+    UserError: a field was set that would have no effect, or one is missing.
+  """
+  saved, own = weights.config, (*_OWN, *_settings(config))
+  if saved is None:
+    saved, own = _told(config, weights), (*own, *_UNTOLD)
+  ignored = differences(config, default(), own)
+  if ignored:
+    raise UserError(
+      f'{ignored[0].split(" ")[0]} has no effect with config.mode='
+      f'{config.mode!r}, where the model and the data are those of the '
+      "checkpoint's own run; leave it out"
+    )
+  out = saved.copy_and_resolve_references()
+  own = ('mode', 'seed', 'checkpoint', 'num_selected', config.mode, 'mesh')
+  for name in own:
+    out[name] = config[name]
+  select(out, config.num_selected, 'config.num_selected')
+  out.data.split = config.data.split or saved.data.eval_split
+  out.data.name = config.data.name or saved.data.name
+  out.data.dir = config.data.dir or saved.data.dir
+  for name in ('on_corrupt', 'threads', 'workers', 'prefetch'):
+    out.data[name] = config.data[name]
+  return out
+
+
+def _settings(config: ConfigDict) -> tuple[str, ...]:
+  if config.mode != 'study':
+    return (f'config.{config.mode}.',)
+  return ('config.study.name', f'config.study.{config.study.name}.')
+
+
+def _told(config: ConfigDict, weights: Weights) -> ConfigDict:
+  """What weights tell without a configuration, and what that of a mode does."""
+  out, where = recognised(weights), f'config.checkpoint={weights.where!r}'
+  size = out.data.image_size
+  if not config.data.name:
+    raise UserError(
+      f'{where} does not say which data it was trained on; give them with '
+      '--config.data.name=NAME, --config.data.dir=DIR and --config.data.split'
+    )
+  if config.data.image_size not in (default().data.image_size, size):
+    raise UserError(
+      f'config.data.image_size={config.data.image_size} does not fit {where}, '
+      f'which takes {size}; leave it out'
+    )
+  out.data = config.data.copy_and_resolve_references()
+  out.data.image_size = size
+  for name in ('mean', 'std', 'compute_dtype'):
+    out.model[name] = config.model[name]
+  for name in _ROOM:
+    out.model.router[name] = config.model.router[name]
+  return out

@@ -1,0 +1,291 @@
+"""A job: what is judged. It is opened here, and its results written here."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from vmoe_robust.checkpoint import Weights, open_weights
+from vmoe_robust.config import UserError, differences, from_json, validate
+from vmoe_robust.data import Source, open_source
+from vmoe_robust.evaluate.classifier import Classifier, origin, restore
+from vmoe_robust.evaluate.combine import combine
+from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.identity import machine_fields
+from vmoe_robust.files import locked, require_writable, to_json, write_json
+from vmoe_robust.models import flops
+from vmoe_robust.report.closing import Render, closing
+from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.records import read_records, write_records
+from vmoe_robust.report.results import (
+  FIGURES,
+  FORMAT,
+  RECORDS,
+  RESULTS,
+  VERSION,
+  environment,
+  read_results,
+)
+from vmoe_robust.report.terminal import say
+from vmoe_robust.robustness.resume import release
+
+# In the work directory, what a run that is cut short leaves.
+PROGRESS = 'unfinished'
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A checkpoint, the examples it is judged on, and where results go."""
+
+  classifier: Classifier
+  source: Source
+  config: ConfigDict
+  workdir: str | os.PathLike
+
+
+@contextlib.contextmanager
+def open_job(
+  config: ConfigDict, workdir: str | os.PathLike, render: Render
+) -> Iterator[Job | None]:
+  """What `config` is to judge, or None if that is done and now shown.
+
+  Other runs are kept out of the work directory. Nothing is written for a run
+  that is finished, so that its table can be shown from a read-only disk.
+
+  Args:
+    config: of a mode; `config.checkpoint` names the model.
+    workdir: where the results go.
+    render: see `Render`.
+
+  Raises:
+    UserError: the checkpoint, the data, the configuration or the results that
+      are in the work directory do not fit.
+  """
+  weights = open_weights(config.checkpoint, field='config.checkpoint')
+  with contextlib.closing(weights):
+    config = combine(config, weights)
+    validate(config, jax.device_count())
+    if _is_shown(config, workdir, render, weights):
+      yield None
+      return
+    require_writable(workdir)
+    with locked(workdir):
+      # Another run may have ended meanwhile.
+      if _is_shown(config, workdir, render, weights):
+        yield None
+        return
+      source = open_source(config.data, config.data.split)
+      check_fit(config, source)
+      yield Job(restore(weights, config), source, config, workdir)
+
+
+def judge(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  run: Callable[[Job], Findings],
+  render: Render,
+):
+  """Judges `config.checkpoint`, writes the results and prints the table.
+
+  Args:
+    config: of a mode.
+    workdir: where the results go.
+    run: finds the numbers.
+    render: see `Render`.
+
+  Raises:
+    UserError: the checkpoint, the data or the configuration do not fit.
+  """
+  with open_job(config, workdir, render) as job:
+    if job is not None:
+      results = write(job, run(job))
+      release(Path(workdir, PROGRESS))
+      say(closing(results, workdir, render))
+
+
+def finished(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  render: Render,
+  step: int | None,
+  checksum: str | None = None,
+) -> bool:
+  """Whether a work directory has these very results; if so, shows them.
+
+  Args:
+    config: that the results are to be of.
+    workdir: where they would be.
+    render: see `Render`.
+    step: of the weights that are judged, if they are of a run.
+    checksum: of these weights; None: not compared.
+
+  Raises:
+    UserError: it has other results.
+  """
+  if not (Path(workdir) / RESULTS).exists():
+    return False
+  results = read_results(workdir)
+  weights, training = results['weights'], config.mode == 'train'
+  before = weights['step']
+  if training and before is not None and before < step:
+    return False  # of an attack while training
+  found = from_json(to_json(results['asked']['config']))
+  changed = differences(config, found, machine_fields(config))
+  if before != step:
+    changed.append(f'step {step} (was {before})')
+  elif checksum not in (None, weights['checksum']):
+    changed.append('weights that changed since')
+  if changed:
+    way = (
+      'attack with --config=configs/attack_pgd.py and' if training else 'use'
+    )
+    raise UserError(
+      f'--workdir={workdir} has other results: {"; ".join(changed[:3])}; '
+      f'{way} another --workdir'
+    )
+  say(f'{workdir} is finished:\n\n{closing(results, workdir, render)}')
+  return True
+
+
+def require_examples(config: ConfigDict, examples: int, skipped: int):
+  """Refuses a split of which nothing could be read.
+
+  Raises:
+    UserError: it is such a split.
+  """
+  if not examples:
+    raise UserError(
+      f'all {skipped} images of config.data.split={config.data.split!r} are '
+      'corrupt; check config.data.dir'
+    )
+
+
+def write(job: Job, findings: Findings) -> dict:
+  """Writes records, figures and, last of all, `results.json`.
+
+  The first process writes; all return the same. A figure that cannot be drawn
+  is a warning.
+
+  Args:
+    job: what was judged.
+    findings: what was found.
+
+  Returns:
+    What is in `results.json`.
+
+  Raises:
+    OSError: the disk is full, say.
+  """
+  results = assemble(job, findings)
+  if jax.process_index() == 0:
+    folder = Path(job.workdir)
+    _write_records(folder / RECORDS, findings.columns)
+    for about, figure in zip(
+      results['files']['figures'], findings.figures, strict=True
+    ):
+      _draw(folder, about, figure)
+    write_json(folder / RESULTS, results)
+  return results
+
+
+def assemble(job: Job, findings: Findings) -> dict:
+  """What `results.json` says, in the form of `results.schema.json`."""
+  config, columns = job.config, findings.columns
+  skipped = sorted(set(findings.skipped))
+  return {
+    'format': FORMAT,
+    'format_version': VERSION,
+    'asked': _asked(config),
+    'weights': _weights(job),
+    'data': {
+      'name': config.data.name,
+      'split': config.data.split,
+      'examples': len(np.unique(columns['index'])),
+      'skipped': {
+        'count': len(skipped),
+        'names': [job.source.describe(i) for i in skipped],
+      },
+    },
+    **environment(),
+    'summary': dict(findings.summary),
+    'rows': [dict(row) for row in findings.rows],
+    'warnings': list(findings.warnings),
+    'speed': dict(findings.speed),
+    'files': {
+      'records': {
+        'name': RECORDS,
+        'rows': len(columns['index']),
+        'columns': list(columns),
+      },
+      'figures': [
+        {
+          'name': figure.name,
+          'title': figure.title,
+          'data': f'{FIGURES}/{figure.data_name}',
+          'picture': f'{FIGURES}/{figure.name}.png',
+        }
+        for figure in findings.figures
+      ],
+    },
+  }
+
+
+def _is_shown(config, workdir, render: Render, weights: Weights) -> bool:
+  _, step, checksum = origin(weights)
+  return finished(config, workdir, render, step, checksum)
+
+
+def _asked(config: ConfigDict) -> dict:
+  study = config.mode == 'study'
+  settings = config.study[config.study.name] if study else config.attack
+  return {
+    'mode': config.mode,
+    'name': config.study.name if study else config.attack.name,
+    'experts': 'dropless' if study else config.attack.experts,
+    'settings': settings.to_dict(),
+    'seed': config.seed,
+    'config': config.to_dict(),
+  }
+
+
+def _weights(job: Job) -> dict:
+  subject, config = job.classifier, job.config
+  leaves = jax.tree.leaves(subject.params)
+  return {
+    'checkpoint': str(subject.where),
+    'step': subject.step,
+    'checksum': subject.checksum,
+    'parameters': sum(leaf.size for leaf in leaves),
+    'flops_per_image': flops.forward(
+      config.model, config.data.image_size, config.model.channels
+    ),
+  }
+
+
+def _write_records(path: Path, columns: dict[str, np.ndarray]):
+  """Writes the records, which must come back as the numbers were found from.
+
+  Raises:
+    RuntimeError: they do not.
+  """
+  write_records(path, columns)
+  for name, column in read_records(path).items():
+    is_float = column.dtype.kind == 'f'
+    if not np.array_equal(column, columns[name], equal_nan=is_float):
+      raise RuntimeError(f'{path}: column {name!r} came back changed')
+
+
+def _draw(folder: Path, about: dict, figure):
+  (folder / FIGURES).mkdir(exist_ok=True)
+  figure.write_data(folder / about['data'])
+  try:
+    figure.draw(folder / about['picture'])
+  except Exception as error:  # whatever a drawing library may raise
+    logging.warning('%s was not drawn: %s', about['picture'], error)
+    about['picture'] = None

@@ -1,0 +1,29 @@
+"""The text that ends a run."""
+
+import os
+from collections.abc import Callable
+
+from vmoe_robust.report.results import RESULTS
+
+# `results` to the table of a mode and the lines below it.
+Render = Callable[[dict], str]
+
+
+def closing(results: dict, workdir: str | os.PathLike, render: Render) -> str:
+  """The text that ends a run, from what is in `results.json` alone."""
+  data, weights, files = (results[n] for n in ('data', 'weights', 'files'))
+  step = '' if weights['step'] is None else f'step {weights["step"]} of '
+  lines = [
+    render(results),
+    f'{data["examples"]} examples of {data["name"]} {data["split"]}, {step}'
+    f'{weights["checkpoint"]}, experts {results["asked"]["experts"]}',
+  ]
+  lines += [f'warning: {text}' for text in results['warnings']]
+  if count := data['skipped']['count']:
+    lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
+  names = [RESULTS, files['records']['name']]
+  names += [f['picture'] for f in files['figures'] if f['picture']]
+  if results['asked']['mode'] == 'train':
+    names += ['checkpoints/', 'metrics.jsonl', 'tensorboard/']
+  lines.append(f'written to {workdir}: {", ".join(names)}')
+  return '\n'.join(lines)

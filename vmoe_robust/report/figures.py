@@ -1,0 +1,161 @@
+"""Figures: the data that they show, and the picture of it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vmoe_robust.files import replacing, write_json
+
+# How much a perturbation is amplified at most.
+_MOST = 50
+# Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
+_MARKERS = 'osD^vPX'
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Points with their 95% intervals; rates are between 0 and 1."""
+
+  label: str
+  x: Sequence[float]
+  y: Sequence[float]
+  low: Sequence[float]
+  high: Sequence[float]
+  panel: str = ''  # lines of a panel are drawn together
+  dashed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LinePlot:
+  """Rates against something, in one panel or several."""
+
+  name: str
+  title: str
+  x_label: str
+  y_label: str
+  lines: Sequence[Line]
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has the points."""
+    return f'{self.name}.json'
+
+  def write_data(self, path: str | os.PathLike):
+    """Writes the points as JSON."""
+    write_json(path, dataclasses.asdict(self))
+
+  def draw(self, path: str | os.PathLike):
+    """Writes the picture as PNG."""
+    panels = list(dict.fromkeys(line.panel for line in self.lines))
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    size = (6.4, 4.2) if len(panels) == 1 else (4.6 * columns, 3.4 * rows)
+    figure, axes = _figure(*size, rows, columns)
+    for place, axis in enumerate(np.asarray(axes).reshape(-1)):
+      if place >= len(panels):
+        axis.set_axis_off()
+        continue
+      _draw_panel(axis, self, panels[place], place)
+    figure.suptitle(_plain(self.title), fontsize=11)
+    _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplePictures:
+  """Images, what became of them, and the difference, amplified."""
+
+  name: str
+  title: str
+  images: Float[np.ndarray, 'images height width channels']  # in [0, 1]
+  x_adv: Float[np.ndarray, 'images height width channels']
+  before: Sequence[str]  # predicted classes
+  after: Sequence[str]
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has images and classes."""
+    return f'{self.name}.npz'
+
+  def write_data(self, path: str | os.PathLike):
+    """Writes images and classes as NumPy arrays."""
+    with replacing(path) as draft, draft.open('wb') as file:
+      np.savez(
+        file,
+        images=self.images,
+        x_adv=self.x_adv,
+        before=np.array(self.before, str),
+        after=np.array(self.after, str),
+      )
+
+  def draw(self, path: str | os.PathLike):
+    """Writes the picture as PNG."""
+    count = len(self.images)
+    figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
+    axes = np.asarray(axes).reshape(3, count)
+    largest = max(float(np.abs(self.x_adv - self.images).max()), 1e-6)
+    times = min(int(0.5 / largest), _MOST) or 1
+    for column, (image, x_adv) in enumerate(
+      zip(self.images, self.x_adv, strict=True)
+    ):
+      difference = np.clip(0.5 + times * (x_adv - image), 0, 1)
+      names = (self.before[column], self.after[column], '')
+      for row, picture in enumerate((image, x_adv, difference)):
+        here = axes[row, column]
+        here.imshow(picture.squeeze(), cmap='gray', vmin=0, vmax=1)
+        here.set_xticks([])
+        here.set_yticks([])
+        here.set_title(_plain(names[row]), fontsize=9)
+    labels = ('image', 'attacked', f'difference x {times}')
+    for row, label in enumerate(labels):
+      axes[row, 0].set_ylabel(label)
+    _save(figure, path)
+
+
+def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
+  lines = [line for line in plot.lines if line.panel == panel]
+  for number, line in enumerate(lines):
+    colour = _COLOURS[number % len(_COLOURS)]
+    y, low, high = (100 * np.asarray(v) for v in (line.y, line.low, line.high))
+    axis.plot(
+      line.x,
+      y,
+      color=colour,
+      marker=_MARKERS[number % len(_MARKERS)],
+      markersize=4.5,
+      linewidth=1.4,
+      linestyle='--' if line.dashed else '-',
+      label=_plain(line.label),
+    )
+    axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if len(line.x) == 1:  # a band needs two points
+      axis.vlines(line.x, low, high, color=colour)
+  axis.set_xlabel(_plain(plot.x_label))
+  axis.set_ylabel(_plain(plot.y_label) + ' (%)')
+  axis.set_ylim(-2, 102)
+  axis.grid(alpha=0.25, linewidth=0.5)
+  if panel:
+    axis.set_title(_plain(panel), fontsize=10)
+  band = 'band: 95% interval' if not place else None
+  axis.legend(fontsize=7.5, title=band, title_fontsize=7.5, framealpha=0.7)
+
+
+def _figure(width, height, rows=1, columns=1):
+  # Imported late: it takes a second that few programs need to spend.
+  from matplotlib.figure import Figure
+
+  figure = Figure((width, height), layout='constrained')
+  return figure, figure.subplots(rows, columns)
+
+
+def _save(figure, path):
+  with replacing(path) as draft:
+    figure.savefig(draft, format='png', dpi=150)
+
+
+def _plain(text: str) -> str:
+  """Text in which a dollar sign begins no formula."""
+  return text.replace('$', r'\$')

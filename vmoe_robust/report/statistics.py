@@ -1,0 +1,65 @@
+"""Estimates with their 95% intervals, as every result has them."""
+
+import numpy as np
+from jaxtyping import Bool, Num
+from scipy import stats
+
+LEVEL = 0.95
+# How often images are drawn again, and how many numbers are drawn at a time.
+RESAMPLES = 1000
+_AT_A_TIME = 4_000_000
+
+# {'value': float, 'interval': [low, high], 'n': images}
+Estimate = dict[str, object]
+
+
+def rate(right: Bool[np.ndarray, 'images']) -> Estimate:
+  """A share of the images, with Wilson's score interval.
+
+  Wilson 1927; Newcombe 1998, method 3.
+  """
+  value = float(np.mean(right))
+  return {'value': value, 'interval': wilson(right), 'n': len(right)}
+
+
+def mean(values: Num[np.ndarray, 'images']) -> Estimate:
+  """A mean over images, with a percentile bootstrap interval over images.
+
+  The value is null where an image's is not finite, the interval also of fewer
+  than two images.
+  """
+  values = np.asarray(values, np.float64)
+  if not np.isfinite(values).all():
+    return {'value': None, 'interval': None, 'n': len(values)}
+  interval = bootstrap(values) if len(values) > 1 else None
+  return {
+    'value': float(values.mean()),
+    'interval': interval,
+    'n': len(values),
+  }
+
+
+def wilson(right: Bool[np.ndarray, 'images']) -> tuple[float, float]:
+  """Wilson's 95% interval of a share."""
+  test = stats.binomtest(int(np.sum(right)), len(right))
+  low, high = test.proportion_ci(LEVEL, method='wilson')
+  return float(low), float(high)
+
+
+def bootstrap(values: Num[np.ndarray, 'images']) -> tuple[float, float]:
+  """The percentile bootstrap's 95% interval of a mean over images.
+
+  The same images are drawn each time, so that the same values have the same
+  interval.
+  """
+  found = stats.bootstrap(
+    (values,),
+    np.mean,
+    n_resamples=RESAMPLES,
+    batch=max(_AT_A_TIME // len(values), 1),
+    vectorized=True,
+    confidence_level=LEVEL,
+    method='percentile',
+    random_state=np.random.default_rng(0),
+  ).confidence_interval
+  return float(found.low), float(found.high)
