@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import os
 
-from etils import epath
-
+from vmoe_robust import files
 from vmoe_robust.checkpoint import integrity
 from vmoe_robust.checkpoint.workdir import config_is_whole, read_config
 from vmoe_robust.checkpoint.writer import CONFIG, best_step, steps, unfinished
@@ -31,7 +30,7 @@ def verify(path: str | os.PathLike) -> list[State]:
   Raises:
     UserError: there are no checkpoints.
   """
-  path = epath.Path(path).absolute()
+  path = files.path(path, 'path').absolute()
   if path.parent.name == 'checkpoints' and path.name.isdecimal():
     state = _state(path, '')
     if state is None:

@@ -5,7 +5,6 @@ import math
 from vmoe_robust.config.fields import (
   ConfigDict,
   batch_size,
-  eps_name,
   moe_blocks,
 )
 from vmoe_robust.config.judging import (
@@ -23,6 +22,7 @@ from vmoe_robust.config.limits import (
   numbers,
   positive,
 )
+from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'corrupt', 'certify')
@@ -78,7 +78,7 @@ def validate(config: ConfigDict, devices: int):
   _validate_model(config)
   _validate_train(config)
   validate_attack(config.attack)
-  _validate_save(config)
+  validate_machine(config)
   validate_corrupt(config.corrupt)
   validate_certify(config.certify)
   validate_mesh(config, devices)
@@ -235,23 +235,6 @@ def _validate_train(config: ConfigDict):
   between('config.train.label_smoothing', train.label_smoothing, 0, 1)
   for name in ('every_steps', 'batch_size'):
     at_least(f'config.eval.{name}', config.eval[name], 0)
-
-
-def _validate_save(config: ConfigDict):
-  save = config.save
-  positive('config.save.keep', save.keep)
-  for name in ('every_steps', 'every_minutes', 'keep_every'):
-    at_least(f'config.save.{name}', save[name], 0)
-  choose('config.save.on_damage', save.on_damage, ('fall_back', 'error'))
-  measured = ['', 'eval_accuracy', 'eval_loss']
-  if config.attack.every_steps:
-    measured += [f'robust_accuracy/{eps_name(e)}' for e in config.attack.eps]
-  choose('config.save.best', save.best, measured)
-  if save.best.startswith('eval_') and not config.eval.every_steps:
-    raise UserError(
-      f'config.save.best={save.best!r} is measured at the last step alone with '
-      'config.eval.every_steps=0; set that, to 1000 for example'
-    )
 
 
 def validate_mesh(config: ConfigDict, devices: int):

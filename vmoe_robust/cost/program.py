@@ -12,6 +12,7 @@ import re
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -109,6 +110,19 @@ def read(text: str, mesh: Mesh) -> Costs:
 def costs(compiled: jax.stages.Compiled, mesh: Mesh) -> Costs:
   """Counts in a compiled program."""
   return read(compiled.as_text(), mesh)
+
+
+def flops(compiled: jax.stages.Compiled, mesh: Mesh) -> float | None:
+  """FLOPs of `costs`, for a line that can do without them.
+
+  None where the program's text is not as this module knows it, which another
+  version of XLA or another device may bring.
+  """
+  try:
+    return costs(compiled, mesh).flops
+  except Exception as error:  # of whatever kind: nothing depends on it
+    logging.debug('the FLOPs of a program are not counted: %r', error)
+    return None
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

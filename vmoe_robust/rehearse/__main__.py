@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import UserError, command_line
-from vmoe_robust.files import write_json
+from vmoe_robust.files import local_path, write_json
 from vmoe_robust.rehearse import rehearse, show
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
@@ -34,7 +34,7 @@ def main(argv: list[str]):
   found = rehearse(config, _TOPOLOGY.value, _SLICES.value, _EXAMPLES.value, say)
   changes = [a for a in sys.argv[1:] if a.startswith('--config.')]
   found = {'config': command_line.name(), 'changes': changes} | found
-  out = Path(_OUT.value or _default_out())
+  out = local_path(_OUT.value or _default_out(), '--out')
   out.parent.mkdir(parents=True, exist_ok=True)
   write_json(out, found)
   print(f'\n{show(found)}\n\n{out}')

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import SupportsFloat
@@ -35,7 +34,7 @@ class MetricWriter:
     Raises:
       OSError: the directory cannot be written to.
     """
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    path = files.local_path(workdir, 'workdir') / 'metrics.jsonl'
     with files.replacing(path) as draft:
       draft.write_text(''.join(_kept_lines(path, after_step)))
     self._lines, self._unwritten = path.open('ab', buffering=0), b''

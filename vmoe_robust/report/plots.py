@@ -1,9 +1,16 @@
-"""Pictures of what attacks found."""
+"""Pictures of what attacks found.
+
+A picture that cannot be drawn or written is a warning: it never ends a run,
+whose numbers are in its other files.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from vmoe_robust.files import replacing
@@ -12,13 +19,17 @@ from vmoe_robust.files import replacing
 _MOST = 50
 
 
-def robustness(path: str | os.PathLike, results: Mapping):
+def robustness(path: str | os.PathLike, results: Mapping) -> None:
   """Accuracy against eps, a line for each attack, with its 95% interval.
 
   Args:
     path: of the PNG.
     results: what is in `results.json`.
   """
+  draw(path, lambda: _robustness(results))
+
+
+def _robustness(results):
   figure, axes = _figure(6.4, 4.2)
   ((name, sweep),) = results['attacks'].items()
   scale, unit = (255, ' (1/255)') if name.endswith('linf') else (1, '')
@@ -48,7 +59,7 @@ def robustness(path: str | os.PathLike, results: Mapping):
   axes.set_ylim(0, 100)
   axes.set_title(f'{results["split"]}, {results["examples"]:,} examples')
   axes.legend()
-  _save(figure, path)
+  return figure
 
 
 def examples(
@@ -56,7 +67,7 @@ def examples(
   images: Float[np.ndarray, 'images height width channels'],
   x_adv: Float[np.ndarray, 'images height width channels'],
   titles: Sequence[tuple[str, str]],
-):
+) -> None:
   """Images, what became of them, and the difference, amplified.
 
   Args:
@@ -65,9 +76,15 @@ def examples(
     x_adv: the same, attacked.
     titles: the predictions before and after.
   """
+  draw(path, lambda: _examples(images, x_adv, titles))
+
+
+def _examples(images, x_adv, titles):
   count = len(images)
   figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
   axes = np.asarray(axes).reshape(3, count)
+  # A pixel that is not a number is shown as black.
+  images, x_adv = np.nan_to_num(images), np.nan_to_num(x_adv)
   largest = max(float(np.abs(x_adv - images).max()), 1e-6)
   times = min(int(0.5 / largest), _MOST) or 1
   for column, (image, adversarial, names) in enumerate(
@@ -84,7 +101,35 @@ def examples(
         here.set_title(names[row], fontsize=9)
   for row, label in enumerate(('image', 'attacked', f'difference x {times}')):
     axes[row, 0].set_ylabel(label)
-  _save(figure, path)
+  return figure
+
+
+def draw(path: str | os.PathLike, make: Callable[[], Any]) -> bool:
+  """Draws and writes a picture; whatever goes wrong is one warning.
+
+  Text is shown as it is: `$` and `_` in names are no mathematics.
+
+  Args:
+    path: of the PNG.
+    make: draws and returns a matplotlib `Figure`.
+
+  Returns:
+    Whether the picture was written.
+  """
+  try:
+    import matplotlib  # late, as in `_figure`
+
+    with warnings.catch_warnings(), matplotlib.rc_context():
+      warnings.filterwarnings('ignore', 'Glyph .* missing from')
+      matplotlib.rcParams['text.parse_math'] = False
+      figure = make()
+      with replacing(path) as draft:
+        figure.savefig(draft, format='png', dpi=150)
+  except Exception as error:  # of whatever kind
+    text = '%s was not drawn (%s: %s); all else goes on'
+    logging.warning(text, path, type(error).__name__, error)
+    return False
+  return True
 
 
 def _figure(width, height, rows=1, columns=1):
@@ -93,11 +138,6 @@ def _figure(width, height, rows=1, columns=1):
 
   figure = Figure((width, height), layout='constrained')
   return figure, figure.subplots(rows, columns)
-
-
-def _save(figure, path):
-  with replacing(path) as draft:
-    figure.savefig(draft, format='png', dpi=150)
 
 
 def _percent(values):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ from vmoe_robust.evaluate import accuracy, outcome
 from vmoe_robust.evaluate.attack import attack, make
 from vmoe_robust.evaluate.load import Classifier
 from vmoe_robust.evaluate.opened import PROGRESS, finished
-from vmoe_robust.files import locked, require_writable
+from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
@@ -36,11 +37,12 @@ from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
+from vmoe_robust.train.profile import Profile
 from vmoe_robust.train.start import check_same_run, resolve
 from vmoe_robust.train.stopping import Stopped, Stopping
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike):
+def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Trains `config.model`, then attacks it; resumes what it finds started.
 
   Raises:
@@ -51,12 +53,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   source = open_source(config.data, config.data.split)
   held_out = open_source(config.data, config.data.eval_split)
   config = resolve(config, source, held_out)
+  workdir = local_path(workdir, '--workdir')
+  if _is_finished(config, workdir):  # its disk may be read-only
+    return
   require_writable(workdir)
   with locked(workdir):
-    check_same_run(config, workdir)
-    attacked, steps = _attacked(config), config.train.steps
-    if not finished(attacked, workdir, outcome.closing, steps):
+    if not _is_finished(config, workdir):  # by a run that ended just now
       _run(config, workdir, source, held_out)
+
+
+def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Whether there is nothing left to do; if so, shows the results."""
+  check_same_run(config, workdir)
+  steps = config.train.steps
+  return finished(_attacked(config), workdir, outcome.closing, steps)
 
 
 def _run(config, workdir, source, held_out):
@@ -142,9 +152,14 @@ class Trainer:
       log = self._open_log(stack)
       batch = next(self.batches)
       step = self._compile(batch)
+      folder = pathlib.Path(self.workdir) / 'profile'
+      profile = Profile(folder, self.config.train.profile_steps)
+      stack.callback(profile.close)
       while True:
+        profile.before(self.step + 1)
         self.state, metrics = step(self.state, batch)
         self.step += 1
+        profile.after(self.step, metrics)
         log.add(self.step, metrics)
         last, stop = self.step == total, stopping()
         measured = {}
@@ -253,14 +268,13 @@ class Trainer:
     start = time.perf_counter()
     compiled = self._step.lower(self.state, batch).compile()
     seconds = time.perf_counter() - start
-    counted = program.costs(compiled, self.mesh).flops
+    counted = program.flops(compiled, self.mesh)
     wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
     self.about['compile_seconds'] = seconds
-    say(
-      f'compiled in {seconds:.1f} s; a step is '
-      f'{wanted / 1e9:,.2f} GFLOP by formula, '
-      f'{counted * self.mesh.size / 1e9:,.2f} as compiled'
-    )
+    text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
+    if counted is not None:
+      text += f', {counted * self.mesh.size / 1e9:,.2f} as compiled'
+    say(f'compiled in {seconds:.1f} s; {text}')
     return compiled
 
   def _restore(self, saved: int, places) -> dict:
