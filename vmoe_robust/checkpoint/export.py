@@ -31,7 +31,7 @@ _THERE = {ours: theirs for theirs, ours in RENAMED.items()}
 
 def export(
   weights: Weights, out: str | os.PathLike, *, overwrite: bool = False
-):
+) -> None:
   """Writes weights to a file, one array after the other.
 
   It appears whole or not at all.

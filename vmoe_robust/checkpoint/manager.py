@@ -66,7 +66,7 @@ class Checkpoints:
     extra: dict,
     metrics: dict[str, float] | None = None,
     now: bool = False,
-  ):
+  ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns.
 
     What goes wrong is a warning, unless it must be written `now`.
@@ -183,7 +183,7 @@ class Checkpoints:
     """The tree to evaluate: the averaged weights, if the run kept them."""
     return 'ema' if (self.path(step) / 'ema').exists() else 'params'
 
-  def close(self):
+  def close(self) -> None:
     """Waits until everything is written."""
     if self._save is not None:
       self._writer.close()

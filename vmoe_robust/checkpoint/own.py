@@ -61,5 +61,5 @@ class RunWeights:
         f'vmoe_robust.checkpoint verify {self.workdir}` says what is good'
       ) from error
 
-  def close(self):
+  def close(self) -> None:
     """There is nothing to let go of."""

@@ -41,7 +41,7 @@ class Weights(Protocol):
       UserError: the data are damaged.
     """
 
-  def close(self):
+  def close(self) -> None:
     """Lets go of the files."""
 
 

@@ -12,7 +12,7 @@ from vmoe_robust.checkpoint.writer import CONFIG, steps
 from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
 
 
-def save_config(workdir: str | os.PathLike, config: ConfigDict):
+def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   """Writes the resolved configuration, with which evaluation needs no other.
 
   Checkpoints that are saved later have a copy.

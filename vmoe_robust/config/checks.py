@@ -66,7 +66,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   return data, expert, model
 
 
-def validate(config: ConfigDict, devices: int):
+def validate(config: ConfigDict, devices: int) -> None:
   """Refuses a configuration that cannot work on `devices` devices.
 
   Raises:
@@ -237,7 +237,7 @@ def _validate_train(config: ConfigDict):
     at_least(f'config.eval.{name}', config.eval[name], 0)
 
 
-def validate_mesh(config: ConfigDict, devices: int):
+def validate_mesh(config: ConfigDict, devices: int) -> None:
   """Refuses a `config.mesh` over which the model cannot be spread.
 
   Raises:

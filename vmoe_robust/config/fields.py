@@ -1,8 +1,6 @@
 """Every field of an experiment once, with its default, meaning and limits."""
 
-from ml_collections import config_dict
-
-ConfigDict = config_dict.ConfigDict
+from ml_collections import ConfigDict
 
 # Of the fields' names and meanings. Whoever renames, moves or removes a field
 # raises it, and tells `config.saved` what became of the field.

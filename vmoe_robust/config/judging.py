@@ -30,7 +30,7 @@ NORMS = ('linf', 'l2', 'l1')
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
 
 
-def validate_attack(attack: ConfigDict):
+def validate_attack(attack: ConfigDict) -> None:
   """Refuses a `config.attack` that makes no sense.
 
   Raises:
@@ -105,7 +105,7 @@ def _fixed(attack: ConfigDict, fields: dict):
       )
 
 
-def validate_corrupt(corrupt: ConfigDict):
+def validate_corrupt(corrupt: ConfigDict) -> None:
   """Refuses a `config.corrupt` that makes no sense."""
   names, severities = 'config.corrupt.names', 'config.corrupt.severities'
   several(names, corrupt.names, "('fog', 'snow')")
@@ -120,7 +120,7 @@ def validate_corrupt(corrupt: ConfigDict):
   at_least('config.corrupt.batch_size', corrupt.batch_size, 0)
 
 
-def validate_certify(certify: ConfigDict):
+def validate_certify(certify: ConfigDict) -> None:
   """Refuses a `config.certify` that makes no sense."""
   for name in ('n0', 'n', 'every'):
     positive(f'config.certify.{name}', certify[name])

@@ -58,7 +58,7 @@ def migrate(
     )
   for step in range(version, current):
     for old, new in moved.get(step, {}).items():
-      _move(values, old.split('.'), new and new.split('.'))
+      _move(values, old.split('.'), new.split('.') if new else None)
   return values | {'version': current}
 
 

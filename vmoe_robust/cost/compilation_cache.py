@@ -30,7 +30,7 @@ def use(where: str) -> pathlib.Path | None:
   jax.config.update('jax_enable_compilation_cache', bool(where))
   if not where:
     return None
-  told = jax.config.jax_compilation_cache_dir
+  told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if where == 'user' and told and not _is_ours(told):
     return pathlib.Path(told)
   folder = _folder(where)

@@ -9,6 +9,7 @@ are calls of libraries, whose FLOPs are not counted here.)
 import dataclasses
 import math
 import re
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +24,15 @@ _KINDS = (
   *('reduce-scatter', 'collective-permute', 'collective-broadcast'),
 )
 _START = re.compile(rf'({"|".join(_KINDS)})(-start)?')
+
+
+@runtime_checkable
+class Compiled(Protocol):
+  """What has a text, as `jax.stages.Compiled` has."""
+
+  def as_text(self) -> str | None:
+    """The program in XLA's notation; None if the compiler does not tell."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +117,12 @@ def read(text: str, mesh: Mesh) -> Costs:
   return Costs(flops, moved, tuple(collectives), tuple(open_loops))
 
 
-def costs(compiled: jax.stages.Compiled, mesh: Mesh) -> Costs:
+def costs(compiled: Compiled, mesh: Mesh) -> Costs:
   """Counts in a compiled program."""
   return read(compiled.as_text(), mesh)
 
 
-def flops(compiled: jax.stages.Compiled, mesh: Mesh) -> float | None:
+def flops(compiled: Compiled, mesh: Mesh) -> float | None:
   """FLOPs of `costs`, for a line that can do without them.
 
   None where the program's text is not as this module knows it, which another

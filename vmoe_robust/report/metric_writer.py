@@ -46,7 +46,7 @@ class MetricWriter:
     self._event(after_step + 1, session_log=start)
     self.flush()
 
-  def write(self, step: int, metrics: Mapping[str, SupportsFloat]):
+  def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Writes one line; a value that is not finite becomes null in it.
 
     What does not fit onto the disk is written when there is room again.
@@ -60,14 +60,14 @@ class MetricWriter:
     if time.monotonic() > self._flushed + _FLUSH_EVERY:
       self.flush()
 
-  def flush(self):
+  def flush(self) -> None:
     """Sees to it that all is on the disk."""
     self._flushed = time.monotonic()
     self._write_lines()
     with self._until_torn():
       self._events.flush()
 
-  def close(self):
+  def close(self) -> None:
     """Flushes and closes the files."""
     self._write_lines()
     self._lines.close()

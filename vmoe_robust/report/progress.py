@@ -121,7 +121,9 @@ class Stages:
 
   def __init__(self, examples: int):
     """`examples` is how many there are, of which some still stand."""
-    self._examples, self._name, self._line = examples, None, None
+    self._examples = examples
+    self._name: str | None = None
+    self._line: Progress | None = None
 
   def update(self, name: str, done: int, total: int, standing: int) -> None:
     """Shows how far a stage is.

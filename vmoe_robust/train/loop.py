@@ -140,7 +140,7 @@ class Trainer:
       'flops_per_image': flops.forward(config.model, size, shape[-1]),
     }
 
-  def train(self, stopping: Stopping):
+  def train(self, stopping: Stopping) -> None:
     """Trains to the last step, or until it is asked to stop; then saves."""
     total = self.config.train.steps
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ def resolve(config: ConfigDict, source: Source, held_out: Source) -> ConfigDict:
   return config
 
 
-def check_same_run(config: ConfigDict, workdir: str | os.PathLike):
+def check_same_run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Refuses a work directory that has checkpoints of another run."""
   saved = read_config(workdir)
   if saved is None or not steps(files.path(workdir) / 'checkpoints'):
