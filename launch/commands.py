@@ -39,12 +39,12 @@ def fail(message: str) -> NoReturn:
   sys.exit(f'error: {message}')
 
 
-def say(message: str):
+def say(message: str) -> None:
   """Tells what goes on, apart from what the programs print."""
   print(f'# {message}', flush=True)
 
 
-def need(tool: str, install: str):
+def need(tool: str, install: str) -> None:
   """Ends the program if a tool is missing, saying how to install it."""
   if not shutil.which(tool):
     fail(f'{tool} is not installed, or not on PATH; {install}')
@@ -70,7 +70,7 @@ class Shell:
       raise CommandError(command, done.returncode, done.stderr)
     return done.stdout
 
-  def show(self, command: list[str]):
+  def show(self, command: list[str]) -> None:
     """Runs a program whose output the user sees as it comes.
 
     Raises:
@@ -95,7 +95,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
   return argv[:at], argv[at + 1 :]
 
 
-def check_paths(root, config: str, workdir: str, mount: str):
+def check_paths(root, config: str, workdir: str, mount: str) -> None:
   """Refuses a config that is not copied, a workdir that is not shared.
 
   Args:

@@ -142,7 +142,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   return flags
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """The program."""
   flags = parse(argv)
   text = manifest(flags)

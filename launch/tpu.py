@@ -61,7 +61,7 @@ class Rehearsal(commands.Shell):
       return json.dumps({'state': {'state': answer}})
     return answer
 
-  def show(self, command: list[str]):
+  def show(self, command: list[str]) -> None:
     """Prints a command."""
     print(shlex.join(command))
 
@@ -118,7 +118,7 @@ def _check(flags: argparse.Namespace, theirs: list[str]):
     commands.check_paths(ROOT, flags.config, flags.workdir, MOUNT)
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """The program."""
   flags = parse(argv)
   pod = Pod(flags.name, flags.project, flags.zone)

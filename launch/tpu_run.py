@@ -36,19 +36,19 @@ class Run:
   flags: argparse.Namespace
   shell: commands.Shell
 
-  def up(self):
+  def up(self) -> None:
     """Creates the pod if there is none, and sees the run through."""
     if self.state()[0] == 'MISSING':
       self.create()
     self.keep(retry=True)
 
-  def watch(self):
+  def watch(self) -> None:
     """Sees a run through whose pod was created before."""
     if self.state()[0] == 'MISSING':
       fail(self.pod.meaning('NOT_FOUND'))
     self.keep(retry=False)
 
-  def keep(self, retry: bool):
+  def keep(self, retry: bool) -> None:
     """Installs, starts and follows the run to its end, through preemptions.
 
     Args:
@@ -114,7 +114,7 @@ class Run:
       told = state
       time.sleep(POLL)
 
-  def create(self):
+  def create(self) -> None:
     """Asks for the pod."""
     flags = self.flags
     command = self.pod.create(
@@ -123,13 +123,13 @@ class Run:
     say(f'asking for {flags.slices} x {flags.type} in {flags.zone}')
     self.shell.show(command)
 
-  def install(self):
+  def install(self) -> None:
     """Brings the working tree to all workers."""
     say('installing on all workers')
     for command in self.pod.install(ROOT, ARCHIVE, self.flags.share):
       self.shell.show(command)
 
-  def start(self):
+  def start(self) -> None:
     """Starts the run, unless the pod is busy."""
     if self.status() in ('running', 'other'):
       fail(f'{self.pod.name} is running already; `log` follows it')
@@ -140,12 +140,12 @@ class Run:
     command = self.pod.status(self.flags.workdir, self.flags.arguments)
     return self.shell.ask(command).strip()
 
-  def log(self):
+  def log(self) -> None:
     """Follows the first process, or shows the errors of all."""
     errors = self.flags.errors
     self.shell.show(self.pod.errors() if errors else self.pod.log())
 
-  def delete(self):
+  def delete(self) -> None:
     """Gives the pod back."""
     self.shell.show(self.pod.delete())
 

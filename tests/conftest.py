@@ -1,6 +1,9 @@
 """Set before anything imports jax: eight fake devices and checked shapes."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -13,6 +16,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=0',
   )
 )
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # a worker has its parent's
+  os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='vmoe_robust-')
+  atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], True)
 
 from jaxtyping import install_import_hook  # noqa: E402
 

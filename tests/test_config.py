@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.config import UserError, mesh_shape, moe_blocks
+from vmoe_robust.config import UserError, mesh_shape, moe_blocks, saved
 
 
 def sparse(**changes):
@@ -180,8 +182,65 @@ def test_the_best_under_attack_needs_attacks():
 
 
 def test_a_foreign_configuration_is_refused():
-  with pytest.raises(UserError, match="field 'lr'"):
+  with pytest.raises(UserError, match="field 'config.lr'"):
     config_lib.from_json('{"lr": 1}')
+  with pytest.raises(UserError, match="field 'config.train.lr'"):
+    config_lib.from_json('{"train": {"lr": 1}}')
+
+
+def test_a_configuration_without_a_version_is_of_version_0():
+  found = config_lib.from_json('{"train": {"steps": 3}}')
+  assert found.version == saved.VERSION == config_lib.default().version
+  assert found.train.steps == 3
+  assert json.loads(config_lib.to_json(found))['version'] == saved.VERSION
+
+
+@pytest.mark.parametrize(
+  ('version', 'words'),
+  [(saved.VERSION + 1, 'install a newer'), (-1, 'no version'), ('x', "'x'")],
+)
+def test_a_version_that_is_not_known_is_refused(version, words):
+  with pytest.raises(UserError, match=words):
+    config_lib.from_json(json.dumps({'version': version, 'new': 1}))
+  config = config_lib.default()
+  with config.ignore_type():
+    config.version = version
+  with pytest.raises(UserError, match='config.version'):
+    config_lib.validate(config, 1)
+
+
+def test_fields_move_by_name_one_version_after_the_other():
+  moved = {
+    0: {'corrupt': 'study.corruptions', 'gone': None, 'a.b': 'c'},
+    1: {'study.corruptions.names': 'study.names', 'not.there': 'x.y'},
+    2: {},
+  }
+  old = {'corrupt': {'names': [1], 'every': 2}, 'gone': 1, 'a': {'b': 3}}
+  new = {'study': {'corruptions': {'every': 2}, 'names': [1]}, 'c': 3}
+  assert saved.migrate(old, moved, 3) == new | {'a': {}, 'version': 3}
+  later = {'corrupt': 1, 'study': {'corruptions': {'names': 2}}, 'version': 1}
+  assert saved.migrate(later, moved, 2) == {
+    'corrupt': 1,
+    'study': {'corruptions': {}, 'names': 2},
+    'version': 2,
+  }
+  assert 'corrupt' in old
+
+
+def test_every_field_that_moved_has_a_place_now():
+  known = config_lib.flatten(config_lib.default())
+  for moves in saved.MOVED.values():
+    for new in filter(None, moves.values()):
+      name = f'config.{new}'
+      assert any(n == name or n.startswith(f'{name}.') for n in known), new
+
+
+@pytest.mark.parametrize('steps', [(3,), (0, 2), (5, 4), (1.0, 2), ('1', '2')])
+def test_steps_to_profile_are_a_pair(steps):
+  config = config_lib.default()
+  config.train.profile_steps = steps
+  with pytest.raises(UserError, match='config.train.profile_steps'):
+    config_lib.validate(config, 1)
 
 
 def test_every_field_has_a_full_name():

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -73,3 +74,34 @@ def test_a_failure_keeps_the_old_file(tmp_path):
     raise RuntimeError
   assert json.loads(path.read_text()) == {'a': 1}
   assert [p.name for p in tmp_path.iterdir()] == ['results.json']
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for text in ('~/runs', '~'):
+    assert str(files.path(text)) == text.replace('~', str(tmp_path))
+    assert files.local_path(text, 'x') == pathlib.Path(files.path(text))
+  assert str(files.path('a/~/b')) == 'a/~/b'
+  assert str(files.path('gs://bucket/~/b')) == 'gs://bucket/~/b'
+  with pytest.raises(UserError, match="--workdir='~no.such/x'.*unknown user"):
+    files.path('~no.such/x', '--workdir')
+  with files.locked('~/runs'):
+    files.write_json('~/runs/a.json', {})
+  files.require_writable('~/new')
+  assert sorted(p.name for p in tmp_path.rglob('*')) == [
+    *('.lock', 'a.json', 'new', 'runs')
+  ]
+
+
+def test_an_address_is_refused_where_a_folder_is_written_to(
+  monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  for use in (
+    lambda: files.require_writable('gs://bucket/run'),
+    lambda: files.write_json('gs://bucket/run/a.json', {}),
+    lambda: files.locked('gs://bucket/run').__enter__(),
+  ):
+    with pytest.raises(UserError, match="'gs://bucket/run.*is an address"):
+      use()
+  assert not list(tmp_path.iterdir())

@@ -94,6 +94,16 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   assert 'not writable' in refused(capsys, monkeypatch, DIGITS, workdir)
 
 
+def test_a_workdir_that_is_an_address_is_refused_and_leaves_nothing(
+  capsys, monkeypatch, tmp_path
+):
+  said = refused(capsys, monkeypatch, DIGITS, '--workdir=gs://bucket/run')
+  assert "--workdir='gs://bucket/run'" in said and 'mounted folder' in said
+  said = refused(capsys, monkeypatch, DIGITS, '--workdir=~no.such.user/run')
+  assert 'unknown user' in said
+  assert not list(tmp_path.iterdir())
+
+
 def test_bad_checkpoints_are_refused(capsys, monkeypatch, tmp_path):
   attack = lambda path: refused(
     capsys, monkeypatch, ATTACK, f'--config.checkpoint={path}'

@@ -1,7 +1,8 @@
-"""Files: whole or not there, JSON, and a folder for one run at a time."""
+"""Files: what a user's path means, whole files, JSON, a folder for one run."""
 
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
@@ -11,17 +12,57 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
+from etils import epath
 
 from vmoe_robust.errors import UserError
 
 
-def require_writable(directory: str | os.PathLike):
+def path(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
+  """The path that a user means: `~` and `~name` become home folders.
+
+  Every path that a user gives goes through here, once or several times.
+
+  Args:
+    text: a local path, or an address such as `gs://BUCKET/PATH`, which is
+      returned as it is.
+    field: what the user set, for the error.
+
+  Raises:
+    UserError: `~name` is the home of a user who does not exist.
+  """
+  text = os.fspath(text)
+  if '://' in text:
+    return epath.Path(text)
+  expanded = os.path.expanduser(text)
+  if expanded.startswith('~'):
+    raise UserError(
+      f'{field}={text!r} begins with the home of an unknown user; give the '
+      f'whole path, or ./{text} for a folder of that name'
+    )
+  return epath.Path(expanded)
+
+
+def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:
+  """As `path`, of what must be on this machine or on a disk that it mounts.
+
+  Raises:
+    UserError: it is an address such as `gs://BUCKET/PATH`.
+  """
+  if '://' in os.fspath(text):
+    raise UserError(
+      f'{field}={os.fspath(text)!r} is an address, and only folders are '
+      'written to; give a local or mounted folder (gcsfuse mounts a bucket)'
+    )
+  return pathlib.Path(path(text, field))
+
+
+def require_writable(directory: str | os.PathLike) -> None:
   """Makes a directory and tries to write in it, before work is done for it.
 
   Raises:
     UserError: it cannot be written to.
   """
-  path = pathlib.Path(directory)
+  path = local_path(directory, '--workdir')
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -35,8 +76,12 @@ def require_writable(directory: str | os.PathLike):
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A path to write to, which becomes `path` if the block succeeds."""
-  path = pathlib.Path(path)
+  """A path to write to, which becomes `path` if the block succeeds.
+
+  Raises:
+    UserError: `path` is not on this machine.
+  """
+  path = local_path(path, 'the file')
   path.parent.mkdir(parents=True, exist_ok=True)
   draft = path.with_name(path.name + '.tmp')
   try:
@@ -46,7 +91,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     draft.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike, data: object):
+def write_json(path: str | os.PathLike, data: object) -> None:
   """Writes `data` as JSON: the old file or the new one, never a part."""
   with replacing(path) as draft:
     draft.write_text(to_json(data, indent=2) + '\n')
@@ -87,9 +132,8 @@ def locked(
   if jax.process_index():
     yield
     return
-  path = pathlib.Path(directory)
-  path.mkdir(parents=True, exist_ok=True)
-  with (path / '.lock').open('w') as file:
+  path = local_path(directory, field)
+  with _lock_file(path, field) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -98,3 +142,13 @@ def locked(
         'choose another'
       ) from error
     yield
+
+
+def _lock_file(directory: pathlib.Path, field: str) -> io.TextIOBase:
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    return (directory / '.lock').open('w')
+  except OSError as error:
+    raise UserError(
+      f'{field}={directory} is not writable ({error.strerror}); choose another'
+    ) from error

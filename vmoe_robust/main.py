@@ -8,8 +8,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import choose, command_line
+from vmoe_robust.cost import compilation_cache
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import attack
+from vmoe_robust.files import local_path
 from vmoe_robust.studies import run as study
 from vmoe_robust.train import loop
 
@@ -22,9 +24,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """Does what the configuration says."""
   config = command_line.load(_CONFIG, argv)
+  workdir = _workdir(config)
+  compilation_cache.use(config.compilation_cache)
   modes = {
     'train': loop.run,
     'attack': attack.run,
@@ -35,7 +39,13 @@ def main(argv: list[str]):
     if _DISTRIBUTED.value and config.mode != 'train':
       # JAX now catches SIGTERM, for a run to save; others have nothing to.
       signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run_mode(config, _WORKDIR.value or _default_workdir(config))
+    run_mode(config, workdir)
+
+
+def _workdir(config) -> str:
+  """Where everything goes, refused before any work is done for it."""
+  workdir = _WORKDIR.value or _default_workdir(config)
+  return str(local_path(workdir, '--workdir'))
 
 
 def _default_workdir(config) -> str:

@@ -295,3 +295,22 @@ def test_what_hosts_carry_between_slices():
   )
   # On devices that are all of one slice nothing is sent.
   assert program.read(text, mesh_lib.create((8, 1, 1))).collectives == ()
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', 'no program', 'HloModule x\n\nENTRY %m {\n  ROOT %a = f32[', None],
+)
+def test_a_text_that_cannot_be_read_gives_no_flops(text):
+  class Compiled:
+    def as_text(self):
+      return text
+
+  mesh = mesh_lib.create((8, 1, 1))
+  assert program.flops(Compiled(), mesh) is None
+
+
+def test_flops_are_those_of_the_costs():
+  mesh = mesh_lib.create((8, 1, 1))
+  compiled = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile()
+  assert program.flops(compiled, mesh) == program.costs(compiled, mesh).flops

@@ -1,7 +1,5 @@
 """`config.attack` on our models: PGD, the paper's attack, ensembles."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,14 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import eval_batches
-from vmoe_robust.evaluate import accuracy, outcome, target
+from vmoe_robust.evaluate import accuracy, attack_results, job, target
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import losses
+from vmoe_robust.report.closing import closing
 from vmoe_robust.report.records import read_records
+from vmoe_robust.report.results import read_results
 from vmoe_robust.robustness import images, programs
 from vmoe_robust.robustness.measure import Measure
 from vmoe_robust.robustness.resume import Unfinished
@@ -175,9 +175,8 @@ def test_a_target_is_reached(config, in_memory, model_of):
   reached = columns['prediction_after'] == columns['target']
   assert (columns['target'] != columns['label']).all()
   assert reached.mean() > 0.5
-  results = outcome.summarise(attack, config)
-  (found,) = results['attacks']['pgd_linf'].values()
-  assert found['target_reached'] == reached.mean()
+  (row,) = attack_results.findings(attack, config).rows
+  assert row['target_reached']['value'] == reached.mean()
 
 
 def test_auxiliary_loss_can_be_attacked(config, in_memory, model_of, tmp_path):
@@ -209,39 +208,34 @@ def test_several_labels(config, in_memory, model_of, tmp_path):
   model, params = model_of(config)
   source = in_memory(9, multi_label=True)
   attack = attacked(config, source, model, params)
-  results = outcome.summarise(attack, config)
+  found = attack_results.findings(attack, config)
   logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
   top = np.asarray(logits.argmax(-1))
   hot = np.stack([source[i]['label'] for i in range(9)])
   false = np.mean([hot[i, top[i]] == 0 for i in range(9)])
-  assert results['clean_false_discovery_rate'] == pytest.approx(false)
-  for found in results['attacks']['pgd_linf'].values():
-    assert found['false_discovery_rate'] >= false - 1e-9
+  clean = found.summary['clean_false_discovery_rate']['value']
+  assert clean == pytest.approx(false)
+  for row in found.rows:
+    assert row['false_discovery_rate']['value'] >= false - 1e-9
 
 
 def test_written_results_come_from_the_records(
-  config, in_memory, model_of, tmp_path
+  config, in_memory, model_of, opened, tmp_path
 ):
   model, params = model_of(config)
-  attack = attacked(config, in_memory(9), model, params)
-  about = {
-    'attacked_images_per_second': attack.images_per_second,
-    'split': 'x',
-    'experts': 'dropless',
-    'corrupt_images': [],
-  }
-  results = outcome.write(tmp_path, attack, config, about)
-  assert json.loads((tmp_path / 'results.json').read_text()) == json.loads(
-    json.dumps(results)
-  )
+  source = in_memory(9)
+  here = opened(config, source, model, params, tmp_path)
+  found = attacked(config, source, model, params)
+  job.write(here, attack_results.findings(found, config, source.class_names))
+  results = read_results(tmp_path)
   records = read_records(tmp_path / 'records.parquet')
   right = records['prediction_after'] == records['label']
-  for eps in config.attack.eps:
-    found = results['attacks']['pgd_linf'][f'{eps:.6g}']
-    rows = records['eps'] == eps
-    assert found['robust_accuracy'] == right[rows].mean()
-    assert set(found['routing']) == {'encoderblock_0', 'encoderblock_1'}
-  text = outcome.closing(results, tmp_path)
+  for row in results['rows']:
+    rows = records['eps'] == row['eps']
+    assert row['robust_accuracy']['value'] == right[rows].mean()
+    assert row['per_attack']['pgd']['robust_after'] == row['robust_accuracy']
+    assert set(row['routing']) == {'encoderblock_0', 'encoderblock_1'}
+  text = closing(results, tmp_path, attack_results.render)
   assert 'clean' in text and 'routing' in text and str(tmp_path) in text
 
 
@@ -351,9 +345,9 @@ def test_what_is_not_finite_is_wrong(config, in_memory, model_of, loss):
   for bad in (np.nan, np.inf):
     params['head']['bias'] = jnp.asarray([0.0, 0, bad, 0])
     found = attacked(config, source, model, params)
-    results = outcome.summarise(found, config)
-    (one,) = results['attacks']['pgd_linf'].values()
-    assert results['clean_accuracy'] == one['robust_accuracy'] == 0
+    results = attack_results.findings(found, config)
+    assert results.summary['clean_accuracy']['value'] == 0
+    assert results.rows[0]['robust_accuracy']['value'] == 0
     assert found.falls[0.1].robust_after == {'pgd': 0.0}
     assert (found.columns['prediction_after'] == -1).all()
     assert 'not finite' in ' '.join(found.warnings)

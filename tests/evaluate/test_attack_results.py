@@ -8,9 +8,8 @@ import pytest
 
 from vmoe_robust.config import UserError, from_json, to_json
 from vmoe_robust.evaluate import attack_results, job
-from vmoe_robust.evaluate.fall import Fall
-from vmoe_robust.evaluate.robustness import Attacked
 from vmoe_robust.report.results import SCHEMA, read_results
+from vmoe_robust.robustness.sweep import Fall, Swept
 
 
 @pytest.fixture
@@ -32,9 +31,8 @@ def attacked(config):
     'in_ball': np.ones(4, bool),
     'in_range': np.ones(4, bool),
   }
-  fallen = np.array([-1, 1, -2, 0])
-  fall = Fall(0.25, fallen, {'apgd_ce': 0.5, 'square': 0.25}, {'apgd_ce': 2.0})
-  return Attacked(columns, {}, [4], 12.5, {0.25: fall}, ['beware'])
+  fall = Fall(0.25, {'apgd_ce': 0.5, 'square': 0.25}, {'apgd_ce': 2.0})
+  return Swept(columns, {}, [4], 12.5, {0.25: fall}, ['beware'], None)
 
 
 def test_numbers_of_four_images(attacked, config):
@@ -101,6 +99,5 @@ def test_saved_groups_of_earlier_names_are_studies(config):
   study = saved.pop('study')
   study['certificates']['n'] = 77
   saved |= dict(corrupt=study['corruptions'], certify=study['certificates'])
-  found = from_json(json.dumps(saved | dict(mode='certify')))
-  assert found.mode == 'study' and found.study.name == 'certificates'
+  found = from_json(json.dumps(saved | dict(version=0)))
   assert found.study.certificates.n == 77

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from vmoe_robust.report.progress import Progress, duration
+from vmoe_robust.report import progress as progress_lib
+from vmoe_robust.report.progress import Progress, Stages, duration
 
 
 def test_plain_lines_come_now_and_then():
@@ -77,3 +78,37 @@ def test_durations():
   assert duration(59.6) == '1:00 min'
   assert duration(185) == '3:05 min'
   assert duration(7800) == '2:10 h'
+
+
+def test_a_plain_line_comes_only_when_something_moved(monkeypatch):
+  monkeypatch.setattr(progress_lib, '_PLAIN_EVERY', 0.0)
+  stream = io.StringIO()
+  progress = Progress(4, 'square', stream=stream)
+  for done in (0, 0, 0, 2, 2, 2):
+    progress.update(done)
+  progress.close()
+  lines = [line.split(',')[0] for line in stream.getvalue().splitlines()]
+  assert lines == ['square step 0/4 (0%)', 'square step 2/4 (50%)']
+
+
+def test_a_stage_counts_steps_and_its_percentage_never_falls(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(progress_lib, '_PLAIN_EVERY', 0.0)
+  stages = Stages(3)
+  stages.update('square', 1, 300, 3)  # of three images with 100 queries each
+  stages.update('square', 120, 200, 2)  # one fell
+  stages.update('square', 120, 200, 2)
+  stages.update('square', 130, 300, 2)
+  stages.update('square', 250, 200, 2)
+  stages.update('fab', 1, 4, 2)
+  stages.close()
+  stages.close()
+  lines = capsys.readouterr().err.splitlines()
+  assert [re.sub(r', .* left', '', line) for line in lines] == [
+    'square step 1/300 (0%), 3 of 3 stand',
+    'square step 120/200 (60%), 2 of 3 stand',
+    'square step 130/300 (60%), 2 of 3 stand',
+    'square step 200/200 (100%), 2 of 3 stand',
+    'fab step 1/4 (25%), 2 of 3 stand',
+  ]

@@ -4,8 +4,8 @@ import pytest
 
 from vmoe_robust.config import UserError, validate
 from vmoe_robust.evaluate.job import write
-from vmoe_robust.evaluate.kept import Kept
 from vmoe_robust.report.records import read_records
+from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.studies import certificates, corruptions
 
 
@@ -137,15 +137,16 @@ def test_a_run_goes_on_after_its_last_batch(
   )
   expected, _ = rows_of(here())
   kept = lambda: sorted((tmp_path / 'unfinished').glob('*.npz'))
-  put = Kept.put
+  put = Unfinished.put
 
-  def stop(self, found, batch, part='all'):
-    put(self, found, batch, part)
-    if batch == 1:
+  def stop(self, name, arrays):
+    put(self, name, arrays)
+    if name == '1':
+      self.wait()
       raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(Kept, 'put', stop)
+    patch.setattr(Unfinished, 'put', stop)
     with pytest.raises(KeyboardInterrupt):
       rows_of(here(tmp_path))
   before = [(path, path.stat().st_mtime_ns) for path in kept()]

@@ -15,7 +15,7 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import job
-from vmoe_robust.evaluate.kept import identity
+from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.models import build, unbox
 from vmoe_robust.report.records import read_records
 from vmoe_robust.studies import STUDIES, run

@@ -130,12 +130,17 @@ def test_the_story_of_a_run(uninterrupted):
 
 def test_starting_again_says_finished(uninterrupted):
   workdir, output = uninterrupted
+  state = lambda: {
+    p: p.stat().st_mtime_ns for p in (workdir, *workdir.iterdir())
+  }
+  before = state()
   again = command(workdir)
   text, _ = again.communicate(timeout=120)
   assert again.returncode == 0
   assert 'is finished' in text and 'compiled' not in text
   table = [line for line in output.splitlines() if 'clean' in line]
   assert table[0] in text
+  assert state() == before  # so that it works on a read-only disk
 
 
 def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
@@ -151,6 +156,20 @@ def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
   there = json.loads((workdir / 'results.json').read_text())
   expected = json.loads((uninterrupted[0] / 'results.json').read_text())
   assert there['rows'] == expected['rows']
+
+
+def test_a_program_that_cannot_be_read_does_not_stop_training(
+  tmp_path, capsys, monkeypatch
+):
+  from vmoe_robust.cost import program
+
+  monkeypatch.setattr(program.hlo, 'parse', lambda text: {}['ENTRY'])
+  changes = {'train.steps': 2, 'attack.at_end': False}
+  changes |= {'train.profile_steps': (2, 2), 'train.ema': 0.0}
+  loop.run(small(**changes), tmp_path / 'run')
+  shown = capsys.readouterr().out
+  assert 'GFLOP by formula\n' in shown and 'as compiled' not in shown
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
 
 
 def test_sigterm_saves_and_ends_cleanly(tmp_path):

@@ -14,6 +14,7 @@ from vmoe_robust.checkpoint.npz import RENAMED
 from vmoe_robust.checkpoint.safe_tensors import CONFIG, NAMES
 from vmoe_robust.checkpoint.weights import Weights
 from vmoe_robust.config import UserError, to_json
+from vmoe_robust.files import path
 
 _CODES = {np.dtype(kind): code for code, kind in NAMES.items()}
 # What a released ViT may have.
@@ -30,7 +31,7 @@ _THERE = {ours: theirs for theirs, ours in RENAMED.items()}
 
 def export(
   weights: Weights, out: str | os.PathLike, *, overwrite: bool = False
-):
+) -> None:
   """Writes weights to a file, one array after the other.
 
   It appears whole or not at all.
@@ -47,7 +48,7 @@ def export(
   """
   if '://' in os.fspath(out):
     raise UserError(f'{out} is not on this machine; write here, then copy')
-  out = pathlib.Path(out)
+  out = pathlib.Path(path(out, 'out'))
   if out.exists() and not overwrite:
     raise UserError(f'{out} exists; choose another name, or add --overwrite')
   if out.suffix == '.safetensors':

@@ -23,7 +23,7 @@ class Hush:
     self._hook = sys.unraisablehook
     sys.unraisablehook = self._unless_closed
 
-  def close(self):
+  def close(self) -> None:
     """Lets them print again."""
     for logger in self._loggers:
       logger.removeFilter(_is_news)

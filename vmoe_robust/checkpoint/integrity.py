@@ -38,7 +38,7 @@ def from_json(text: str | bytes) -> dict:
   return values
 
 
-def measure(directory: epath.Path, process: int):
+def measure(directory: epath.Path, process: int) -> None:
   """Leaves the checksums of the files that a process wrote, for `seal`.
 
   Orbax gives each process a folder of its own for the arrays' data.
@@ -51,7 +51,9 @@ def measure(directory: epath.Path, process: int):
   _share(directory, process).write_text(json.dumps(mine))
 
 
-def seal(directory: epath.Path, metrics: dict[str, float], processes: int):
+def seal(
+  directory: epath.Path, metrics: dict[str, float], processes: int
+) -> None:
   """Writes the checksums of all files below a finished checkpoint.
 
   Args:

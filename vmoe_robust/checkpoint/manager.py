@@ -11,6 +11,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint import integrity, writer
 from vmoe_robust.checkpoint.trees import require_same, shapes_of
 from vmoe_robust.config import ConfigDict, UserError
@@ -32,7 +33,7 @@ class Checkpoints:
     self, workdir: str | os.PathLike, save: ConfigDict | None = None
   ):
     """Opens them, for writing if `save` (`config.save`) is given."""
-    self._directory = epath.Path(workdir).absolute() / 'checkpoints'
+    self._directory = files.path(workdir).absolute() / 'checkpoints'
     self._save = save
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()
@@ -65,7 +66,7 @@ class Checkpoints:
     extra: dict,
     metrics: dict[str, float] | None = None,
     now: bool = False,
-  ):
+  ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns.
 
     What goes wrong is a warning, unless it must be written `now`.
@@ -182,7 +183,7 @@ class Checkpoints:
     """The tree to evaluate: the averaged weights, if the run kept them."""
     return 'ema' if (self.path(step) / 'ema').exists() else 'params'
 
-  def close(self):
+  def close(self) -> None:
     """Waits until everything is written."""
     if self._save is not None:
       self._writer.close()

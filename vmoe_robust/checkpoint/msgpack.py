@@ -9,6 +9,7 @@ what comes next.
 
 import contextlib
 import io
+from collections.abc import Iterator
 
 _TEXT = 1 << 10  # names are shorter than this
 # First bytes followed by a length, or a number, of so many bytes.
@@ -53,7 +54,7 @@ class Scanner:
     """Reads a number that is not negative."""
     return self._expect('integer')
 
-  def nil(self):
+  def nil(self) -> None:
     """Reads a nil."""
     self._expect('nil')
 
@@ -81,7 +82,7 @@ class Scanner:
     return start, length
 
   @contextlib.contextmanager
-  def packed(self, code: int | None = None):
+  def packed(self, code: int | None = None) -> Iterator[None]:
     """Enters msgpack in bytes or, with a code, in an extension of that type.
 
     All of it must be read before it is left.
@@ -95,7 +96,7 @@ class Scanner:
     self.finish()
     self._end = outer
 
-  def rest(self):
+  def rest(self) -> None:
     """Skips what is left of `packed` bytes."""
     self.place = self._end
     self._file.seek(self.place)
@@ -107,7 +108,7 @@ class Scanner:
     self._file.seek(self.place)
     return _LONG.get(byte, _PLAIN.get(byte, ('',)))[0] == 'extension'
 
-  def finish(self):
+  def finish(self) -> None:
     """Checks that nothing is left."""
     if self.place != self._end:
       raise self._broken(f'{self._end - self.place} bytes too many')

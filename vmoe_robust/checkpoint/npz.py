@@ -54,7 +54,7 @@ class NpzWeights:
       array = array.reshape(leaf.shape, order=order)
     return array if index is None else array[index]
 
-  def close(self):
+  def close(self) -> None:
     """Closes the file."""
     self._stack.close()
 

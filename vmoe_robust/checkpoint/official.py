@@ -82,7 +82,7 @@ class OfficialWeights:
         self._paste(out, wanted, shared, chunk, shard, pieces)
     return out
 
-  def close(self):
+  def close(self) -> None:
     """There is nothing to let go of."""
 
   def _paste(self, out, wanted, shared, chunk, shard, pieces):

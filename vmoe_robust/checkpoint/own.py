@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from etils import epath
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.trees import flat
 from vmoe_robust.checkpoint.workdir import locate, read_config
@@ -24,9 +24,9 @@ class RunWeights:
 
   def __init__(self, where: str, step: int | None, field: str):
     self.where = where
-    path = (
-      where if step is None else epath.Path(where) / 'checkpoints' / str(step)
-    )
+    path = files.path(where, field)
+    if step is not None:
+      path = path / 'checkpoints' / str(step)
     self.workdir, self.step = locate(path, field)
     self.config = read_config(self.workdir)
     checkpoints = Checkpoints(self.workdir)
@@ -61,5 +61,5 @@ class RunWeights:
         f'vmoe_robust.checkpoint verify {self.workdir}` says what is good'
       ) from error
 
-  def close(self):
+  def close(self) -> None:
     """There is nothing to let go of."""

@@ -20,7 +20,7 @@ class Schedule:
     self._every, self._seconds = save.every_steps, 60 * save.every_minutes
     self.saved()
 
-  def saved(self):
+  def saved(self) -> None:
     """Starts the minutes anew."""
     self._last = time.monotonic()
 
@@ -31,7 +31,7 @@ class Schedule:
     several = jax.process_count() > 1
     if not self._seconds or (several and step % _ASK_EVERY):
       return False
-    return agreed(time.monotonic() >= self._last + self._seconds)
+    return bool(agreed(time.monotonic() >= self._last + self._seconds))
 
 
 def score(name: str, metrics: dict[str, float]) -> float:

@@ -54,7 +54,7 @@ class SafeTensorsWeights:
         return self._file.get_tensor(name)
       return self._file.get_slice(name)[index]
 
-  def close(self):
+  def close(self) -> None:
     """Closes the file."""
     self._stack.close()
 

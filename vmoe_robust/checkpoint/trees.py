@@ -29,7 +29,7 @@ def shapes_of(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 def require_same(
   where: str | os.PathLike, there: Shapes, wanted: Shapes, way: str
-):
+) -> None:
   """Refuses weights of another model.
 
   Args:

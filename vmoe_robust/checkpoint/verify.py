@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import os
 
-from etils import epath
-
+from vmoe_robust import files
 from vmoe_robust.checkpoint import integrity
 from vmoe_robust.checkpoint.workdir import config_is_whole, read_config
 from vmoe_robust.checkpoint.writer import CONFIG, best_step, steps, unfinished
@@ -22,7 +21,7 @@ class State:
   remarks: str = ''
 
 
-def verify(path: str | os.PathLike) -> list[State]:
+def verify(where: str | os.PathLike) -> list[State]:
   """Reads every file of a work directory's checkpoints, or of one of them.
 
   Unfinished is what a run writes now, or wrote when it was killed; the next
@@ -31,7 +30,7 @@ def verify(path: str | os.PathLike) -> list[State]:
   Raises:
     UserError: there are no checkpoints.
   """
-  path = epath.Path(path).absolute()
+  path = files.path(where, 'path').absolute()
   if path.parent.name == 'checkpoints' and path.name.isdecimal():
     state = _state(path, '')
     if state is None:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint.files import file_system
 from vmoe_robust.checkpoint.npz import NpzWeights
 from vmoe_robust.checkpoint.official import OfficialWeights
@@ -40,7 +41,7 @@ class Weights(Protocol):
       UserError: the data are damaged.
     """
 
-  def close(self):
+  def close(self) -> None:
     """Lets go of the files."""
 
 
@@ -63,10 +64,13 @@ def open_weights(
   Raises:
     UserError: there are no weights, or they are damaged.
   """
-  where = os.fspath(path)
-  files, place = file_system(where, field)
+  where = os.fspath(files.path(path, field))
+  system, place = file_system(where, field)
   try:
-    is_official, is_folder = files.exists(place + '.index'), files.isdir(place)
+    is_official, is_folder = (
+      system.exists(place + '.index'),
+      system.isdir(place),
+    )
   except OSError as error:
     raise UserError(f'{field}={where!r} cannot be reached: {error}') from error
   if where.endswith('.npz'):

@@ -4,20 +4,20 @@ import contextlib
 import os
 
 from absl import logging
-from etils import epath
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint import integrity
 from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.writer import CONFIG, steps
 from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
 
 
-def save_config(workdir: str | os.PathLike, config: ConfigDict):
+def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   """Writes the resolved configuration, with which evaluation needs no other.
 
   Checkpoints that are saved later have a copy.
   """
-  directory = epath.Path(workdir)
+  directory = files.path(workdir)
   draft = directory / (CONFIG + '.tmp')
   draft.write_text(integrity.to_json(config.to_dict()) + '\n')
   draft.replace(directory / CONFIG)
@@ -31,7 +31,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
   Raises:
     UserError: it is damaged, and there is no copy.
   """
-  path = epath.Path(workdir) / CONFIG
+  path = files.path(workdir) / CONFIG
   saved = path.parent / 'checkpoints'
   copies = [saved / str(step) / CONFIG for step in reversed(steps(saved))]
   for place in (path, *copies):
@@ -51,7 +51,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
 
 def config_is_whole(workdir: str | os.PathLike) -> bool:
   """Whether the configuration is there and as it was written."""
-  return _parse(epath.Path(workdir) / CONFIG) is not None
+  return _parse(files.path(workdir) / CONFIG) is not None
 
 
 def _parse(path) -> ConfigDict | None:
@@ -64,7 +64,7 @@ def _parse(path) -> ConfigDict | None:
 
 def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
   """By which a checkpoint is known again; None if there is none."""
-  saved = epath.Path(workdir).absolute() / 'checkpoints'
+  saved = files.path(workdir).absolute() / 'checkpoints'
   if step not in steps(saved):
     return None
   return integrity.fingerprint(saved / str(step))
@@ -84,7 +84,7 @@ def locate(
   Raises:
     UserError: there is no such checkpoint, or the one named is damaged.
   """
-  path, wanted = epath.Path(checkpoint).absolute(), None
+  path, wanted = files.path(checkpoint, field).absolute(), None
   if path.parent.name == 'checkpoints':
     if path.name.isdecimal() or path.name == 'best':
       path, wanted = path.parent.parent, path.name

@@ -43,9 +43,12 @@ class Writer:
     """Clears away what an earlier run left unfinished."""
     self._directory, self._save = directory, save
     self._schedule = policy.Schedule(save)
-    self._thread, self._trouble = None, None
-    self._barriers = None  # of the processes, at the last save
-    self._best, self._pending = None, {}
+    self._thread: threading.Thread | None = None
+    self._trouble: str | None = None
+    # Of the processes, at the last save.
+    self._barriers: Barriers | None = None
+    self._best: float | None = None
+    self._pending: dict[str, float] = {}
     if jax.process_index() == 0:
       directory.mkdir(parents=True, exist_ok=True)
       _clear(directory)
@@ -72,7 +75,7 @@ class Writer:
 
   def save(
     self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
-  ):
+  ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns."""
     self._settle()
     self._schedule.saved()
@@ -91,7 +94,7 @@ class Writer:
 
   def save_now(
     self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
-  ):
+  ) -> None:
     """As `save`, but waits for the end and tries again if that is bad.
 
     Raises:
@@ -111,7 +114,7 @@ class Writer:
       + (f'goes on from step {newest}' if newest else 'begins from step 0')
     )
 
-  def close(self):
+  def close(self) -> None:
     """Waits until everything is written."""
     if self._thread:
       self._thread.join()
@@ -144,6 +147,7 @@ class Writer:
       probe.unlink()
     except OSError as error:
       return _short(error)
+    return None
 
   def _finish(self, step: int, metrics: dict[str, float]):
     """Seals and names what Orbax has written; a thread of its own."""

@@ -19,12 +19,11 @@ from vmoe_robust.config.fields import (
   differences,
   eps_name,
   flatten,
-  from_json,
   moe_blocks,
-  to_json,
 )
 from vmoe_robust.config.judging import WHOLE_ATTACKS, validate_attack
 from vmoe_robust.config.limits import choose
+from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import CORRUPTIONS
 from vmoe_robust.errors import UserError
 

@@ -5,7 +5,6 @@ import math
 from vmoe_robust.config.fields import (
   ConfigDict,
   batch_size,
-  eps_name,
   moe_blocks,
 )
 from vmoe_robust.config.judging import (
@@ -21,6 +20,7 @@ from vmoe_robust.config.limits import (
   numbers,
   positive,
 )
+from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.config.studies import validate_study
 from vmoe_robust.errors import UserError
 
@@ -65,7 +65,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   return data, expert, model
 
 
-def validate(config: ConfigDict, devices: int):
+def validate(config: ConfigDict, devices: int) -> None:
   """Refuses a configuration that cannot work on `devices` devices.
 
   Raises:
@@ -77,7 +77,7 @@ def validate(config: ConfigDict, devices: int):
   _validate_model(config)
   _validate_train(config)
   validate_attack(config.attack)
-  _validate_save(config)
+  validate_machine(config)
   validate_study(config.study)
   validate_mesh(config, devices)
   data, expert, _ = mesh_shape(config, devices)
@@ -235,24 +235,7 @@ def _validate_train(config: ConfigDict):
     at_least(f'config.eval.{name}', config.eval[name], 0)
 
 
-def _validate_save(config: ConfigDict):
-  save = config.save
-  positive('config.save.keep', save.keep)
-  for name in ('every_steps', 'every_minutes', 'keep_every'):
-    at_least(f'config.save.{name}', save[name], 0)
-  choose('config.save.on_damage', save.on_damage, ('fall_back', 'error'))
-  measured = ['', 'eval_accuracy', 'eval_loss']
-  if config.attack.every_steps:
-    measured += [f'robust_accuracy/{eps_name(e)}' for e in config.attack.eps]
-  choose('config.save.best', save.best, measured)
-  if save.best.startswith('eval_') and not config.eval.every_steps:
-    raise UserError(
-      f'config.save.best={save.best!r} is measured at the last step alone with '
-      'config.eval.every_steps=0; set that, to 1000 for example'
-    )
-
-
-def validate_mesh(config: ConfigDict, devices: int):
+def validate_mesh(config: ConfigDict, devices: int) -> None:
   """Refuses a `config.mesh` over which the model cannot be spread.
 
   Raises:

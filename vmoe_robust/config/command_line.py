@@ -35,7 +35,7 @@ def name() -> str:
   return Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
-def run(main: Callable[[list[str]], None]):
+def run(main: Callable[[list[str]], None]) -> None:
   """A program; what the user can mend is one line and exit code 1."""
   try:
     app.run(main, flags_parser=_parse)

@@ -1,18 +1,17 @@
 """Every field of an experiment once, with its default, meaning and limits."""
 
-import json
-
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vmoe_robust.config.studies import study_fields
-from vmoe_robust.errors import UserError
 
-ConfigDict = config_dict.ConfigDict
-
+# Of the fields' names and meanings. Whoever renames, moves or removes a field
+# raises it, and tells `config.saved` what became of the field.
+VERSION = 1
 
 # How a run is carried out. These change no number that it finds, as long as
 # config.data.dir has the same data.
 MACHINE_FIELDS = (
+  'config.compilation_cache',
   'config.mesh.',
   'config.save.',
   'config.data.dir',
@@ -20,6 +19,7 @@ MACHINE_FIELDS = (
   'config.data.workers',
   'config.data.prefetch',
   'config.train.log_every',
+  'config.train.profile_steps',
   'config.train.remat',
 )
 
@@ -28,6 +28,7 @@ def default() -> ConfigDict:
   """The configuration with every field at its default."""
   return ConfigDict(
     dict(
+      version=VERSION,  # saved with the run; there is nothing to set
       mode='train',  # 'train', 'attack' or 'study'
       seed=0,
       checkpoint='',  # not train: what to judge: a workdir or one of its steps,
@@ -39,6 +40,8 @@ def default() -> ConfigDict:
       init_from_except=(),  # weights that are not taken, such as 'head' or
       # 'Encoder/encoderblock_*/Moe', and may be missing here or there
       init_from_noise=0.0,  # of experts that a dense MLP starts, relative
+      compilation_cache='user',  # where compiled programs are kept for later
+      # starts: 'user' in the user's cache folder, '' nowhere, or a folder
       data=_data(),
       model=_model(),
       mesh=_mesh(),
@@ -144,6 +147,8 @@ def _train() -> dict:
     # the matrix products, 'blocks' all but what routers decided
     ema=0.0,  # decay of the averaged weights; 0: none
     log_every=50,
+    profile_steps=(),  # (first, last): jax.profiler watches these steps and
+    # writes to WORKDIR/profile; (): none
     optimizer=dict(
       name='adamw',  # 'adamw', 'sgd' or 'adafactor'
       learning_rate=1e-3,
@@ -205,44 +210,6 @@ def batch_size(config: ConfigDict, use: str) -> int:
   if use == 'study':
     return config.study[config.study.name].batch_size or evaluation
   return sizes.get(use) or config[use].batch_size or evaluation
-
-
-def to_json(config: ConfigDict) -> str:
-  """The configuration as JSON that `from_json` reads back."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
-
-
-def from_json(text: str) -> ConfigDict:
-  """A configuration from `to_json`; fields it lacks take their defaults."""
-  config = default()
-  _merge(config, _renamed(json.loads(text)))
-  return config
-
-
-def _renamed(values: dict) -> dict:
-  """Saved fields by their names of today."""
-  values, study = dict(values), dict(values.get('study', {}))
-  for old, new in (('corrupt', 'corruptions'), ('certify', 'certificates')):
-    if old in values:
-      study[new] = values.pop(old)
-    if values.get('mode') == old:
-      values['mode'], study['name'] = 'study', new
-  return values | {'study': study}
-
-
-def _merge(config: ConfigDict, values: dict):
-  for name, value in values.items():
-    if name not in config:
-      raise UserError(
-        f'the saved configuration has a field {name!r} that is not known; it '
-        'is that of another program or version'
-      )
-    if isinstance(value, dict):
-      _merge(config[name], value)
-    else:
-      value = tuple(value) if isinstance(value, list) else value
-      with config.ignore_type():
-        config[name] = value
 
 
 def eps_name(eps: float) -> str:

@@ -25,7 +25,7 @@ NORMS = ('linf', 'l2', 'l1')
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
 
 
-def validate_attack(attack: ConfigDict):
+def validate_attack(attack: ConfigDict) -> None:
   """Refuses a `config.attack` that makes no sense.
 
   Raises:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from vmoe_robust.errors import UserError
 
@@ -24,7 +24,7 @@ def choose(field: str, value: str, choices: Iterable[str]) -> str:
   return value
 
 
-def several(field: str, values: Iterable, example: str):
+def several(field: str, values: Collection, example: str) -> None:
   """Refuses text, nothing, and anything twice."""
   if isinstance(values, str) or not values:
     raise UserError(
@@ -34,7 +34,7 @@ def several(field: str, values: Iterable, example: str):
     raise UserError(f'{field}={values} has a value twice; leave one out')
 
 
-def numbers(field: str, values: Iterable):
+def numbers(field: str, values: Iterable) -> None:
   """Refuses what is not a number."""
   for value in values:
     if not isinstance(value, int | float):
@@ -51,13 +51,13 @@ def positive(field: str, value: int) -> int:
   return value
 
 
-def at_least(field: str, value: float, least: float):
+def at_least(field: str, value: float, least: float) -> None:
   """Refuses what is less."""
   if not value >= least:
     raise UserError(f'{field}={value} must be {least} or more')
 
 
-def between(field: str, value: float, low: float, high: float):
+def between(field: str, value: float, low: float, high: float) -> None:
   """Refuses what is outside [low, high]."""
   if not low <= value <= high:
     raise UserError(f'{field}={value} must be between {low} and {high}')

@@ -46,7 +46,7 @@ def study_fields() -> dict:
   )
 
 
-def validate_study(study: ConfigDict):
+def validate_study(study: ConfigDict) -> None:
   """Refuses a `config.study` that makes no sense.
 
   Raises:

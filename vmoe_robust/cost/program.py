@@ -9,9 +9,11 @@ are calls of libraries, whose FLOPs are not counted here.)
 import dataclasses
 import math
 import re
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -22,6 +24,15 @@ _KINDS = (
   *('reduce-scatter', 'collective-permute', 'collective-broadcast'),
 )
 _START = re.compile(rf'({"|".join(_KINDS)})(-start)?')
+
+
+@runtime_checkable
+class Compiled(Protocol):
+  """What has a text, as `jax.stages.Compiled` has."""
+
+  def as_text(self) -> str | None:
+    """The program in XLA's notation; None if the compiler does not tell."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +117,22 @@ def read(text: str, mesh: Mesh) -> Costs:
   return Costs(flops, moved, tuple(collectives), tuple(open_loops))
 
 
-def costs(compiled: jax.stages.Compiled, mesh: Mesh) -> Costs:
+def costs(compiled: Compiled, mesh: Mesh) -> Costs:
   """Counts in a compiled program."""
   return read(compiled.as_text(), mesh)
+
+
+def flops(compiled: Compiled, mesh: Mesh) -> float | None:
+  """FLOPs of `costs`, for a line that can do without them.
+
+  None where the program's text is not as this module knows it, which another
+  version of XLA or another device may bring.
+  """
+  try:
+    return costs(compiled, mesh).flops
+  except Exception as error:  # of whatever kind: nothing depends on it
+    logging.debug('the FLOPs of a program are not counted: %r', error)
+    return None
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 
-def together(name: str):
+def together(name: str) -> None:
   """Waits for the other processes."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

@@ -17,7 +17,7 @@ class Barriers:
     """All processes name it alike, and no two rows in a run."""
     self._name, self._place, self._over = f'vmoe_robust/{name}', 0, False
 
-  def wait(self, seconds: float):
+  def wait(self, seconds: float) -> None:
     """Until all are here.
 
     Raises:
@@ -32,7 +32,7 @@ class Barriers:
     if self._over:
       raise RuntimeError(news)
 
-  def fail(self, reason: str, seconds: float):
+  def fail(self, reason: str, seconds: float) -> None:
     """Tells the others why there is no point in going on."""
     if jax.process_count() == 1 or self._over:
       return

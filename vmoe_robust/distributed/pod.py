@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
 import jax
 from jax._src import distributed  # the store has no public name
@@ -73,7 +74,7 @@ _leaving = threading.Lock()  # taken once, by who ends the process
 
 
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
   """Joins the other processes before JAX is used; what ends one, ends all.
 
   An error inside is printed, told to the others, and ends all of them, even
@@ -110,7 +111,7 @@ def together():
 
 
 @contextlib.contextmanager
-def closing_in_time():
+def closing_in_time() -> Iterator[None]:
   """Ends the pod after an error even if closing its files never returns.
 
   A checkpoint that is being written waits for the other processes.

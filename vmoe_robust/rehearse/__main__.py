@@ -7,7 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from vmoe_robust.config import UserError, command_line
-from vmoe_robust.files import write_json
+from vmoe_robust.cost import compilation_cache
+from vmoe_robust.files import local_path, write_json
 from vmoe_robust.rehearse import rehearse, show
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
@@ -25,16 +26,19 @@ _OUT = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
   """Rehearses, shows and writes what was found."""
   config = command_line.load(_CONFIG, argv)
   if not _TOPOLOGY.value:
     raise UserError('--topology is missing; try v5e:4x4 or cpu:8')
+  # Programs for devices that are not there can be written but not loaded.
+  is_here = _TOPOLOGY.value.startswith('cpu:')
+  compilation_cache.use(config.compilation_cache if is_here else '')
   say = lambda text: print(text, flush=True)
   found = rehearse(config, _TOPOLOGY.value, _SLICES.value, _EXAMPLES.value, say)
   changes = [a for a in sys.argv[1:] if a.startswith('--config.')]
   found = {'config': command_line.name(), 'changes': changes} | found
-  out = Path(_OUT.value or _default_out())
+  out = local_path(_OUT.value or _default_out(), '--out')
   out.parent.mkdir(parents=True, exist_ok=True)
   write_json(out, found)
   print(f'\n{show(found)}\n\n{out}')

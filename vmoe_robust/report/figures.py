@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,11 +45,11 @@ class LinePlot:
     """Of the file that has the points."""
     return f'{self.name}.json'
 
-  def write_data(self, path: str | os.PathLike):
+  def write_data(self, path: str | os.PathLike) -> None:
     """Writes the points as JSON."""
     write_json(path, dataclasses.asdict(self))
 
-  def draw(self, path: str | os.PathLike):
+  def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG."""
     panels = list(dict.fromkeys(line.panel for line in self.lines))
     columns = min(len(panels), 2)
@@ -80,7 +81,7 @@ class ExamplePictures:
     """Of the file that has images and classes."""
     return f'{self.name}.npz'
 
-  def write_data(self, path: str | os.PathLike):
+  def write_data(self, path: str | os.PathLike) -> None:
     """Writes images and classes as NumPy arrays."""
     with replacing(path) as draft, draft.open('wb') as file:
       np.savez(
@@ -91,16 +92,16 @@ class ExamplePictures:
         after=np.array(self.after, str),
       )
 
-  def draw(self, path: str | os.PathLike):
+  def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG."""
     count = len(self.images)
     figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
     axes = np.asarray(axes).reshape(3, count)
-    largest = max(float(np.abs(self.x_adv - self.images).max()), 1e-6)
+    # A pixel that is not a number is shown as black.
+    images, attacked = np.nan_to_num(self.images), np.nan_to_num(self.x_adv)
+    largest = max(float(np.abs(attacked - images).max()), 1e-6)
     times = min(int(0.5 / largest), _MOST) or 1
-    for column, (image, x_adv) in enumerate(
-      zip(self.images, self.x_adv, strict=True)
-    ):
+    for column, (image, x_adv) in enumerate(zip(images, attacked, strict=True)):
       difference = np.clip(0.5 + times * (x_adv - image), 0, 1)
       names = (self.before[column], self.after[column], '')
       for row, picture in enumerate((image, x_adv, difference)):
@@ -152,7 +153,8 @@ def _figure(width, height, rows=1, columns=1):
 
 
 def _save(figure, path):
-  with replacing(path) as draft:
+  with replacing(path) as draft, warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'Glyph .* missing from')  # a box is shown
     figure.savefig(draft, format='png', dpi=150)
 
 

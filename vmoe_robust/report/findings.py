@@ -21,10 +21,10 @@ class Figure(Protocol):
   title: str
   data_name: str  # of the file that has the data
 
-  def write_data(self, path: str | os.PathLike):
+  def write_data(self, path: str | os.PathLike) -> None:
     """Writes the data."""
 
-  def draw(self, path: str | os.PathLike):
+  def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG."""
 
 

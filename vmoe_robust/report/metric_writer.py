@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import SupportsFloat
@@ -35,7 +34,7 @@ class MetricWriter:
     Raises:
       OSError: the directory cannot be written to.
     """
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    path = files.local_path(workdir, 'workdir') / 'metrics.jsonl'
     with files.replacing(path) as draft:
       draft.write_text(''.join(_kept_lines(path, after_step)))
     self._lines, self._unwritten = path.open('ab', buffering=0), b''
@@ -47,7 +46,7 @@ class MetricWriter:
     self._event(after_step + 1, session_log=start)
     self.flush()
 
-  def write(self, step: int, metrics: Mapping[str, SupportsFloat]):
+  def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Writes one line; a value that is not finite becomes null in it.
 
     What does not fit onto the disk is written when there is room again.
@@ -61,14 +60,14 @@ class MetricWriter:
     if time.monotonic() > self._flushed + _FLUSH_EVERY:
       self.flush()
 
-  def flush(self):
+  def flush(self) -> None:
     """Sees to it that all is on the disk."""
     self._flushed = time.monotonic()
     self._write_lines()
     with self._until_torn():
       self._events.flush()
 
-  def close(self):
+  def close(self) -> None:
     """Flushes and closes the files."""
     self._write_lines()
     self._lines.close()

@@ -45,17 +45,27 @@ class Progress:
     self._stream = sys.stderr if stream is None else stream
     self._live = self._stream.isatty()
     self._marks = collections.deque()
-    self._shown_at = -float('inf')
-    self._is_shown = True
+    self._shown_at, self._shown_done = -float('inf'), None
+    self._is_shown, self._percent = True, 0
 
-  def update(self, done: int, images: int = 0, text: str = ''):
+  def update(
+    self,
+    done: int,
+    images: int = 0,
+    text: str = '',
+    total: int | None = None,
+  ) -> None:
     """Sets the units done, and shows them if it is time to.
+
+    Elsewhere than on a terminal it is, at the earliest, when `done` is another.
 
     Args:
       done: units done in all.
       images: handled since the last update.
       text: ends the line, for example 'loss 0.12'.
+      total: units of work, if they have changed; the percentage never falls.
     """
+    self._total = self._total if total is None else total
     now = time.monotonic()
     self._done, self._text, self._is_shown = done, text, False
     self._images += images
@@ -63,16 +73,19 @@ class Progress:
     while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW:
       self._marks.popleft()
     every = _REDRAW if self._live else _PLAIN_EVERY
-    if now - self._shown_at >= every:
+    if now - self._shown_at >= every and self._has_news():
       self._show(now)
 
-  def close(self):
+  def close(self) -> None:
     """Clears the live line; elsewhere, shows how far it came."""
     if self._live:
       self._stream.write(_CLEAR)
       self._stream.flush()
-    elif not self._is_shown:
+    elif not self._is_shown and self._has_news():
       self._show(time.monotonic())
+
+  def _has_news(self):
+    return self._live or self._done != self._shown_done
 
   def _show(self, now):
     line = self._line()
@@ -81,12 +94,15 @@ class Progress:
     else:
       self._stream.write(line + '\n')
     self._stream.flush()
-    self._shown_at, self._is_shown = now, True
+    self._shown_at, self._shown_done = now, self._done
+    self._is_shown = True
 
   def _line(self):
     parts = [f'{self._what} {self._unit} {self._done}/{self._total}']
     if self._total > 0:
-      parts[0] += f' ({100 * self._done // self._total}%)'
+      percent = min(100 * self._done // self._total, 100)
+      self._percent = max(self._percent, percent)
+      parts[0] += f' ({self._percent}%)'
     (then, done, images), (now, _, _) = self._marks[0], self._marks[-1]
     seconds = now - then
     if seconds > 0 and self._images > images:
@@ -103,32 +119,36 @@ class Stages:
   On the first process of several alone.
   """
 
-  def __init__(self, total: int):
-    """`total` is the number of examples."""
-    self._total, self._name, self._line = total, None, None
+  def __init__(self, examples: int):
+    """`examples` is how many there are, of which some still stand."""
+    self._examples = examples
+    self._name: str | None = None
+    self._line: Progress | None = None
 
-  def update(self, name: str, left: int, done: int, standing: int):
+  def update(self, name: str, done: int, total: int, standing: int) -> None:
     """Shows how far a stage is.
 
     Args:
       name: of the stage.
-      left: runs that are still to come.
-      done: runs that ended since the last update.
+      done: steps (gradients or queries) that all attempts of the stage have
+        made; never less than before.
+      total: steps that they make in all; less than before when images fall,
+        whose attempts need no more.
       standing: examples that stand.
     """
     if jax.process_index():
       return
     if name != self._name:
       self.close()
-      self._name, self._runs = name, left + done
-      self._line = Progress(self._runs, name, 'run')
-    text = f'{standing:,} of {self._total:,} stand'
-    self._line.update(max(self._runs - left, 0), done, text)
+      self._name, self._line = name, Progress(total, name)
+    text = f'{standing:,} of {self._examples:,} stand'
+    self._line.update(min(done, total), text=text, total=total)
 
-  def close(self):
+  def close(self) -> None:
     """Ends the line."""
     if self._line:
       self._line.close()
+      self._name = self._line = None
 
 
 def duration(seconds: float) -> str:

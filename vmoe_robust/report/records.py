@@ -10,7 +10,9 @@ from pyarrow import parquet
 from vmoe_robust import files
 
 
-def write_records(path: str | os.PathLike, columns: Mapping[str, np.ndarray]):
+def write_records(
+  path: str | os.PathLike, columns: Mapping[str, np.ndarray]
+) -> None:
   """Writes columns of equal length: the old file or the new, never a part.
 
   Args:

@@ -3,7 +3,7 @@
 import jax
 
 
-def say(text: str):
+def say(text: str) -> None:
   """Prints, on the first process alone."""
   if jax.process_index() == 0:
     print(text, flush=True)

@@ -55,7 +55,7 @@ class Result:
   warnings: list[str]
   settings: dict[str, object]
 
-  def save(self, path: str | os.PathLike):
+  def save(self, path: str | os.PathLike) -> None:
     """Writes a folder: `results.json`, `records.parquet`, `x_adv.npy`."""
     folder = pathlib.Path(path)
     folder.mkdir(parents=True, exist_ok=True)

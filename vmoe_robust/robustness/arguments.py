@@ -56,7 +56,7 @@ def checked_images(images: object) -> np.ndarray:
   return images
 
 
-def classes(labels: np.ndarray, count: int):
+def classes(labels: np.ndarray, count: int) -> None:
   """Refuses labels that are no class of the model.
 
   Raises:
@@ -125,7 +125,7 @@ def ball(norm: object, eps: object) -> tuple[str, float]:
   return name, eps
 
 
-def whole(least: int, **values: object):
+def whole(least: int, **values: object) -> None:
   """Refuses what is no whole number, or is less than `least`.
 
   Raises:

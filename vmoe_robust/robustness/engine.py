@@ -35,7 +35,7 @@ def attack(
   on_turn: OnTurn = lambda *_: None,
   is_due: Callable[[], bool] = lambda: False,
   save: Callable[[], None] = lambda: None,
-):
+) -> None:
   """Attacks what stands at one radius, stage after stage.
 
   Args:

@@ -35,7 +35,7 @@ class Keeper(Protocol):
     kept: Bool[np.ndarray, 'batch'],
     index: Int[np.ndarray, 'batch'],
     rows: BatchRows,
-  ):
+  ) -> None:
     """Keeps images of a batch; one of the same number is replaced.
 
     Args:
@@ -46,7 +46,7 @@ class Keeper(Protocol):
     """
     ...
 
-  def flush(self):
+  def flush(self) -> None:
     """Waits until all that was kept is on the disk."""
     ...
 
@@ -68,14 +68,14 @@ class InMemory:
     kept: Bool[np.ndarray, 'batch'],
     index: Int[np.ndarray, 'batch'],
     rows: BatchRows,
-  ):
+  ) -> None:
     """See `Keeper`."""
     if x_adv.is_fully_addressable:
       rows.take(x_adv, kept, self.x_adv, index)
     else:  # over several processes, each of which has all
       self.x_adv[index[kept]] = fetch(x_adv)[kept]
 
-  def flush(self):
+  def flush(self) -> None:
     """Nothing to do."""
 
   def columns(self) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ class Archive:
     kept: Bool[np.ndarray, 'batch'],
     index: Int[np.ndarray, 'batch'],
     rows: BatchRows,
-  ):
+  ) -> None:
     """See `Keeper`."""
     for process in range(len(self._ends)):
       here = np.flatnonzero(kept & (rows.owner == process))
@@ -142,7 +142,7 @@ class Archive:
       del self._waiting[: self._each]
       self._first += self._each
 
-  def flush(self):
+  def flush(self) -> None:
     """See `Keeper`."""
     if self._waiting:
       self._write(self._waiting)
@@ -184,7 +184,7 @@ def read(
   return out
 
 
-def require_space(folder: str | os.PathLike, needed: int, field: str):
+def require_space(folder: str | os.PathLike, needed: int, field: str) -> None:
   """Refuses to begin what the disk has no room for.
 
   Raises:

@@ -78,7 +78,7 @@ class Rows(Protocol):
     """Their fields, stacked; -1 is padding."""
     ...
 
-  def ahead(self, indices: Iterable[int]):
+  def ahead(self, indices: Iterable[int]) -> None:
     """Says which will be asked for."""
     ...
 
@@ -235,7 +235,7 @@ class Some:
     """See `Rows`."""
     return self._rows(self.there(indices))
 
-  def ahead(self, indices: Iterable[int]):
+  def ahead(self, indices: Iterable[int]) -> None:
     """See `Rows`."""
     self._rows.ahead(self.there(np.asarray(indices)).tolist())
 

@@ -127,7 +127,7 @@ class Programs:
       self.compile_seconds += time.perf_counter() - begun
     return out
 
-  def judge_untouched(self, work: Work):
+  def judge_untouched(self, work: Work) -> None:
     """Of images that no stage attacks, x_adv is the image itself.
 
     Of groups that is so until a stage has attacked them.
@@ -156,7 +156,7 @@ class Programs:
     batch: dict[str, jax.Array],
     x_adv: jax.Array,
     stays: bool,
-  ):
+  ) -> None:
     """Judges what left its slots, and keeps what counts.
 
     Args:

@@ -63,7 +63,7 @@ class Radius:
     self.broken = np.zeros(len(mask), bool)
     self.value = np.full(len(mask), -np.inf, np.float32)
 
-  def enter(self, stage: int):
+  def enter(self, stage: int) -> None:
     """Begins a stage."""
     self.stage, self.attempt, self.position, self.again = stage, 0, 0, []
 
@@ -71,7 +71,7 @@ class Radius:
     """The share of images that are right, by what the judge found."""
     return float((~self.broken[self.clean.mask]).mean())
 
-  def end_stage(self, name: str, seconds: float):
+  def end_stage(self, name: str, seconds: float) -> None:
     """Notes what a stage left."""
     name = _unique(name, self.robust_after)
     self.robust_after[name] = self.accuracy()

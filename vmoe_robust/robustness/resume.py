@@ -55,7 +55,7 @@ class Unfinished:
     with np.load(io.BytesIO(data)) as file:
       return dict(file)
 
-  def put(self, name: str, arrays: Columns):
+  def put(self, name: str, arrays: Columns) -> None:
     """Keeps a piece, whole or not at all, in a thread.
 
     Args:
@@ -69,7 +69,7 @@ class Unfinished:
       self.wait()
       self._writing = self._writer.submit(_write, self._path(name), arrays)
 
-  def wait(self):
+  def wait(self) -> None:
     """Until what was put is on the disk."""
     if self._writing is not None:
       writing, self._writing = self._writing, None
@@ -93,7 +93,7 @@ class Unfinished:
     return self._folder / f'{name}.npz'
 
 
-def release(folder: str | os.PathLike):
+def release(folder: str | os.PathLike) -> None:
   """Deletes the folder of a run that is done."""
   together('release')
   if jax.process_index() == 0:

@@ -154,7 +154,7 @@ def require_independent(
   ask,
   images: Images,
   logits: Float[np.ndarray, 'batch classes'],
-):
+) -> None:
   """Refuses a function in which an image changes another's logits.
 
   Args:

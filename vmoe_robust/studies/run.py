@@ -9,7 +9,7 @@ from vmoe_robust.evaluate import job
 from vmoe_robust.studies import STUDIES
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike):
+def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Runs the study `config.study.name`, writes and prints what it found.
 
   Raises:

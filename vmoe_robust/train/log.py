@@ -44,7 +44,7 @@ class Log:
     self._mark: tuple[float, int] | None = None  # time and step of a reading
     self._seconds, self._steps = 0.0, 0  # between readings
 
-  def add(self, step: int, metrics: dict):
+  def add(self, step: int, metrics: dict) -> None:
     """Takes a step's metrics; now and then reads those of the steps before.
 
     Raises:
@@ -60,17 +60,17 @@ class Log:
       self._read(self._pending[:-1])
       self._pending = self._pending[-1:]
 
-  def drain(self):
+  def drain(self) -> None:
     """Waits for all steps; raises as `add` does."""
     self._read(self._pending)
     self._pending = []
 
-  def write(self, step: int, metrics: dict[str, float]):
+  def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes metrics that are there already."""
     if self._writer:
       self._writer.write(step, metrics)
 
-  def pause(self):
+  def pause(self) -> None:
     """What happens until the next reading is not training's time."""
     self._mark = None
 

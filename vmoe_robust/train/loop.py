@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -27,7 +28,7 @@ from vmoe_robust.evaluate.attack import Attacker, attack
 from vmoe_robust.evaluate.attack_results import render
 from vmoe_robust.evaluate.classifier import Classifier
 from vmoe_robust.evaluate.job import PROGRESS, Job, finished
-from vmoe_robust.files import locked, require_writable
+from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.closing import closing
 from vmoe_robust.report.metric_writer import MetricWriter
@@ -38,11 +39,12 @@ from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
+from vmoe_robust.train.profile import Profile
 from vmoe_robust.train.start import check_same_run, resolve
 from vmoe_robust.train.stopping import Stopped, Stopping
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike):
+def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Trains `config.model`, then attacks it; resumes what it finds started.
 
   Raises:
@@ -53,18 +55,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   source = open_source(config.data, config.data.split)
   held_out = open_source(config.data, config.data.eval_split)
   config = resolve(config, source, held_out)
-  if _is_finished(config, workdir):  # which a read-only disk may show
+  workdir = local_path(workdir, '--workdir')
+  if _is_finished(config, workdir):  # its disk may be read-only
     return
   require_writable(workdir)
   with locked(workdir):
-    if not _is_finished(config, workdir):
+    if not _is_finished(config, workdir):  # by a run that ended just now
       _run(config, workdir, source, held_out)
 
 
-def _is_finished(config, workdir) -> bool:
+def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Whether there is nothing left to do; if so, shows the results."""
   check_same_run(config, workdir)
-  attacked, steps = _attacked(config), config.train.steps
-  return finished(attacked, workdir, render, steps)
+  steps = config.train.steps
+  return finished(_attacked(config), workdir, render, steps)
 
 
 def _run(config, workdir, source, held_out):
@@ -140,7 +144,7 @@ class Trainer:
       'flops_per_image': flops.forward(config.model, size, shape[-1]),
     }
 
-  def train(self, stopping: Stopping):
+  def train(self, stopping: Stopping) -> None:
     """Trains to the last step, or until it is asked to stop; then saves."""
     total = self.config.train.steps
     with contextlib.ExitStack() as stack:
@@ -152,9 +156,14 @@ class Trainer:
       log = self._open_log(stack)
       batch = next(self.batches)
       step = self._compile(batch)
+      folder = pathlib.Path(self.workdir) / 'profile'
+      profile = Profile(folder, self.config.train.profile_steps)
+      stack.callback(profile.close)
       while True:
+        profile.before(self.step + 1)
         self.state, metrics = step(self.state, batch)
         self.step += 1
+        profile.after(self.step, metrics)
         log.add(self.step, metrics)
         last, stop = self.step == total, stopping()
         measured = {}
@@ -257,14 +266,13 @@ class Trainer:
     start = time.perf_counter()
     compiled = self._step.lower(self.state, batch).compile()
     seconds = time.perf_counter() - start
-    counted = program.costs(compiled, self.mesh).flops
+    counted = program.flops(compiled, self.mesh)
     wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
     self.speed['compile_seconds'] = seconds
-    say(
-      f'compiled in {seconds:.1f} s; a step is '
-      f'{wanted / 1e9:,.2f} GFLOP by formula, '
-      f'{counted * self.mesh.size / 1e9:,.2f} as compiled'
-    )
+    text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
+    if counted is not None:
+      text += f', {counted * self.mesh.size / 1e9:,.2f} as compiled'
+    say(f'compiled in {seconds:.1f} s; {text}')
     return compiled
 
   def _restore(self, saved: int, places) -> dict:

@@ -2,9 +2,9 @@
 
 import os
 
-from etils import epath
 from ml_collections import ConfigDict
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint import read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
@@ -34,10 +34,10 @@ def resolve(config: ConfigDict, source: Source, held_out: Source) -> ConfigDict:
   return config
 
 
-def check_same_run(config: ConfigDict, workdir: str | os.PathLike):
+def check_same_run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Refuses a work directory that has checkpoints of another run."""
   saved = read_config(workdir)
-  if saved is None or not steps(epath.Path(workdir) / 'checkpoints'):
+  if saved is None or not steps(files.path(workdir) / 'checkpoints'):
     return
   changed = differences(config, saved, _FREE)
   if changed:

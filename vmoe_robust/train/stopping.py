@@ -41,7 +41,7 @@ class Stopping:
       self._asked = multihost_utils.reached_preemption_sync_point(self._turn)
     return self._asked
 
-  def check(self):
+  def check(self) -> None:
     """Raises `Stopped` if it is time to stop."""
     if self():
       raise Stopped
@@ -52,7 +52,7 @@ class Stopping:
       self.check()
       yield item
 
-  def at_once(self, message: str):
+  def at_once(self, message: str) -> None:
     """From now on a signal ends the program with a message, in good order.
 
     For work that has nothing to save and starts again from its beginning.
