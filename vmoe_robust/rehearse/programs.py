@@ -15,6 +15,7 @@ from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.models import Model, build
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
+from vmoe_robust.train import step as step_lib
 
 TRAIN, JUDGE = 'train', 'judge'
 
