@@ -106,7 +106,7 @@ def attack_step(mesh: Mesh, experts: str) -> tuple[Collective, ...]:
   """Of one step of PGD; what comes before and after the loop is left out."""
   config = experiment()
   config.attack.experts = experts
-  compiled = Programs(config, mesh).compile('attack')
+  compiled = Programs(config, mesh).compile('pgd')
   found = costs(compiled, mesh).collectives
   return tuple(
     dataclasses.replace(c, count=c.count // STEPS)

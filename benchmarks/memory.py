@@ -68,8 +68,8 @@ def measure(
   """Bytes on a device, by part, of the training step and of the attack."""
   shape = config_lib.mesh_shape(config, len(devices))
   programs, out = Programs(config, mesh_lib.create(shape, devices)), {}
-  for use in ('train', 'attack'):
-    memory = program.memory(programs.compile(use))
+  for use, name in (('train', 'train'), ('attack', 'pgd')):
+    memory = program.memory(programs.compile(name))
     out[use] = programs.held(use) | {
       'outputs': memory.outputs,
       'temporaries': memory.temporaries,

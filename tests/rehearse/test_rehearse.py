@@ -12,9 +12,17 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.attacks import ensemble
 from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
-from vmoe_robust.rehearse import advice, estimate, rehearse, show, topology
+from vmoe_robust.rehearse import (
+  advice,
+  estimate,
+  rehearsal,
+  rehearse,
+  show,
+  topology,
+)
 from vmoe_robust.rehearse.programs import Programs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,7 +64,7 @@ def test_digits_on_eight_cpus(tmp_path):
     '--config.model.layers=2',
     '--config.attack.steps=5',
   ]
-  train, attack = found['programs']['train'], found['programs']['attack']
+  train, attack = found['programs']['train'], found['programs']['pgd']
   for part, ratio in (train, 1.3), (attack, 1.3):
     assert part['fits'] is None and part['limit'] is None
     formula = part['flops_per_image_by_formula']
@@ -82,6 +90,23 @@ def test_weights_are_never_made(config):
   assert programs.batch('train')['image'].shape == (32, 8, 8, 1)
 
 
+def passes(programs, name):
+  """By formula."""
+  stage, classes = programs.stages()[name], programs.config.model.num_classes
+  return estimate.forward_passes(stage, classes, programs.judged)
+
+
+def together(programs, name):
+  """Costs of a run of a stage and of its judgement."""
+  return sum(
+    (
+      program.costs(programs.compile(one), programs.mesh)
+      for one in (name, 'judge')
+    ),
+    program.Costs(0, 0, (), ()),
+  )
+
+
 @pytest.mark.parametrize(
   'attack',
   [
@@ -89,6 +114,8 @@ def test_weights_are_never_made(config):
     dict(random_start=False),
     dict(target='runner_up'),
     dict(name='paper'),
+    dict(name='autoattack', norm='l2', queries=7),
+    dict(name='fab+mim', steps=2),
   ],
   ids=str,
 )
@@ -97,14 +124,23 @@ def test_forward_passes_are_those_of_the_program(config, attack):
   config.model.update(dict(num_classes=10, channels=1))
   mesh = mesh_lib.create((8, 1, 1))
   programs = Programs(config, mesh)
-  one = flops.forward(config.model, config.data.image_size, 1)
-  for use in ('train', 'attack') if attack == dict(restarts=2) else ('attack',):
-    costs = program.costs(programs.compile(use), mesh)
-    batch = config_lib.batch_size(config, use)
-    passes = estimate.forward_passes(config, use)
-    wanted = passes * one * batch / mesh.size
-    assert costs.flops == pytest.approx(wanted, rel=0.1)
+  one = flops.forward(config.model, config.data.image_size, 1) / mesh.size
+  for name in programs.stages():
+    costs = together(programs, name)
+    batch = config_lib.batch_size(config, 'attack')
+    wanted = passes(programs, name) * one * batch
+    assert costs.flops == pytest.approx(wanted, rel=0.1), name
     assert costs.open_loops == ()
+
+
+def test_forward_passes_of_training(config):
+  config.model.update(dict(num_classes=10, channels=1))
+  mesh = mesh_lib.create((8, 1, 1))
+  costs = program.costs(Programs(config, mesh).compile('train'), mesh)
+  one = flops.forward(config.model, config.data.image_size, 1) / mesh.size
+  wanted = estimate.TRAINING_PASSES * one * config.train.batch_size
+  assert costs.flops == pytest.approx(wanted, rel=0.1)
+  assert costs.open_loops == ()
 
 
 def test_roofline_and_schedule(config):
@@ -119,8 +155,52 @@ def test_roofline_and_schedule(config):
   assert roof.memory == pytest.approx(0.02) and roof.bound == 'links'
   assert roof.links == roof.seconds == pytest.approx(3 * 14e6 / 1e9)
   assert roof.network == pytest.approx(3 * 8e6 / 1e9)
-  assert estimate.calls(config, 'train', 100) == config.train.steps
-  assert estimate.calls(config, 'attack', 100) == 7 * 2
+  # 7 batches of 16 at two radii, nine targets each.
+  stage = ensemble('apgd_t', 'linf', 10).stages[0]
+  assert estimate.calls(config, stage, 100) == 7 * 2 * 9
+  stage = dataclasses.replace(stage, targets=0, restarts=3)
+  assert estimate.calls(config, stage, 100) == 7 * 2 * 3
+
+
+def test_autoattack_is_rehearsed_stage_by_stage(config):
+  config.attack.update(name='apgd_ce+square+apgd_ce', queries=4, steps=2)
+  config.attack.experts = 'capacity'
+  config.model.update(dict(experts=8, moe_every=1))
+  config.model.router.group_images = 2
+  said = []
+  found = rehearse(config, 'cpu:8', examples=100, say=said.append)
+  assert len(said) == 2 and 'apgd_ce, square, apgd_ce#2' in said[1]
+  train, *stages = found['programs']
+  assert train == 'train' and stages == ['apgd_ce', 'square', 'apgd_ce#2']
+  first, square, again = (found['programs'][name] for name in stages)
+  assert (first['steps'], square['steps']) == (3, 5)
+  assert {one['calls'] for one in (first, square, again)} == {7 * 2}
+  # What is alike is compiled once.
+  assert again['flops_per_image'] == first['flops_per_image']
+  assert again['compile_seconds'] < first['compile_seconds'] / 2
+  most = max(one['bytes']['total'] for one in (first, square, again))
+  assert found['attack'] == {'total': most, 'fits': None}
+  for one in first, square:
+    assert one['bytes']['total'] >= one['bytes']['judging'] > 0
+    assert one['open_loops'] == 0  # capacity exchanges tokens once
+  text = show(found)
+  assert 'Attack square, a run of 5 steps, 16 images' in text
+  (row,) = (x.split() for x in text.splitlines() if x.startswith('square'))
+  assert row[1:4] == ['1', '5', '14']
+  assert text.splitlines()[-1].startswith('together')
+
+
+def test_hours_of_stages_are_summed():
+  part = {'bytes': {'total': 3}, 'fits': True, 'hours': 1.0, 'chip_hours': 8.0}
+  other = part | {'bytes': {'total': 5}, 'hours': 3.0, 'chip_hours': 24.0}
+  assert rehearsal._whole([part, other], 7200) == {
+    **dict(total=5, fits=True, hours=4.0, chip_hours=32.0),
+    'images_per_second': 0.5,
+  }
+  del other['hours']  # it is too large
+  assert rehearsal._whole([part, other | {'fits': False}], 7200) == {
+    **dict(total=5, fits=False)
+  }
 
 
 def test_advice_on_activations(config):
@@ -201,7 +281,10 @@ def test_without_libtpu_the_way_out_is_named(monkeypatch):
   [
     ({'train.batch_size': 31}, 'config.train.batch_size=31 is not divisible'),
     ({'mode': 'attack'}, 'needs a checkpoint'),
-    ({'attack.name': 'autoattack'}, 'is many programs'),
+    (
+      {'attack.name': 'autoattack', 'train.loss': 'sigmoid'},
+      'needs one label an image',
+    ),
     ({'data.name': 'secret'}, 'set --config.model.num_classes'),
     (
       {'data.name': 'secret', 'model.num_classes': 2, 'model.channels': 1},
@@ -266,5 +349,5 @@ def test_a_batch_that_no_chip_holds(config):
   assert train['fits'] is False and 'seconds' not in train
   assert train['bytes']['total'] > train['limit'] > 15 * GIB
   assert train['advice'][0].startswith('--config.train.accumulate=')
-  assert found['programs']['attack']['fits']
+  assert found['programs']['pgd']['fits']
   assert 'Does not fit: ' in show(found)

@@ -99,6 +99,15 @@ class Costs:
   collectives: tuple[Collective, ...]
   open_loops: tuple[str, ...]  # loops counted as one turn: data decide
 
+  def __add__(self, other: 'Costs') -> 'Costs':
+    """Of one program after the other."""
+    return Costs(
+      self.flops + other.flops,
+      self.bytes + other.bytes,
+      self.collectives + other.collectives,
+      self.open_loops + other.open_loops,
+    )
+
 
 def read(text: str, mesh: Mesh) -> Costs:
   """Counts in the text of a program compiled for the devices of a mesh."""

@@ -5,9 +5,15 @@ import math
 
 from ml_collections import ConfigDict
 
+from vmoe_robust.attacks import Stage
+from vmoe_robust.attacks.fab import Fab
+from vmoe_robust.attacks.square import Square
 from vmoe_robust.config import batch_size
 from vmoe_robust.cost.hardware import Chip
 from vmoe_robust.cost.program import Costs
+
+# A step of training: the loss, and its gradient by the weights and activations.
+TRAINING_PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +49,36 @@ def roofline(costs: Costs, chip: Chip) -> Roofline:
   )
 
 
-def forward_passes(config: ConfigDict, use: str) -> int:
-  """What one call computes, in forward passes of its batch.
+def forward_passes(stage: Stage, classes: int, judged: int) -> int:
+  """What a run of a stage and its judgement compute, in passes of the batch.
 
-  A gradient costs two more passes if it is by the weights, and one if it is by
-  the image.
+  A gradient by the image costs one more pass than the loss.
+
+  Args:
+    stage: of an attack.
+    classes: of the model.
+    judged: passes of the judge.
   """
-  attack = config.attack
-  if use == 'train':
-    return 3
-  # A run ends with a look at its last x; `paper` takes it as it comes.
-  looks = 0 if attack.name == 'paper' else attack.restarts
-  # The clean image and what was found are judged once each.
-  return 2 * attack.steps * attack.restarts + looks + 2
+  attack = stage.attack
+  if isinstance(attack, Square):
+    each = 1
+  elif isinstance(attack, Fab):  # a gradient a rival, then a look
+    each = 2 + (1 if stage.targets else classes)
+  else:
+    each = 2
+  if stage.stays:  # the clean image is looked at first, the last x at the end
+    return 1 + each * (attack.steps - 1) + 1 + judged
+  # Claims are judged as they are made, here once.
+  return each * attack.steps + 1 + judged
 
 
-def calls(config: ConfigDict, use: str, examples: int) -> int:
-  """How often the configuration's schedule runs the program."""
-  if use == 'train':
-    return config.train.steps
+def calls(config: ConfigDict, stage: Stage, examples: int) -> int:
+  """Runs of a stage on batches, at all radii, if every image stands to the end.
+
+  Args:
+    config: the configuration.
+    stage: of its attack.
+    examples: that are attacked.
+  """
   batches = math.ceil(examples / batch_size(config, 'attack'))
-  return batches * len(config.attack.eps)
+  return batches * len(config.attack.eps) * stage.attempts

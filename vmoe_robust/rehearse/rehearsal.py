@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import (
-  WHOLE_ATTACKS,
   UserError,
   batch_size,
   mesh_shape,
@@ -21,9 +20,8 @@ from vmoe_robust.config import (
 from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import advice, datasets, estimate, topology
-from vmoe_robust.rehearse.programs import Programs
+from vmoe_robust.rehearse.programs import JUDGE, TRAIN, Programs
 
-_NAMES = {'train': 'training step', 'attack': 'attack'}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # What libtpu says of a program that is too large.
 _TOO_LARGE = re.compile(
@@ -68,11 +66,17 @@ def rehearse(
     'versions': _versions(),
     'programs': {},
   }
-  for use in ('train', 'attack'):
-    say(
-      f'compiling the {_NAMES[use]} for {len(devices)} x {out["device_kind"]}'
-    )
-    out['programs'][use] = _one(programs, use, examples)
+  kind = f'{len(devices)} x {out["device_kind"]}'
+  say(f'compiling the training step for {kind}')
+  out['programs'][TRAIN] = _train(programs)
+  stages = programs.stages()
+  say(f'compiling the attack ({", ".join(stages)}) for {kind}')
+  judge = _compile(programs, JUDGE)
+  found = {name: _stage(programs, name, judge, examples) for name in stages}
+  out['programs'] |= found
+  out['attack'] = _whole(
+    list(found.values()), examples * len(config.attack.eps)
+  )
   return out
 
 
@@ -82,12 +86,6 @@ def _mesh(config: ConfigDict, devices: list[jax.Device], slices: int) -> Mesh:
       f'config.mode={config.mode!r} needs a checkpoint; rehearse the '
       'configuration that trains it, which is attacked as its config.attack '
       'says'
-    )
-  if config.attack.name not in WHOLE_ATTACKS:
-    raise UserError(
-      f'config.attack.name={config.attack.name!r} is many programs, which run '
-      'as long as images stand; rehearse --config.attack.name=pgd, whose steps '
-      'cost the same'
     )
   validate(config, len(devices))
   shape = mesh_shape(config, len(devices))
@@ -100,64 +98,137 @@ def _mesh(config: ConfigDict, devices: list[jax.Device], slices: int) -> Mesh:
   return mesh_lib.create(shape, devices)
 
 
-def _one(programs: Programs, use: str, examples: int) -> dict:
-  config, mesh = programs.config, programs.mesh
-  chip = hardware.chip(mesh.devices.flat[0].device_kind)
-  start = time.perf_counter()
-  compiled, sizes = _compile(programs, use)
-  model, size = config.model, config.data.image_size
-  formula = flops.forward(model, size, model.channels)
-  formula *= estimate.forward_passes(config, use)
-  out = {
-    'batch': batch_size(config, use),
-    'compile_seconds': time.perf_counter() - start,
-    'flops_per_image_by_formula': formula,
-  }
-  parts = programs.held(use)
-  out['bytes'] = parts | sizes
-  # The compiler names either all or, of a program that cannot be, the most.
-  out['bytes'].setdefault('total', sum(out['bytes'].values()))
-  if compiled:
-    costs = program.costs(compiled, mesh)
-    out |= _costs(costs, mesh.size, out['batch'])
-  out['limit'] = chip and chip.hbm
-  out['fits'] = None
-  if chip and chip.hbm:
-    out['fits'] = compiled is not None and out['bytes']['total'] <= chip.hbm
-    if not out['fits']:
-      state = _state(parts, use)
-      rest = out['bytes']['total'] - state
-      out['advice'] = advice.advise(
-        config, mesh.size, use, state, rest, int(chip.hbm)
-      )
-    elif chip.links:
-      out |= _speed(config, use, costs, chip, mesh.size, examples)
-  return out
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+  """What the compiler says of a program."""
+
+  seconds: float  # that it took
+  sizes: dict[str, int]  # bytes on a device
+  costs: program.Costs | None  # None: the program is too large
 
 
-def _compile(programs: Programs, use: str):
-  """The program and its bytes; None and what is known if it is too large."""
+def _compile(programs: Programs, name: str) -> _Compiled:
+  begun = time.perf_counter()
   try:
-    compiled = programs.compile(use)
+    compiled = programs.compile(name)
   except jax.errors.JaxRuntimeError as error:
     found = _TOO_LARGE.search(str(error))
     if not found:
       raise
+    # The compiler names either all or, of a program that cannot be, the most.
     size = int(float(found['size']) * _UNITS[found['unit']])
-    return None, {'total' if found['all'] else 'temporaries': size}
-  memory = program.memory(compiled)
-  return compiled, {
-    'outputs': memory.outputs,
-    'temporaries': memory.temporaries,
-    'code': memory.code,
-    'total': memory.peak,
+    sizes, costs = {'total' if found['all'] else 'temporaries': size}, None
+  else:
+    memory = program.memory(compiled)
+    sizes = {
+      'outputs': memory.outputs,
+      'temporaries': memory.temporaries,
+      'code': memory.code,
+      'total': memory.peak,
+    }
+    costs = program.costs(compiled, programs.mesh)
+  return _Compiled(time.perf_counter() - begun, sizes, costs)
+
+
+def _train(programs: Programs) -> dict:
+  config, parts = programs.config, programs.held('train')
+  found = _compile(programs, TRAIN)
+  sizes = parts | found.sizes
+  sizes.setdefault('total', sum(sizes.values()))
+  # What stays whatever the batch; the gradient is one of the weights.
+  state = sum(parts.values()) - parts['batch'] + parts['weights']
+  out = _part(programs, 'train', found, sizes, state, estimate.TRAINING_PASSES)
+  return out | _hours(out, config.train.steps, programs.mesh.size)
+
+
+def _stage(
+  programs: Programs, name: str, judge: _Compiled, examples: int
+) -> dict:
+  """A run of a stage on a batch, which is judged."""
+  config, parts = programs.config, programs.held('attack')
+  stage, found = programs.stages()[name], _compile(programs, name)
+  if found.costs and judge.costs:
+    costs = found.costs + judge.costs
+    found = dataclasses.replace(found, costs=costs)
+  else:
+    found = dataclasses.replace(found, costs=None)
+  sizes = parts | found.sizes
+  waiting = sizes.get('outputs', 0)  # what is in the slots, meanwhile
+  sizes['judging'] = sum((parts | judge.sizes).values()) + waiting
+  if 'total' in judge.sizes:
+    sizes['judging'] = judge.sizes['total'] + waiting
+  own = sizes.pop('total', None)
+  own = own + parts['outbox'] if own else sum(sizes.values())
+  sizes['total'] = max(own, sizes['judging'])
+  classes = config.model.num_classes
+  passes = estimate.forward_passes(stage, classes, programs.judged)
+  out = _part(programs, 'attack', found, sizes, parts['weights'], passes)
+  out |= dict(attempts=stage.attempts, steps=stage.attack.steps)
+  calls = estimate.calls(config, stage, examples)
+  if 'images_per_second' in out:
+    each = out['steps'] * out['images_per_second']
+    out['image_steps_per_second'] = each
+  return out | _hours(out, calls, programs.mesh.size)
+
+
+def _whole(stages: list[dict], images: int) -> dict:
+  """All stages together, if every image stands to the end."""
+  out = {
+    'total': max(one['bytes']['total'] for one in stages),
+    'fits': None
+    if stages[0]['fits'] is None
+    else all(one['fits'] for one in stages),
   }
+  if all('hours' in one for one in stages):
+    for name in ('hours', 'chip_hours'):
+      out[name] = sum(one[name] for one in stages)
+    out['images_per_second'] = images / (3600 * out['hours'])
+  return out
 
 
-def _state(parts: dict[str, int], use: str) -> int:
-  """Bytes that stay whatever the batch; the gradient is one of the weights."""
-  fixed = sum(parts.values()) - parts['batch']
-  return fixed + (parts['weights'] if use == 'train' else 0)
+def _part(
+  programs: Programs,
+  use: str,
+  found: _Compiled,
+  sizes: dict[str, int],
+  state: int,
+  passes: int,
+) -> dict:
+  """What is known of a program.
+
+  Args:
+    programs: to which it belongs.
+    use: 'train' or 'attack'.
+    found: by compiling it.
+    sizes: bytes by their part, and 'total'.
+    state: bytes that stay whatever the batch.
+    passes: that it computes, by formula.
+  """
+  config, mesh = programs.config, programs.mesh
+  chip = hardware.chip(mesh.devices.flat[0].device_kind)
+  model, size = config.model, config.data.image_size
+  formula = passes * flops.forward(model, size, model.channels)
+  limit = chip and chip.hbm
+  out = {
+    'batch': batch_size(config, use),
+    'compile_seconds': found.seconds,
+    'flops_per_image_by_formula': formula,
+    'bytes': sizes,
+    'limit': limit,
+    'fits': None,
+  }
+  if found.costs:
+    out |= _costs(found.costs, mesh.size, out['batch'])
+  if limit:
+    out['fits'] = found.costs is not None and sizes['total'] <= limit
+    if not out['fits']:
+      rest = sizes['total'] - state
+      out['advice'] = advice.advise(
+        config, mesh.size, use, state, rest, int(limit)
+      )
+    elif chip.links:
+      out |= _speed(found.costs, chip, mesh.size, out['batch'], formula)
+  return out
 
 
 def _costs(costs: program.Costs, chips: int, batch: int) -> dict:
@@ -179,27 +250,21 @@ def _costs(costs: program.Costs, chips: int, batch: int) -> dict:
   }
 
 
-def _speed(config, use, costs, chip, chips, examples) -> dict:
+def _speed(costs, chip, chips, batch, formula) -> dict:
   roof = estimate.roofline(costs, chip)
-  batch = batch_size(config, use)
-  calls = estimate.calls(config, use, examples)
-  model, size = config.model, config.data.image_size
-  active = flops.forward(model, size, model.channels) * batch
-  active *= estimate.forward_passes(config, use)
-  seconds = roof.seconds
-  out = {
+  return {
     'seconds': dataclasses.asdict(roof),
     'bound': roof.bound,
-    'images_per_second': batch / seconds,
-    'mfu': active / (seconds * chip.peak * chips),
-    'calls': calls,
-    'hours': calls * seconds / 3600,
-    'chip_hours': calls * seconds * chips / 3600,
+    'images_per_second': batch / roof.seconds,
+    'mfu': formula * batch / (roof.seconds * chip.peak * chips),
   }
-  if use == 'attack':
-    steps = config.attack.steps * config.attack.restarts
-    out['image_steps_per_second'] = steps * batch / seconds
-  return out
+
+
+def _hours(part: dict, calls: int, chips: int) -> dict:
+  if 'seconds' not in part:
+    return {'calls': calls}
+  hours = calls * max(part['seconds'].values()) / 3600
+  return {'calls': calls, 'hours': hours, 'chip_hours': hours * chips}
 
 
 def _versions() -> dict[str, str]:

@@ -2,11 +2,6 @@
 
 from vmoe_robust.report.table import table
 
-_TITLES = {
-  'train': 'Training step',
-  'attack': 'Attack of a batch at one radius',
-}
-
 
 def show(found: dict) -> str:
   """The result of `rehearse` as text."""
@@ -16,10 +11,37 @@ def show(found: dict) -> str:
     f'{found["parameters"] / 1e6:,.1f} million parameters on {pod}'
     f'{found["topology"]}: {found["chips"]} x {found["device_kind"]}, {mesh}'
   ]
-  for use, program in found['programs'].items():
-    lines += ['', f'{_TITLES[use]}, {program["batch"]:,} images', '']
+  for name, program in found['programs'].items():
+    title = 'Training step'
+    if 'attempts' in program:
+      title = f'Attack {name}, a run of {program["steps"]:,} steps'
+    lines += ['', f'{title}, {program["batch"]:,} images', '']
     lines += _program(program)
+  if 'attack' in found:
+    lines += ['', *_attack(found)]
   return '\n'.join(lines)
+
+
+def _attack(found: dict) -> list[str]:
+  """All stages together."""
+  rows, whole = [], found['attack']
+  for name, one in found['programs'].items():
+    if 'attempts' in one:
+      hours = f'{one["hours"]:,.2f}' if 'hours' in one else ''
+      rows.append(
+        (name, one['attempts'], one['steps'], one['calls'])
+        + (_mega(one['bytes']['total']), hours)
+      )
+  hours = f'{whole["hours"]:,.2f}' if 'hours' in whole else ''
+  rows.append(('together', '', '', '', _mega(whole['total']), hours))
+  head = ('stage', 'runs', 'steps', 'calls', 'MiB', 'hours')
+  out = [table(head, rows), '']
+  if 'hours' in whole:
+    out.append(
+      f'The attack: {whole["hours"]:,.1f} hours, {whole["chip_hours"]:,.0f} '
+      'chip-hours at least, if every image stands to the end.'
+    )
+  return out
 
 
 def _program(found: dict) -> list[str]:

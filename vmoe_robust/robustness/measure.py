@@ -177,6 +177,13 @@ class Measure:
     """
     return jax.device_get(self._score(params, batch, x_adv, np.float32(eps)))
 
+  def lower(
+    self, params: PyTree, batch: PyTree, x_adv: PyTree
+  ) -> jax.stages.Lowered:
+    """The program of `score`, of shapes alone."""
+    eps = jax.ShapeDtypeStruct((), np.float32)
+    return self._score.lower(params, batch, x_adv, eps)
+
   def _predict(self, params, images, mask):
     target = dataclasses.replace(self._target, params=params)
     key = jax.random.key(self._seed)

@@ -127,6 +127,12 @@ class Programs:
       self.compile_seconds += time.perf_counter() - begun
     return out
 
+  def attempt(self, number: int) -> Callable:
+    """One run of a stage on a batch, jitted; see `slots.Program.attempt`."""
+    mesh = self.target.mesh
+    places = batch_sharding(mesh), replicated(mesh)
+    return jax.jit(self.program(number).attempt, out_shardings=places)
+
   def judge_untouched(self, work: Work) -> None:
     """Of images that no stage attacks, x_adv is the image itself.
 

@@ -132,7 +132,7 @@ class Program:
 
     if stays:
       # Nobody needs the gradient of the last step.
-      count = turn.count - jnp.where(turn.ends, 1, 0)
+      count = turn.count - turn.ends
       slots = jax.lax.fori_loop(0, count, step, slots)
       last = lambda slots: self._look(target, slots, active, key)
       slots = jax.lax.cond(turn.ends, last, lambda slots: slots, slots)
@@ -145,6 +145,31 @@ class Program:
       'broken': state.broken,
       'value': state.value,
     }
+
+  def attempt(
+    self, params: PyTree, batch: dict[str, Array], eps: ArrayLike
+  ) -> tuple[Slots, dict[str, Array]]:
+    """One run on a batch as one program, for those who count or time.
+
+    It is what `advance` does in turns if no image leaves before its end.
+
+    Args:
+      params: the weights.
+      batch: 'image', 'label', 'target', 'index' and 'mask', each as in `Items`;
+        nothing happens where the mask is False.
+      eps: radius, in units of pixels in [0, 1].
+
+    Returns:
+      As of `advance`.
+    """
+    names = ('image', 'label', 'target', 'index')
+    first = jnp.zeros_like(batch['index'])
+    items = Items(**{name: batch[name] for name in names}, attempt=first)
+    stage, mask = self._stage, batch['mask']
+    # Of constants, so that the compiler knows how often loops turn.
+    turn = Turn(eps, stage.attack.steps, True, stage.stays, 0)
+    slots = self.empty(params, items)
+    return self.advance(params, slots, items, mask, mask, turn)
 
   def _enter(self, params, items: Items, eps) -> Slots:
     """The images in their slots, before anything is asked."""
