@@ -9,7 +9,7 @@ from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.data import open_source
 from vmoe_robust.evaluate import attack, corruptions
-from vmoe_robust.evaluate.load import load
+from vmoe_robust.evaluate.classifier import load
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,9 @@ from clu import metrics
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from vmoe_robust.evaluate.victim import as_floats
 from vmoe_robust.models import Model, losses
 from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.robustness.target import as_floats
 
 
 @flax.struct.dataclass
