@@ -79,7 +79,7 @@ def test_fab_keeps_the_nearest_of_all_rivals(norm, dual):
 
 
 def test_fab_holds_one_gradient_at_a_time():
-  classes, x = 500, jnp.ones((4, 16, 16, 3))
+  classes, x = 500, jnp.ones((64, 16, 16, 3))
   weights = jnp.ones((classes, 16, 16, 3))
   loss = lambda x: (jnp.einsum('bhwc,rhwc->br', x, weights), x[:, 0, 0, 0] > 2)
   run = jax.jit(lambda x: fab.nearest_rival(loss, x, 'linf'))
