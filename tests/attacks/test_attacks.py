@@ -14,6 +14,7 @@ BATCH, SHAPE, CLASSES = 8, (4, 4, 3), 5
 SETTINGS = {
   'linf': dict(restarts=2),
   'l2': dict(norm='l2', momentum=0.9),
+  'l1': dict(norm='l1'),
   'plain': dict(random_start=False),
   'paper': dict(name='paper'),
 }

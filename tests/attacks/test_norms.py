@@ -103,7 +103,7 @@ def test_directions_have_length_one_or_zero(norm):
   rng = np.random.default_rng(0)
   gradient = jnp.array(rng.normal(size=(3, 4, 4, 3)), jnp.float32)
   gradient = gradient.at[1].set(0)
-  found = norms.direction(norms.unit_l1(gradient), norm)
+  found = norms.direction(norms.unit(gradient, 'l1'), norm)
   np.testing.assert_allclose(_length(found, norm), [1, 0, 1], rtol=1e-6)
 
 

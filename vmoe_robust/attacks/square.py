@@ -103,8 +103,10 @@ def _square(key, image, best, stage, eps):
 def _window(key, height, width, side):
   """A random place of a square, and where it is."""
   spot = jax.random.uniform(key, (2,), jnp.float32)
-  room = jnp.asarray([height, width]) - side  # the end is excluded
-  top, left = jnp.floor(spot * room).astype(jnp.int32)
+  # The authors' code never reaches the last row and column, which are much of
+  # a small image.
+  places = jnp.asarray([height, width]) - side + 1
+  top, left = jnp.floor(spot * places).astype(jnp.int32)
   rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
   inside = (rows >= top) & (rows < top + side)
   inside &= (columns >= left) & (columns < left + side)
