@@ -38,6 +38,7 @@ from vmoe_robust.report.terminal import say
 _OWN = (
   *('config.mode', 'config.seed', 'config.checkpoint', 'config.num_selected'),
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
+  'config.data.on_unlabelled',
   *MACHINE_FIELDS,
 )
 # How images share the experts' slots, with `config.attack.experts='capacity'`.
@@ -92,7 +93,7 @@ def opened(
         yield None
         return
       source = open_source(config.data, config.data.split)
-      check_fit(config, source)
+      source = check_fit(config, source, weights.class_names)
       yield Opened(restore(weights, config), source, config, workdir)
 
 
@@ -170,7 +171,8 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
   out.data.split = config.data.split or saved.data.eval_split
   out.data.name = config.data.name or saved.data.name
   out.data.dir = config.data.dir or saved.data.dir
-  for name in ('on_corrupt', 'threads', 'workers', 'prefetch'):
+  how = ('on_corrupt', 'on_unlabelled', 'threads', 'workers', 'prefetch')
+  for name in (*how, 'cache_bytes'):
     out.data[name] = config.data[name]
   return out
 

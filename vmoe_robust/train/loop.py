@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike):
   config = resolve(config, source, held_out)
   require_writable(workdir)
   with locked(workdir):
-    check_same_run(config, workdir)
+    check_same_run(config, workdir, source.class_names)
     attacked, steps = _attacked(config), config.train.steps
     if not finished(attacked, workdir, outcome.closing, steps):
       _run(config, workdir, source, held_out)
@@ -113,7 +113,7 @@ class Trainer:
         self._start_from()
       stack.pop_all()  # from here on `train` closes them
     if jax.process_index() == 0:
-      save_config(workdir, config)
+      save_config(workdir, config, source.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
     step = step_lib.make(trained, optimizer, rate, config, mesh)
     self._step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
@@ -272,7 +272,9 @@ class Trainer:
     return extra['data']
 
   def _start_from(self):
-    params = start_from(self.config, self.state.params, self.workdir)
+    params = start_from(
+      self.config, self.state.params, self.workdir, self.source.class_names
+    )
     ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else ()
     self.state = self.state.replace(params=params, ema=ema)
 

@@ -1,11 +1,12 @@
 """What is settled before anything is built: fields, and which run it is."""
 
 import os
+from collections.abc import Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from vmoe_robust.checkpoint import read_config
+from vmoe_robust.checkpoint import read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
 from vmoe_robust.data import Source
@@ -17,6 +18,7 @@ _FREE = (
   *MACHINE_FIELDS,
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
+  'config.data.on_unlabelled',
 )
 
 
@@ -34,8 +36,19 @@ def resolve(config: ConfigDict, source: Source, held_out: Source) -> ConfigDict:
   return config
 
 
-def check_same_run(config: ConfigDict, workdir: str | os.PathLike):
-  """Refuses a work directory that has checkpoints of another run."""
+def check_same_run(
+  config: ConfigDict, workdir: str | os.PathLike, class_names: Sequence[str]
+) -> None:
+  """Refuses a work directory that has checkpoints of another run.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    class_names: of the data, which number the model's logits.
+
+  Raises:
+    UserError: names the fields that differ, or the classes.
+  """
   saved = read_config(workdir)
   if saved is None or not steps(epath.Path(workdir) / 'checkpoints'):
     return
@@ -45,4 +58,12 @@ def check_same_run(config: ConfigDict, workdir: str | os.PathLike):
       f'--workdir={workdir} has a run with other settings, not '
       f'{"; ".join(changed[:5])}; choose another --workdir, or set the fields '
       'back to resume'
+    )
+  before, now = read_class_names(workdir), tuple(class_names)
+  if before and before != now:
+    differ = [name for name in now if name not in before] or list(now)
+    raise UserError(
+      f'--workdir={workdir} has a run on {len(before)} other classes (the data '
+      f'of config.data.name={config.data.name!r} have {differ[:5]} anew or in '
+      'another order); set config.data.dir back, or choose another --workdir'
     )
