@@ -71,10 +71,10 @@ def released(tmp_path_factory):
   return path, arrays
 
 
-def started(config, released, workdir, **options):
+def started(config, released, workdir, names=(), **options):
   config.init_from = str(released[0])
   fresh = weights_of(config, 1, **options)
-  return flat(fresh), flat(start_from(config, fresh, workdir))
+  return flat(fresh), flat(start_from(config, fresh, workdir, names))
 
 
 def report(workdir):

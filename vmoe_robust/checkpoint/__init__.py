@@ -9,6 +9,7 @@ from vmoe_robust.checkpoint.weights import Weights, open_weights
 from vmoe_robust.checkpoint.workdir import (
   fingerprint,
   locate,
+  read_class_names,
   read_config,
   save_config,
 )
@@ -26,6 +27,7 @@ __all__ = [
   'matches',
   'open_weights',
   'plan',
+  'read_class_names',
   'read_config',
   'require_same',
   'save_config',

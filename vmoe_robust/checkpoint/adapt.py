@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,9 @@ from vmoe_robust.checkpoint.weights import Weights
 # Weights of the task and of the way of pooling, not of the encoder: they may
 # differ without being named.
 HEAD = ('head', 'pre_logits', 'cls', 'map_*')
-WAYS = ('loaded', 'renamed', 'resized', 'upcycled', 'fresh')
+# Those that hold a number for each class, on their last axis.
+_CLASSES = ('head/kernel', 'head/bias')
+WAYS = ('loaded', 'renamed', 'reordered', 'resized', 'upcycled', 'fresh')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Plan:
   source: dict[str, str]  # of those that are not fresh, the weight it is from
   left_over: list[str]  # what is there and not used
   unexpected: list[str]  # fresh, or left over, and nobody asked for it
+  # The class there of each class of the model; None: in the same order.
+  order: tuple[int, ...] | None = None
 
 
 def plan(
@@ -34,6 +38,7 @@ def plan(
   wanted: Shapes,
   renamed: Iterable[str] = (),
   excepted: Iterable[str] = (),
+  order: Sequence[int] | None = None,
 ) -> Plan:
   """How the weights that are there make those of a model.
 
@@ -46,6 +51,8 @@ def plan(
     wanted: of the model.
     renamed: names that are others in the file.
     excepted: patterns of what is not to be taken; see `matches`.
+    order: which of the classes there each class of the model is, if they are
+      the same classes in another order.
   """
   how, source, unexpected = {}, {}, []
   renamed, free = set(renamed), (*HEAD, *excepted)
@@ -55,6 +62,8 @@ def plan(
       way = _way(there.get(name), there.get(dense), name, shape)
     if way == 'loaded' and name in renamed:
       way = 'renamed'
+    if way in ('loaded', 'renamed') and order and name in _CLASSES:
+      way = 'reordered'
     how[name] = way
     if way != 'fresh':
       source[name] = dense if way == 'upcycled' else name
@@ -65,7 +74,8 @@ def plan(
   unexpected += [
     name for name in left_over if name not in wanted and not matches(name, free)
   ]
-  return Plan(how, source, left_over, unexpected)
+  order = None if order is None else tuple(order)
+  return Plan(how, source, left_over, unexpected, order)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -107,6 +117,9 @@ def take(
       # SciPy has no bfloat16.
       whole = np.asarray(read(source), np.float32)
       whole = resize_positions(whole, leaf.shape[1])
+      part = lambda index: whole[index]
+    elif plan.how[name] == 'reordered':
+      whole = read(source)[..., list(plan.order)]
       part = lambda index: whole[index]
     elif plan.how[name] == 'upcycled':
       part = _experts(read(source), leaf.shape[0], name, noise, seed)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vmoe_robust.checkpoint.npz import RENAMED
-from vmoe_robust.checkpoint.safe_tensors import CONFIG, NAMES
+from vmoe_robust.checkpoint.safe_tensors import CLASSES, CONFIG, NAMES
 from vmoe_robust.checkpoint.weights import Weights
 from vmoe_robust.config import UserError, to_json
 from vmoe_robust.files import path
@@ -72,8 +72,13 @@ def export(
 def _write_safetensors(weights, names, file: BinaryIO):
   """The format's own library would need all arrays at once."""
   header, end = {}, 0
+  metadata = {}
   if weights.config is not None:
-    header['__metadata__'] = {CONFIG: to_json(weights.config)}
+    metadata[CONFIG] = to_json(weights.config)
+  if weights.class_names:
+    metadata[CLASSES] = json.dumps(weights.class_names)
+  if metadata:
+    header['__metadata__'] = metadata
   # The widest first, so that each array begins where its type may.
   order = sorted(names, key=lambda n: (-weights.shapes[n].dtype.itemsize, n))
   for name in order:

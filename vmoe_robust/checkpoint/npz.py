@@ -29,6 +29,7 @@ class NpzWeights:
   """A released ViT, read array by array."""
 
   config = None
+  class_names: tuple[str, ...] = ()
 
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field

@@ -36,6 +36,7 @@ class OfficialWeights:
   """An official checkpoint; the names are also this project's."""
 
   config = None
+  class_names: tuple[str, ...] = ()
 
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field

@@ -8,7 +8,11 @@ import tensorstore
 from vmoe_robust import files
 from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.trees import flat
-from vmoe_robust.checkpoint.workdir import locate, read_config
+from vmoe_robust.checkpoint.workdir import (
+  locate,
+  read_class_names,
+  read_config,
+)
 from vmoe_robust.config import UserError
 
 
@@ -29,6 +33,7 @@ class RunWeights:
       path = path / 'checkpoints' / str(step)
     self.workdir, self.step = locate(path, field)
     self.config = read_config(self.workdir)
+    self.class_names = read_class_names(self.workdir)
     checkpoints = Checkpoints(self.workdir)
     self._folder = checkpoints.path(self.step) / checkpoints.weights(self.step)
     checkpoints.close()

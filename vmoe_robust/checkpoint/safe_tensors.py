@@ -1,6 +1,7 @@
 """Weights in the safetensors format: a header, and arrays that are mapped."""
 
 import contextlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from vmoe_robust.config import ConfigDict, UserError, from_json
 
 # Under this key the header has the configuration of the run, as JSON.
 CONFIG = 'vmoe_robust.config'
+# Under this key the names of the classes, as JSON.
+CLASSES = 'vmoe_robust.class_names'
 # Names of types in the header.
 NAMES = {
   'BF16': jnp.bfloat16,
@@ -42,7 +45,8 @@ class SafeTensorsWeights:
     with contextlib.ExitStack() as stack, self._explained():
       self._file = stack.enter_context(safetensors.safe_open(where, 'np'))
       self.shapes = {name: self._shape(name) for name in self._file.keys()}
-      self.config = _config(self._file.metadata() or {})
+      metadata = self._file.metadata() or {}
+      self.config, self.class_names = _config(metadata), _classes(metadata)
       self._stack = stack.pop_all()
 
   def read(
@@ -82,3 +86,10 @@ def _config(metadata: dict[str, str]) -> ConfigDict | None:
     return from_json(metadata[CONFIG])
   except (AttributeError, TypeError, ValueError, RecursionError) as error:
     raise ValueError(f'its {CONFIG} is no configuration: {error}') from error
+
+
+def _classes(metadata: dict[str, str]) -> tuple[str, ...]:
+  names = json.loads(metadata.get(CLASSES, '[]'))
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise ValueError(f'its {CLASSES} is no list of names')
+  return tuple(names)

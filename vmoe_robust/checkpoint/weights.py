@@ -31,6 +31,8 @@ class Weights(Protocol):
   renamed: dict[str, str]
   # Of the run that made them; None where the file does not say.
   config: ConfigDict | None
+  # What the logits stand for, in their order; empty where nothing says so.
+  class_names: tuple[str, ...]
 
   def read(
     self, name: str, index: tuple[slice, ...] | None = None

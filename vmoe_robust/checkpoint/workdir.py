@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -11,15 +12,30 @@ from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.writer import CONFIG, steps
 from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
 
+# In the file of the configuration, beside its fields.
+_CLASSES = 'class_names'
 
-def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+
+def save_config(
+  workdir: str | os.PathLike,
+  config: ConfigDict,
+  class_names: Sequence[str] = (),
+) -> None:
   """Writes the resolved configuration, with which evaluation needs no other.
 
   Checkpoints that are saved later have a copy.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    class_names: of its data, in the order of the model's logits.
   """
   directory = files.path(workdir)
   draft = directory / (CONFIG + '.tmp')
-  draft.write_text(integrity.to_json(config.to_dict()) + '\n')
+  values = config.to_dict()
+  if class_names:
+    values[_CLASSES] = list(class_names)
+  draft.write_text(integrity.to_json(values) + '\n')
   draft.replace(directory / CONFIG)
 
 
@@ -31,6 +47,23 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
   Raises:
     UserError: it is damaged, and there is no copy.
   """
+  found = _read(workdir)
+  return found and found[0]
+
+
+def read_class_names(workdir: str | os.PathLike) -> tuple[str, ...]:
+  """The classes that `save_config` wrote, in the order of the model's logits.
+
+  Empty if there are none, as in runs of versions that did not save them.
+
+  Raises:
+    UserError: the configuration is damaged, and there is no copy.
+  """
+  found = _read(workdir)
+  return found[1] if found else ()
+
+
+def _read(workdir) -> tuple[ConfigDict, tuple[str, ...]] | None:
   path = files.path(workdir) / CONFIG
   saved = path.parent / 'checkpoints'
   copies = [saved / str(step) / CONFIG for step in reversed(steps(saved))]
@@ -54,12 +87,13 @@ def config_is_whole(workdir: str | os.PathLike) -> bool:
   return _parse(files.path(workdir) / CONFIG) is not None
 
 
-def _parse(path) -> ConfigDict | None:
+def _parse(path) -> tuple[ConfigDict, tuple[str, ...]] | None:
   try:
     values = integrity.from_json(path.read_bytes())
   except (OSError, ValueError):
     return None
-  return from_json(to_json(ConfigDict(values)))
+  names = tuple(values.pop(_CLASSES, ()))
+  return from_json(to_json(ConfigDict(values))), names
 
 
 def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:

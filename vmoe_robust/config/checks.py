@@ -109,12 +109,14 @@ def _validate_start(config: ConfigDict):
 
 def _validate_data(data: ConfigDict):
   choose('config.data.crop', data.crop, CROPS)
-  choose('config.data.on_corrupt', data.on_corrupt, ('error', 'skip'))
+  for name in ('on_corrupt', 'on_unlabelled'):
+    choose(f'config.data.{name}', data[name], ('error', 'skip'))
   positive('config.data.image_size', data.image_size)
   positive('config.data.threads', data.threads)
   positive('config.data.prefetch', data.prefetch)
   for name in ('pad', 'workers', 'randaugment_layers', 'mixup', 'resize'):
     at_least(f'config.data.{name}', data[name], 0)
+  at_least('config.data.cache_bytes', data.cache_bytes, 0)
   between('config.data.crop_min_area', data.crop_min_area, 0, 1)
   between(
     'config.data.randaugment_magnitude', data.randaugment_magnitude, 0, 30

@@ -18,6 +18,7 @@ MACHINE_FIELDS = (
   'config.data.threads',
   'config.data.workers',
   'config.data.prefetch',
+  'config.data.cache_bytes',
   'config.train.log_every',
   'config.train.profile_steps',
   'config.train.remat',
@@ -82,9 +83,12 @@ def _data() -> dict:
     randaugment_magnitude=10,  # 0 to 30 (arXiv:1909.13719, as in AugReg)
     mixup=0.0,  # Beta(a, a); 0: off
     on_corrupt='error',  # 'error', or 'skip': masked out and counted
+    on_unlabelled='error',  # the same of images whose label is no class
     threads=16,  # that read and decode, a process
     workers=0,  # processes that do so instead; 0: threads only
     prefetch=2,  # batches on the device ahead of the step
+    cache_bytes=4 * 2**30,  # of decoded images that an attack keeps in memory,
+    # a process; 50,000 images of 224 x 224 x 3 bytes are 7.5e9: two processes'
   )
 
 

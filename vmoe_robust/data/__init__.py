@@ -1,7 +1,10 @@
 """One input pipeline for training, evaluation and attack."""
 
+from vmoe_robust.data.classes import match_classes as match_classes
+from vmoe_robust.data.classes import numbers_only as numbers_only
 from vmoe_robust.data.corruptions import Corruption as Corruption
 from vmoe_robust.data.datasets import open_source as open_source
+from vmoe_robust.data.load import describe_skipped as describe_skipped
 from vmoe_robust.data.mixup import mixup as mixup
 from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
 from vmoe_robust.data.pipeline import eval_batches as eval_batches

@@ -9,6 +9,9 @@ from jaxtyping import UInt8
 # them for the cores.
 cv2.setNumThreads(0)
 
+# Images that do not decode are named by whoever asked for them.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 _JPEG_START = b'\xff\xd8'
 
 
@@ -25,7 +28,7 @@ def decode_image(
   and boxes made there stay true.
 
   Args:
-    image: JPEG, PNG, WebP or BMP bytes, or uint8 pixels.
+    image: JPEG, PNG, WebP, BMP or TIFF bytes, or uint8 pixels.
     channels: 3 for RGB or 1 for grey; the image is converted.
 
   Raises:

@@ -10,7 +10,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.data import augment
 from vmoe_robust.data.corruptions import Corruption
 from vmoe_robust.data.decode import CorruptImage, decode_image
-from vmoe_robust.data.source import Source
+from vmoe_robust.data.source import NoClass, Source, check_label
 
 
 class Row(TypedDict):
@@ -34,16 +34,28 @@ class Loader:
   def __call__(self, index: int, rng: np.random.Generator) -> Row:
     """The row of an example; beyond the last one, padding.
 
+    The label of a row without an image is 0, or no label of several.
+
     Raises:
-      UserError: the image is corrupt and config.data.on_corrupt='error'.
+      UserError: the image is corrupt and config.data.on_corrupt='error', or
+        its label is no class and config.data.on_unlabelled='error'.
     """
     if index >= len(self.source):
       return self._row(None, 0, index=-1)
     label = 0
     try:
       example = self._read(index)
+      self._check_label(example['label'])
       label = example['label']
       image = decode_image(example['image'], self.source.channels)
+    except NoClass as error:
+      if self.data.on_unlabelled == 'error':
+        raise UserError(
+          f'{self.source.describe(index)} cannot be used: {error}; use a split '
+          "that has labels, or set config.data.on_unlabelled='skip' to mask "
+          'such images out and count them'
+        ) from error
+      return self._row(None, 0, index)
     except CorruptImage as error:
       if self.data.on_corrupt == 'error':
         raise UserError(
@@ -57,9 +69,17 @@ class Loader:
       image = augment.evaluation_image(image, self.data)
     return self._row(image, label, index)
 
+  def _check_label(self, label):
+    if not self.source.multi_label:
+      check_label(label, self.source.num_classes)
+    elif not self.train:
+      check_some_label(label)
+
   def _read(self, index: int):
     try:
       return self.source[index]
+    except NoClass:
+      raise
     except OSError as error:
       raise UserError(
         f'{self.source.describe(index)} cannot be read: {error}; check the '
@@ -81,6 +101,36 @@ class Loader:
       mask=np.bool_(image is not None),
       index=np.int32(index),
     )
+
+
+def check_some_label(label: np.ndarray) -> None:
+  """Refuses to judge an image that has none of several possible labels.
+
+  Such an image can teach a model, which learns that no class is there. It
+  cannot be judged: whatever class has the highest logit is none of its labels,
+  so it would always count as wrong.
+
+  Raises:
+    NoClass: the label is all 0.
+  """
+  if not np.any(label):
+    raise NoClass('it has no label, so that no prediction of it can be right')
+
+
+def describe_skipped(source: Source, index: int) -> str:
+  """The name of an example that was skipped, and why if its label is why."""
+  name = source.describe(index)
+  try:
+    label = source[index]['label']
+    if source.multi_label:
+      check_some_label(label)
+    else:
+      check_label(label, source.num_classes)
+  except NoClass as error:
+    return f'{name}: {error}'
+  except Exception:  # a record that cannot be read is a corrupt one
+    return name
+  return name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data.corruptions import Corruption
-from vmoe_robust.data.load import Loader, Variants
+from vmoe_robust.data.load import Loader, Variants, describe_skipped
 from vmoe_robust.data.source import Source
 from vmoe_robust.mesh.batch import BatchRows
 
 _CHUNK = 16  # at most so many rows are loaded as one task
+_NAMED = 10  # so many skipped images are logged by name
 
 
 def train_batches(
@@ -119,6 +120,7 @@ class _Batches:
     self._total = len(rows) // len(mine)  # batches there are
     self._taken = 0
     self._corrupt: dict[str, None] = {}
+    self._closed = False
     # One thread, so that batches come in order; it waits for the loading
     # threads and starts the transfers, and its errors surface in __next__.
     self._thread = futures.ThreadPoolExecutor(1, 'vmoe-batches')
@@ -145,12 +147,19 @@ class _Batches:
 
   @property
   def corrupt(self) -> list[str]:
-    """The corrupt images skipped so far by this process, each named once."""
+    """The images skipped so far by this process, each named once.
+
+    They are corrupt, or their label is no class, which their name then says.
+    """
     return list(self._corrupt)
 
   def close(self):
     """Stops the threads and worker processes; the iterator is then empty."""
-    self._ready = []
+    if len(self._corrupt) > _NAMED and not self._closed:
+      logging.warning(
+        'skipped %d corrupt or unlabelled images in all', len(self._corrupt)
+      )
+    self._closed, self._ready = True, []
     self._thread.shutdown(wait=True, cancel_futures=True)
     self._iterator.close()
 
@@ -161,15 +170,18 @@ class _Batches:
       for name in chunks[0]
     }
     skipped = rows['index'][~rows['mask'] & (rows['index'] >= 0)]
-    corrupt = [self._source.describe(int(i)) for i in skipped]
+    corrupt = [describe_skipped(self._source, int(i)) for i in skipped]
     return {name: self._rows.put(x) for name, x in rows.items()}, corrupt
 
   def _note_corrupt(self, name: str):
     if name not in self._corrupt:
       self._corrupt[name] = None
-      logging.warning(
-        'skipped a corrupt image (%d so far): %s', len(self._corrupt), name
-      )
+      if len(self._corrupt) <= _NAMED:
+        logging.warning(
+          'skipped a corrupt or unlabelled image (%d so far): %s',
+          len(self._corrupt),
+          name,
+        )
 
 
 class TrainBatches(_Batches):
@@ -177,7 +189,8 @@ class TrainBatches(_Batches):
 
   A batch has 'image' uint8 [batch, height, width, channels], 'label' int32
   [batch] (float32 [batch, classes] if there are several labels an image) and
-  'mask' bool [batch], False where a corrupt image was skipped.
+  'mask' bool [batch], False where an image was skipped: it is corrupt, or its
+  label is no class.
   """
 
   def __init__(

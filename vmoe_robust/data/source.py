@@ -12,6 +12,28 @@ class Example(TypedDict):
   label: int | np.ndarray  # a class, or float32 [classes] of 0 and 1
 
 
+class NoClass(ValueError):
+  """An example's label is none of the classes of its data set."""
+
+
+def check_label(label: int | np.integer | np.ndarray, num_classes: int) -> None:
+  """Refuses a label that is none of the classes 0 to `num_classes` - 1.
+
+  Args:
+    label: a class, or the classes of an image that has several labels.
+    num_classes: of the data set.
+
+  Raises:
+    NoClass: names the label. Unlabelled splits of TFDS have -1.
+  """
+  for one in np.atleast_1d(label).tolist():
+    if not 0 <= one < num_classes:
+      raise NoClass(
+        f'its label {one} is none of the {num_classes} classes 0 to '
+        f'{num_classes - 1}'
+      )
+
+
 @runtime_checkable
 class Source(Protocol):
   """Random access to the examples of a split; safe to share by threads."""

@@ -16,6 +16,7 @@ from vmoe_robust.evaluate.classifier import recognised, select
 _OWN = (
   *('config.mode', 'config.seed', 'config.checkpoint', 'config.num_selected'),
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
+  'config.data.on_unlabelled',
   *MACHINE_FIELDS,
 )
 # How images share the experts' slots, with `config.attack.experts='capacity'`.
@@ -59,7 +60,8 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
   out.data.split = config.data.split or saved.data.eval_split
   out.data.name = config.data.name or saved.data.name
   out.data.dir = config.data.dir or saved.data.dir
-  for name in ('on_corrupt', 'threads', 'workers', 'prefetch'):
+  how = ('on_corrupt', 'on_unlabelled', 'threads', 'workers', 'prefetch')
+  for name in (*how, 'cache_bytes'):
     out.data[name] = config.data[name]
   return out
 

@@ -1,18 +1,33 @@
 """Whether a model and a data set belong together."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
-from vmoe_robust.data import Source
+from vmoe_robust.data import Source, match_classes
 
 
-def check_fit(config: ConfigDict, source: Source):
+def check_fit(
+  config: ConfigDict, source: Source, class_names: Sequence[str] | None = None
+) -> Source:
   """Refuses data of other classes, channels or labels than the model's.
+
+  Args:
+    config: with the model.
+    source: a split.
+    class_names: what the model's logits stand for; empty if that is not known,
+      and None where the source itself decides it.
+
+  Returns:
+    The source with labels as the model numbers them; see `match_classes`.
 
   Raises:
     UserError: names the field, its value and what would fit.
   """
   data = f'config.data.name={config.data.name!r}'
+  if class_names is not None:
+    source = match_classes(source, class_names, data)
   for name in ('num_classes', 'channels'):
     there = getattr(source, name)
     if config.model[name] != there:
@@ -33,3 +48,4 @@ def check_fit(config: ConfigDict, source: Source):
       f'config.train.loss={config.train.loss!r} does not fit {data}, which has '
       f'{several} an image; use {fit!r}'
     )
+  return source

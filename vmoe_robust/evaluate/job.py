@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import Weights, open_weights
 from vmoe_robust.config import UserError, differences, from_json, validate
-from vmoe_robust.data import Source, open_source
+from vmoe_robust.data import Source, describe_skipped, open_source
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.evaluate.fit import check_fit
@@ -81,7 +81,7 @@ def open_job(
         yield None
         return
       source = open_source(config.data, config.data.split)
-      check_fit(config, source)
+      source = check_fit(config, source, weights.class_names)
       yield Job(restore(weights, config), source, config, workdir)
 
 
@@ -209,7 +209,7 @@ def assemble(job: Job, findings: Findings) -> dict:
       'examples': len(np.unique(columns['index'])),
       'skipped': {
         'count': len(skipped),
-        'names': [job.source.describe(i) for i in skipped],
+        'names': [describe_skipped(job.source, i) for i in skipped],
       },
     },
     **environment(),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from vmoe_robust.checkpoint import (
   take,
 )
 from vmoe_robust.config import UserError
+from vmoe_robust.data import numbers_only
 from vmoe_robust.files import write_json
 from vmoe_robust.report.table import table
 from vmoe_robust.report.terminal import say
@@ -31,18 +33,23 @@ _SHOWN = 3
 
 
 def start_from(
-  config: ConfigDict, params: PyTree, workdir: str | os.PathLike
+  config: ConfigDict,
+  params: PyTree,
+  workdir: str | os.PathLike,
+  class_names: Sequence[str],
 ) -> PyTree:
   """Replaces fresh weights by those of `config.init_from`, and says how.
 
   What fits in another way is adapted (see `checkpoint.plan`). A head of another
-  number of classes or another kind stays fresh. A table is shown, and the full
-  list is left as `init_from.json`.
+  number of classes, of other classes or of another kind stays fresh; if the
+  classes are the same in another order, so are the head's outputs. A table is
+  shown, and the full list is left as `init_from.json`.
 
   Args:
     config: of the run.
     params: fresh weights on their mesh; what is read is placed as they are.
     workdir: for the list.
+    class_names: of the data, in the order of the model's logits.
 
   Raises:
     UserError: there are no such weights; or some of them, or of the model's,
@@ -50,14 +57,57 @@ def start_from(
   """
   with contextlib.closing(open_weights(config.init_from)) as weights:
     there, wanted = shapes_of(weights.shapes), shapes_of(params)
-    excepted = config.init_from_except
-    found = plan(there, wanted, weights.renamed, excepted)
+    order, head, said = _order(weights.class_names, tuple(class_names))
+    excepted = (*config.init_from_except, *head)
+    found = plan(there, wanted, weights.renamed, excepted, order)
     _check(config, found, there, wanted)
     params = take(weights, found, params, config.init_from_noise, config.seed)
     if jax.process_index() == 0:
       write_json(Path(workdir) / REPORT, _listed(weights, found, wanted))
-    say(f'started from {weights.where}\n\n{_shown(found, there, wanted)}\n')
+    shown = _shown(found, there, wanted)
+    if 'head/kernel' in found.source or head:
+      shown += f'\n{said}'
+    say(f'started from {weights.where}\n\n{shown}\n')
   return params
+
+
+def _order(
+  there: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[tuple[int, ...] | None, tuple[str, ...], str]:
+  """What becomes of the head, by the names of the classes.
+
+  Returns:
+    The class there of each class here if their order differs; what is not to
+    be taken; and a sentence about both.
+  """
+  if not there or (
+    len(there) == len(names) and (numbers_only(there) or numbers_only(names))
+  ):
+    return (
+      None,
+      (),
+      (
+        f'The head is kept for its {len(names)} classes, whose names could not '
+        'be compared.'
+      ),
+    )
+  if there == names:
+    return None, (), 'The head is kept: its classes are the same.'
+  if set(there) == set(names) and len(set(names)) == len(names) == len(there):
+    return (
+      tuple(map(there.index, names)),
+      (),
+      ('The head is kept in another order: the classes are the same.'),
+    )
+  new = [name for name in names if name not in set(there)]
+  return (
+    None,
+    ('head',),
+    (
+      f'The head is new: {len(new)} of the {len(names)} classes are not among '
+      f'those of the weights{", such as " + repr(new[0]) if new else ""}.'
+    ),
+  )
 
 
 def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):

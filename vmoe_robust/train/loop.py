@@ -54,19 +54,21 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   validate(config, jax.device_count())
   source = open_source(config.data, config.data.split)
   held_out = open_source(config.data, config.data.eval_split)
-  config = resolve(config, source, held_out)
+  config, held_out = resolve(config, source, held_out)
   workdir = local_path(workdir, '--workdir')
-  if _is_finished(config, workdir):  # its disk may be read-only
+  if _is_finished(config, workdir, source):  # its disk may be read-only
     return
   require_writable(workdir)
   with locked(workdir):
-    if not _is_finished(config, workdir):  # by a run that ended just now
+    if not _is_finished(
+      config, workdir, source
+    ):  # by a run that ended just now
       _run(config, workdir, source, held_out)
 
 
 def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Whether there is nothing left to do; if so, shows the results."""
-  check_same_run(config, workdir)
+  check_same_run(config, workdir, source.class_names)
   steps = config.train.steps
   return finished(_attacked(config), workdir, render, steps)
 
@@ -126,7 +128,7 @@ class Trainer:
         self._start_from()
       stack.pop_all()  # from here on `train` closes them
     if jax.process_index() == 0:
-      save_config(workdir, config)
+      save_config(workdir, config, source.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
     step = step_lib.make(trained, optimizer, rate, config, mesh)
     self._step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
@@ -284,7 +286,9 @@ class Trainer:
     return extra['data']
 
   def _start_from(self):
-    params = start_from(self.config, self.state.params, self.workdir)
+    params = start_from(
+      self.config, self.state.params, self.workdir, self.source.class_names
+    )
     ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else ()
     self.state = self.state.replace(params=params, ema=ema)
 

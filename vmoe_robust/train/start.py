@@ -1,11 +1,12 @@
 """What is settled before anything is built: fields, and which run it is."""
 
 import os
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from vmoe_robust import files
-from vmoe_robust.checkpoint import read_config
+from vmoe_robust.checkpoint import read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
 from vmoe_robust.data import Source
@@ -17,11 +18,22 @@ _FREE = (
   *MACHINE_FIELDS,
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
+  'config.data.on_unlabelled',
 )
 
 
-def resolve(config: ConfigDict, source: Source, held_out: Source) -> ConfigDict:
+def resolve(
+  config: ConfigDict, source: Source, held_out: Source
+) -> tuple[ConfigDict, Source]:
   """Fills in what the data decide.
+
+  Args:
+    config: of the run.
+    source: the examples to train on.
+    held_out: the examples to evaluate on.
+
+  Returns:
+    The configuration, and `held_out` with the classes of `source`.
 
   Raises:
     UserError: the model was told otherwise.
@@ -30,12 +42,22 @@ def resolve(config: ConfigDict, source: Source, held_out: Source) -> ConfigDict:
   for name in ('num_classes', 'channels'):
     config.model[name] = config.model[name] or getattr(source, name)
   check_fit(config, source)
-  check_fit(config, held_out)
-  return config
+  return config, check_fit(config, held_out, source.class_names)
 
 
-def check_same_run(config: ConfigDict, workdir: str | os.PathLike) -> None:
-  """Refuses a work directory that has checkpoints of another run."""
+def check_same_run(
+  config: ConfigDict, workdir: str | os.PathLike, class_names: Sequence[str]
+) -> None:
+  """Refuses a work directory that has checkpoints of another run.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    class_names: of the data, which number the model's logits.
+
+  Raises:
+    UserError: names the fields that differ, or the classes.
+  """
   saved = read_config(workdir)
   if saved is None or not steps(files.path(workdir) / 'checkpoints'):
     return
@@ -45,4 +67,12 @@ def check_same_run(config: ConfigDict, workdir: str | os.PathLike) -> None:
       f'--workdir={workdir} has a run with other settings, not '
       f'{"; ".join(changed[:5])}; choose another --workdir, or set the fields '
       'back to resume'
+    )
+  before, now = read_class_names(workdir), tuple(class_names)
+  if before and before != now:
+    differ = [name for name in now if name not in before] or list(now)
+    raise UserError(
+      f'--workdir={workdir} has a run on {len(before)} other classes (the data '
+      f'of config.data.name={config.data.name!r} have {differ[:5]} anew or in '
+      'another order); set config.data.dir back, or choose another --workdir'
     )

@@ -1,15 +1,24 @@
 """A folder of image files: <data.dir>/<split>/<class>/<image>."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
+from vmoe_robust.data.decode import CorruptImage
 from vmoe_robust.data.source import Example, Source
 
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+_ENDINGS = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp'),
+  *('.tif', '.tiff'),
+)
+_NAMED = 3  # of what is left out, in a warning
 _LAYOUT = '<config.data.dir>/<split>/<class>/<image>.jpg'
 
 
@@ -29,52 +38,140 @@ class _Folder:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> Example:
-    image = pathlib.Path(self.paths[index]).read_bytes()
-    return dict(image=image, label=self.labels[index])
+    path = pathlib.Path(self.paths[index])
+    if path.is_symlink() and not path.exists():
+      raise CorruptImage(f'it is a link to nothing, {os.readlink(path)}')
+    return dict(image=path.read_bytes(), label=self.labels[index])
 
   def describe(self, index: int) -> str:
     return self.paths[index]
 
 
+class _Split(NamedTuple):
+  """What the folder of a split holds."""
+
+  images: dict[str, list[str]]  # paths by class
+  left_out: list[str]  # paths that are no image, and why
+  unreadable: list[str]  # folders of classes with files, none an image
+  empty: list[str]  # folders of classes without any file
+
+
 def open_split(data: ConfigDict, split: str) -> Source:
-  """Opens a split; classes are numbered by name, over all splits together."""
+  """Opens a split; classes are numbered by name, over all splits together.
+
+  Names that are all whole numbers are in the order of the numbers, others in
+  that of their characters. Whatever is not read is named in a warning.
+
+  Raises:
+    UserError: there is no such folder or split, or none of the files of a class
+      is an image.
+  """
   root = pathlib.Path(data.dir).expanduser()
   if not data.dir or not root.is_dir():
     raise UserError(
       f'config.data.dir={data.dir!r} is no directory, and config.data.name='
       f"'folder' reads {_LAYOUT}; give the folder with --config.data.dir=DIR"
     )
-  folders = {
-    part.name: {c.name: c for c in _directories(part)}
-    for part in _directories(root)
+  parts = {
+    entry.name: _look_through(entry.path)
+    for entry in _entries(root)
+    if entry.is_dir() and not entry.name.startswith('.')
   }
-  names = tuple(sorted({name for part in folders.values() for name in part}))
-  files = {
-    part: [
-      (str(path), names.index(name))
-      for name in sorted(classes)
-      for path in sorted(classes[name].iterdir())
-      if path.suffix.lower() in _ENDINGS
-    ]
-    for part, classes in folders.items()
-    if classes
-  }
-  if not files:
+  parts = {name: part for name, part in parts.items() if part.images}
+  if not parts:
     raise UserError(
       f'config.data.dir={data.dir!r} holds no classes of images; '
       f"config.data.name='folder' reads {_LAYOUT}"
     )
+  names = _in_order({name for part in parts.values() for name in part.images})
+  files = {
+    name: [
+      (path, label)
+      for label, c in enumerate(names)
+      for path in part.images.get(c, ())
+    ]
+    for name, part in parts.items()
+  }
   lengths = {part: len(found) for part, found in files.items()}
-  chosen = [
-    file
-    for r in splits.ranges(data, split, lengths)
-    for file in files[r.split][r.start : r.stop]
-  ]
+  found = splits.ranges(data, split, lengths)
+  _tell(root, [parts[name] for name in dict.fromkeys(r.split for r in found)])
+  chosen = [f for r in found for f in files[r.split][r.start : r.stop]]
   paths, labels = zip(*chosen, strict=True)
   return _Folder(paths=paths, labels=labels, class_names=names)
 
 
-def _directories(path: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(
-    p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.')
-  )
+def _look_through(split: str) -> _Split:
+  found = _Split({}, [], [], [])
+  for entry in _entries(split):
+    if entry.name.startswith('.'):
+      found.left_out.append(f'{entry.path} (hidden)')
+    elif not entry.is_dir():
+      found.left_out.append(f'{entry.path} (in no class)')
+    else:
+      paths, others = [], []
+      for inside in _entries(entry.path):
+        why = _why_not(inside)
+        if why:
+          others.append(f'{inside.path} ({why})')
+        else:
+          paths.append(inside.path)
+      found.images[entry.name] = paths
+      found.left_out.extend(others)
+      if not paths:
+        (found.unreadable if others else found.empty).append(entry.path)
+  return found
+
+
+def _why_not(entry: os.DirEntry) -> str:
+  """Why an entry of the folder of a class is not read; empty if it is."""
+  if entry.name.startswith('.'):
+    return 'hidden'
+  if entry.is_dir():
+    return 'a folder inside a class'
+  ending = os.path.splitext(entry.name)[1].lower()
+  if ending not in _ENDINGS:
+    return f'its ending {ending or "is missing"}'
+  return ''
+
+
+def _tell(root: pathlib.Path, parts: list[_Split]):
+  """Warns of what is left out.
+
+  Raises:
+    UserError: nothing of a class can be read.
+  """
+  unreadable = [path for part in parts for path in part.unreadable]
+  if unreadable:
+    raise UserError(
+      f'config.data.dir={str(root)!r}: none of the files in '
+      f'{_some(unreadable)} is an image that can be read, by its ending '
+      f'({", ".join(_ENDINGS)}); convert them, or remove the folder'
+    )
+  left_out = [path for part in parts for path in part.left_out]
+  empty = [path for part in parts for path in part.empty]
+  said = []
+  if left_out:
+    said.append(f'{len(left_out)} entries are left out: {_some(left_out)}')
+  if empty:
+    said.append(f'{len(empty)} classes have no images: {_some(empty)}')
+  if said:
+    logging.warning('config.data.dir=%s: %s', root, '; '.join(said))
+
+
+def _some(paths: list[str]) -> str:
+  rest = len(paths) - _NAMED
+  more = [f'{rest} more'] if rest > 0 else []
+  return ', '.join([*paths[:_NAMED], *more])
+
+
+def _in_order(names: set[str]) -> tuple[str, ...]:
+  """By number if all are whole numbers, else by their characters."""
+  if all(name.isascii() and name.isdecimal() for name in names):
+    return tuple(sorted(names, key=lambda name: (int(name), name)))
+  return tuple(sorted(names))
+
+
+def _entries(path: str | os.PathLike) -> Iterator[os.DirEntry]:
+  """The entries of a folder by name; their kinds cost no look at each."""
+  with os.scandir(path) as entries:
+    yield from sorted(entries, key=lambda entry: entry.name)

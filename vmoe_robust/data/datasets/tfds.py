@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
-from vmoe_robust.data.source import Example, Source
+from vmoe_robust.data.source import Example, Source, check_label
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _INFO = 'dataset_info.json'
@@ -53,8 +53,10 @@ class _Tfds:
     example = self._examples[index]
     image, label = example[self._image], example[self._label]
     if self.multi_label:
+      label = np.asarray(label, np.int64)
+      check_label(label, self.num_classes)  # -1 would be the last class
       hot = np.zeros(self.num_classes, np.float32)
-      hot[np.asarray(label, np.int64)] = 1
+      hot[label] = 1
       return dict(image=image, label=hot)
     return dict(image=image, label=int(label))
 
