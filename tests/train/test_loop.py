@@ -216,7 +216,7 @@ def train_on(devices, shape, config, workdir, until):
   """Trains to a step on some of the devices there are; returns the trainer."""
   source = open_source(config.data, 'train')
   held_out = open_source(config.data, 'test')
-  config = start.resolve(config, source, held_out)
+  config, held_out = start.resolve(config, source, held_out)
   mesh = mesh_lib.create(shape, jax.devices()[:devices])
   trainer = loop.Trainer(config, workdir, mesh, source, held_out)
   trainer.train(StopAt(until - trainer.step))

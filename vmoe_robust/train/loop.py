@@ -60,13 +60,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
     return
   require_writable(workdir)
   with locked(workdir):
-    if not _is_finished(
-      config, workdir, source
-    ):  # by a run that ended just now
+    # Another run may have ended just now.
+    if not _is_finished(config, workdir, source):
       _run(config, workdir, source, held_out)
 
 
-def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+def _is_finished(
+  config: ConfigDict, workdir: pathlib.Path, source: Source
+) -> bool:
   """Whether there is nothing left to do; if so, shows the results."""
   check_same_run(config, workdir, source.class_names)
   steps = config.train.steps
