@@ -1,6 +1,7 @@
 """Set before anything imports jax: eight fake devices and checked shapes."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -13,6 +14,16 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=0',
   )
 )
+# Workers, the processes that tests start and the next run do not compile again
+# what one of them compiled. An entry that another process is writing, or that
+# a killed one left half written, fails its checksum and is compiled again,
+# with a warning that pyproject.toml lets pass.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).parents[1] / '.jax_cache'),
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 from jaxtyping import install_import_hook  # noqa: E402
 
