@@ -39,3 +39,8 @@ def reference():
   from tests.autoattack_reference import Reference
 
   return Reference()
+
+
+def pytest_collection_modifyitems(items):
+  # The longest tests first: else one worker ends with them, alone.
+  items.sort(key=lambda item: item.path.name != 'test_processes.py')
