@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -19,6 +20,16 @@ os.environ['XLA_FLAGS'] = ' '.join(
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # a worker has its parent's
   os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='vmoe_robust-')
   atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], True)
+# Workers, the processes that tests start and the next run do not compile again
+# what one of them compiled. An entry that another process is writing, or that
+# a killed one left half written, fails its checksum and is compiled again,
+# with a warning that pyproject.toml lets pass.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).parents[1] / '.jax_cache'),
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -34,3 +45,8 @@ def reference():
   from tests.autoattack_reference import Reference
 
   return Reference()
+
+
+def pytest_collection_modifyitems(items):
+  # The longest tests first: else one worker ends with them, alone.
+  items.sort(key=lambda item: item.path.name != 'test_processes.py')

@@ -69,31 +69,52 @@ def in_unit_range(images):
   return (jnp.asarray(images) + 1) / 2
 
 
+def slopes(model, wanted):
+  """Logits and both gradients, in one program: compiling takes the time."""
+
+  def run(params, images):
+    def values(params, images):
+      logits, aux = model.apply(params, images, experts='capacity')
+      mean = losses.classification(logits, wanted, 'softmax').mean()
+      records = {
+        name: (record.routing, record.placement)
+        for name, record in aux.records.items()
+      }
+      return (mean, aux.loss), (logits, records)
+
+    found, pull, (logits, records) = jax.vjp(
+      values, params, images, has_aux=True
+    )
+    _, by_image = pull((1.0, 0.0))
+    by_params, _ = pull((1.0, 1.0))
+    return logits, found[1], records, by_image, by_params
+
+  return jax.jit(run)
+
+
 @pytest.mark.parametrize('shape', MESHES, ids=str)
 @pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
-def test_forward(golden, variant, shape):
+def test_forward_and_gradients(golden, variant, shape):
   name, selected, priority, factor = variant
   model = vmoe(selected, priority, factor, mesh_of(shape))
-  params = tree_of(golden, 'params/')
-  logits, aux = jax.jit(functools.partial(model.apply, experts='capacity'))(
-    params, in_unit_range(golden['images'])
+  wanted = jnp.asarray(golden['labels_onehot'])
+  logits, loss, records, by_image, by_params = slopes(model, wanted)(
+    tree_of(golden, 'params/'), in_unit_range(golden['images'])
   )
   np.testing.assert_allclose(logits, golden[f'{name}/logits'], atol=2e-6)
-  per_image = losses.classification(
-    logits, jnp.asarray(golden['labels_onehot']), 'softmax'
-  )
+  per_image = losses.classification(logits, wanted, 'softmax')
   np.testing.assert_allclose(
     per_image, golden[f'{name}/ce_per_example'], atol=2e-6
   )
-  total = sum(r.routing.auxiliary_loss for r in aux.records.values())
+  total = sum(routing.auxiliary_loss for routing, _ in records.values())
   np.testing.assert_allclose(total, golden[f'{name}/auxiliary_loss'], rtol=1e-5)
-  np.testing.assert_allclose(aux.loss, np.mean(total), rtol=1e-6)
+  np.testing.assert_allclose(loss, np.mean(total), rtol=1e-6)
   for block in BLOCKS:
-    check_routing(golden, name, block, aux.records[block])
+    check_routing(golden, name, block, *records[block])
+  check_gradients(golden, name, by_image, by_params)
 
 
-def check_routing(golden, name, block, record):
-  routing, placed = record.routing, record.placement
+def check_routing(golden, name, block, routing, placed):
   router = f'Encoder/{block}/Moe/Router'
   indices = golden[f'{name}/indices/{router}']
   np.testing.assert_allclose(
@@ -119,26 +140,11 @@ def check_routing(golden, name, block, record):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
-def test_gradients(golden, variant, shape):
-  name, selected, priority, factor = variant
-  model = vmoe(selected, priority, factor, mesh_of(shape))
-  wanted = jnp.asarray(golden['labels_onehot'])
-
-  def loss(params, images, auxiliary):
-    logits, aux = model.apply(params, images, experts='capacity')
-    mean = losses.classification(logits, wanted, 'softmax').mean()
-    return mean + auxiliary * aux.loss
-
-  params = tree_of(golden, 'params/')
-  images = in_unit_range(golden['images'])
-  by_image = jax.jit(jax.grad(loss, 1))(params, images, 0.0)
+def check_gradients(golden, name, by_image, by_params):
   expected = golden[f'{name}/grad_images']
   np.testing.assert_allclose(
     by_image / 2, expected, atol=2.2e-6 * np.abs(expected).max()
   )
-  by_params = jax.jit(jax.grad(loss))(params, images, 1.0)
   flat = {
     '/'.join(part.key for part in path): leaf
     for path, leaf in HEAD_AND_ALL(by_params)[0]
@@ -171,8 +177,12 @@ def test_paper_attack(golden, variant):
   config = config_lib.default().attack
   config.update(dict(name='paper', steps=int(golden['pgd_num_updates'])))
 
+  @jax.jit
+  def logits_of(images):
+    return model.apply(params, images, experts='capacity')[0]
+
   def loss(images):
-    logits, _ = model.apply(params, images, experts='capacity')
+    logits = logits_of(images)
     per_image = losses.classification(logits, wanted, 'softmax')
     return per_image, ~losses.top_is_right(logits, wanted)
 
@@ -184,7 +194,7 @@ def test_paper_attack(golden, variant):
   expected = golden[f'{name}/pgd_images']
   differ = np.abs(2 * x_adv - 1 - expected) > 1e-5
   assert differ.mean() <= 0.005
-  logits, _ = model.apply(params, in_unit_range(expected), experts='capacity')
+  logits = logits_of(in_unit_range(expected))
   np.testing.assert_allclose(logits, golden[f'{name}/pgd_logits'], atol=4e-6)
 
 
@@ -199,6 +209,7 @@ def test_dense(tmp_path):
   weights.close()
   params = tree_of(flat, '')
   with np.load(GOLDEN / 'vit_small_expected.npz') as expected:
-    logits, aux = model.apply(params, in_unit_range(expected['images']))
+    images = in_unit_range(expected['images'])
+    logits, aux = jax.jit(model.apply)(params, images)
     np.testing.assert_allclose(logits, expected['logits'], atol=2e-6)
   assert not aux.records
