@@ -1,5 +1,6 @@
 """The engine: slots, stages, resuming, and what the judge keeps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -273,3 +274,22 @@ def test_batches_come_whole_and_those_that_fell_are_left_out():
   assert queue.take(2) == [(4, 0), (-1, 0)]
   standing[4] = False
   assert queue.take(2) == []
+
+
+def test_fab_on_images_that_stay_together_finds_what_it_finds_alone():
+  fn, images, labels = problem()
+  mesh = create((1, 1, 1), jax.devices()[:1])
+  alone = of_function(fn, None, SHAPE, mesh)
+  rows, robust = _InMemory(images, labels.astype(np.int32)), []
+  for target in alone, dataclasses.replace(alone, together=2, is_known=True):
+    fab = ensemble('fab_t', 'linf', 5, Budget(6, targets=1))
+    found = sweep.run(
+      Programs(target, fab, norm='linf', seed=0, batch_size=22),
+      rows,
+      (0.05,),
+      unfinished=Unfinished(None, {}),
+    )
+    columns = found.columns
+    robust.append(columns['prediction_after'] == columns['label'])
+  assert 0 < robust[0].sum() < (columns['prediction_before'] == labels).sum()
+  np.testing.assert_array_equal(*robust)
