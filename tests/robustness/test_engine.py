@@ -9,7 +9,7 @@ import pytest
 
 from tests.robustness.problems import EXAMPLES, SHAPE, problem
 from vmoe_robust import robust_accuracy
-from vmoe_robust.attacks import Budget, ensemble
+from vmoe_robust.attacks import Budget, Ensemble, Pgd, Stage, ensemble
 from vmoe_robust.mesh import create
 from vmoe_robust.robustness import sweep
 from vmoe_robust.robustness.api import _InMemory
@@ -293,3 +293,25 @@ def test_fab_on_images_that_stay_together_finds_what_it_finds_alone():
     robust.append(columns['prediction_after'] == columns['label'])
   assert 0 < robust[0].sum() < (columns['prediction_before'] == labels).sum()
   np.testing.assert_array_equal(*robust)
+
+
+def test_an_attempt_as_one_program_is_what_the_turns_do():
+  fn, images, labels = problem()
+  labels = labels.astype(np.int32)
+  target = of_function(fn, None, SHAPE, create((1, 1, 1), jax.devices()[:1]))
+  stages = Ensemble((Stage('pgd', Pgd('linf', 25), 'margin', stays=True),))
+  programs = Programs(target, stages, norm='linf', seed=0, batch_size=EXAMPLES)
+  kept = InMemory(images.copy())
+  sweep.run(
+    programs,
+    _InMemory(images, labels),
+    (0.05,),
+    unfinished=Unfinished(None, {}),
+    keeper=lambda _: kept,
+  )
+  index = np.arange(EXAMPLES, dtype=np.int32)
+  batch = dict(image=images, label=labels, target=labels, index=index)
+  batch['mask'] = np.ones(EXAMPLES, bool)
+  slots, report = programs.attempt(0)((), batch, np.float32(0.05))
+  assert (np.asarray(report['turn']) == 26).all()
+  np.testing.assert_allclose(slots.state.x_adv, kept.x_adv, atol=1e-6)
