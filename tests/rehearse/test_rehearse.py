@@ -163,22 +163,25 @@ def test_roofline_and_schedule(config):
 
 
 def test_autoattack_is_rehearsed_stage_by_stage(config):
-  config.attack.update(name='apgd_ce+square+apgd_ce', queries=4, steps=2)
+  names = ['apgd_ce', 'fab_t', 'square', 'apgd_ce#2']
+  config.attack.name = 'apgd_ce+fab_t+square+apgd_ce'
+  config.attack.update(queries=4, steps=2)
   config.attack.experts = 'capacity'
   config.model.update(dict(experts=8, moe_every=1))
   config.model.router.group_images = 2
   said = []
   found = rehearse(config, 'cpu:8', examples=100, say=said.append)
-  assert len(said) == 2 and 'apgd_ce, square, apgd_ce#2' in said[1]
+  assert len(said) == 2 and ', '.join(names) in said[1]
   train, *stages = found['programs']
-  assert train == 'train' and stages == ['apgd_ce', 'square', 'apgd_ce#2']
-  first, square, again = (found['programs'][name] for name in stages)
-  assert (first['steps'], square['steps']) == (3, 5)
+  assert train == 'train' and stages == names
+  first, fab, square, again = (found['programs'][name] for name in stages)
+  assert (first['steps'], fab['steps'], square['steps']) == (3, 2, 5)
   assert {one['calls'] for one in (first, square, again)} == {7 * 2}
+  assert fab['calls'] == 7 * 2 * 9
   # What is alike is compiled once.
   assert again['flops_per_image'] == first['flops_per_image']
   assert again['compile_seconds'] < first['compile_seconds'] / 2
-  most = max(one['bytes']['total'] for one in (first, square, again))
+  most = max(one['bytes']['total'] for one in (first, fab, square))
   assert found['attack'] == {'total': most, 'fits': None}
   for one in first, square:
     assert one['bytes']['total'] >= one['bytes']['judging'] > 0

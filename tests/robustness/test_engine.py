@@ -1,5 +1,6 @@
 """The engine: slots, stages, resuming, and what the judge keeps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from tests.robustness.problems import EXAMPLES, SHAPE, problem
 from vmoe_robust import robust_accuracy
-from vmoe_robust.attacks import Budget, ensemble
+from vmoe_robust.attacks import Budget, Ensemble, Pgd, Stage, ensemble
 from vmoe_robust.mesh import create
 from vmoe_robust.robustness import sweep
 from vmoe_robust.robustness.api import _InMemory
@@ -273,3 +274,44 @@ def test_batches_come_whole_and_those_that_fell_are_left_out():
   assert queue.take(2) == [(4, 0), (-1, 0)]
   standing[4] = False
   assert queue.take(2) == []
+
+
+def test_fab_on_images_that_stay_together_finds_what_it_finds_alone():
+  fn, images, labels = problem()
+  mesh = create((1, 1, 1), jax.devices()[:1])
+  alone = of_function(fn, None, SHAPE, mesh)
+  rows, robust = _InMemory(images, labels.astype(np.int32)), []
+  for target in alone, dataclasses.replace(alone, together=2, is_known=True):
+    fab = ensemble('fab_t', 'linf', 5, Budget(6, targets=1))
+    found = sweep.run(
+      Programs(target, fab, norm='linf', seed=0, batch_size=22),
+      rows,
+      (0.05,),
+      unfinished=Unfinished(None, {}),
+    )
+    columns = found.columns
+    robust.append(columns['prediction_after'] == columns['label'])
+  assert 0 < robust[0].sum() < (columns['prediction_before'] == labels).sum()
+  np.testing.assert_array_equal(*robust)
+
+
+def test_an_attempt_as_one_program_is_what_the_turns_do():
+  fn, images, labels = problem()
+  labels = labels.astype(np.int32)
+  target = of_function(fn, None, SHAPE, create((1, 1, 1), jax.devices()[:1]))
+  stages = Ensemble((Stage('pgd', Pgd('linf', 25), 'margin', stays=True),))
+  programs = Programs(target, stages, norm='linf', seed=0, batch_size=EXAMPLES)
+  kept = InMemory(images.copy())
+  sweep.run(
+    programs,
+    _InMemory(images, labels),
+    (0.05,),
+    unfinished=Unfinished(None, {}),
+    keeper=lambda _: kept,
+  )
+  index = np.arange(EXAMPLES, dtype=np.int32)
+  batch = dict(image=images, label=labels, target=labels, index=index)
+  batch['mask'] = np.ones(EXAMPLES, bool)
+  slots, report = programs.attempt(0)((), batch, np.float32(0.05))
+  assert (np.asarray(report['turn']) == 26).all()
+  np.testing.assert_allclose(slots.state.x_adv, kept.x_adv, atol=1e-6)

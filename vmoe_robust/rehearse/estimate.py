@@ -66,6 +66,8 @@ def forward_passes(stage: Stage, classes: int, judged: int) -> int:
     each = 2 + (1 if stage.targets else classes)
   else:
     each = 2
+  if stage.stays and isinstance(attack, Fab):
+    return each * attack.steps + judged
   if stage.stays:  # the clean image is looked at first, the last x at the end
     return 1 + each * (attack.steps - 1) + 1 + judged
   # Claims are judged as they are made, here once.

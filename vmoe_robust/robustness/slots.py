@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, PyTree
 
 from vmoe_robust.attacks import LOSSES, Stage, State
+from vmoe_robust.attacks.fab import Fab
 from vmoe_robust.attacks.interface import record, where
 from vmoe_robust.robustness.measure import classes, is_right
 from vmoe_robust.robustness.target import (
@@ -83,6 +84,9 @@ class Program:
     """
     self._target, self._stage, self._seed = target, stage, seed
     self._number, self._draws = number, draws
+    # FAB looks where it has moved to, and has a value a rival, not an image.
+    looks_itself = isinstance(stage.attack, Fab)
+    self._looks = stage.stays and not looks_itself
 
   def empty(self, params: PyTree, items: Items) -> Slots:
     """Slots whose content means nothing."""
@@ -130,7 +134,7 @@ class Program:
       moved = stage.attack.step(loss, state, turn.eps)
       return slots.replace(state=_choose(runs, moved, state))
 
-    if stays:
+    if self._looks:
       # Nobody needs the gradient of the last step.
       count = turn.count - turn.ends
       slots = jax.lax.fori_loop(0, count, step, slots)
@@ -138,6 +142,7 @@ class Program:
       slots = jax.lax.cond(turn.ends, last, lambda slots: slots, slots)
     else:
       slots = jax.lax.fori_loop(0, turn.count, step, slots)
+    if not stays:
       slots = self._agree(target, slots, active, key)
     state = slots.state
     return slots, {
@@ -188,7 +193,7 @@ class Program:
 
   def _entered(self, target, items, active, eps, key) -> Slots:
     slots = self._enter(target.params, items, eps)
-    if not self._stage.stays:
+    if not self._looks:
       return slots
     # The clean image is the first candidate, so that no image comes out easier
     # than it went in.
