@@ -359,3 +359,20 @@ def test_what_is_not_finite_is_wrong(config, in_memory, model_of, loss):
       accuracy.make(model, config), params, with_batches
     )
     assert clean['accuracy'] == 0
+
+
+def test_confident_models_are_attacked_alike(config, in_memory, model_of):
+  """With logits x 1,000 the cross-entropy and its gradient round to 0."""
+  config.attack.update(dict(eps=(0.1,), steps=8))
+  model, params = model_of(config)
+  source = in_memory(8)
+  # Labels that the model gives, so that it is sure of them.
+  x = jnp.asarray(source.images / np.float32(255))
+  source.labels = np.asarray(model.apply(params, x)[0].argmax(-1))
+  plain = attacked(config, source, model, params)
+  params['head'] = jax.tree.map(lambda w: 1000 * w, params['head'])
+  sure = attacked(config, source, model, params)
+  assert not sure.warnings
+  for name in ('prediction_before', 'prediction_after'):
+    np.testing.assert_array_equal(sure.columns[name], plain.columns[name])
+  assert (plain.columns['prediction_after'] != source.labels).any()

@@ -127,27 +127,35 @@ def loss(
 ) -> Callable[[Array, Aux, Goal], Float[Array, 'batch']]:
   """What `pgd` and `paper` raise, by `config.attack`.
 
-  class_weight * the loss of the class, or less that of the target, and
-  auxiliary_weight * the routers' losses.
+  class_weight * the loss of the class, or less that of the target, plus
+  auxiliary_weight * the routers' losses. Without these, and without a target,
+  it is the logarithm of the softmax cross-entropy, which rises where it does.
 
   Args:
     settings: `config.attack`.
     kind: 'softmax' or 'sigmoid', by which the model was trained.
   """
+  # Raising the loss of an image is raising its logarithm, which does not round
+  # to 0. Where images change each other, it would weigh them in another way.
+  alone = settings.class_weight > 0 and not settings.auxiliary_weight
+  alone = alone and settings.name != 'paper' and settings.experts == 'dropless'
+  logarithm = kind == 'softmax' and alone and not settings.target
+  softmax = attacks.LOSSES[
+    'log_cross_entropy' if logarithm else 'cross_entropy'
+  ]
+
+  def of_class(logits, label):
+    if kind == 'softmax':
+      return softmax(logits, label, label)
+    if label.ndim == 1:
+      label = jnp.arange(logits.shape[1]) == label[:, None]
+    return optax.sigmoid_binary_cross_entropy(logits, label).sum(-1)
 
   def value(logits, aux, goal):
-    label = goal.target if settings.target else goal.label
-    if label.ndim == 1:
-      if kind == 'sigmoid':
-        label = jnp.arange(logits.shape[1]) == label[:, None]
-      else:
-        per_image = attacks.LOSSES['cross_entropy'](logits, label, label)
-    if kind == 'sigmoid':
-      per_class = optax.sigmoid_binary_cross_entropy(logits, label)
-      per_image = per_class.sum(-1)
-    per_image *= (
-      -settings.class_weight if settings.target else (settings.class_weight)
-    )
+    if settings.target:
+      per_image = -settings.class_weight * of_class(logits, goal.target)
+    else:
+      per_image = settings.class_weight * of_class(logits, goal.label)
     if settings.auxiliary_weight:
       routers = auxiliary(aux, len(logits))
       per_image += settings.auxiliary_weight * routers
