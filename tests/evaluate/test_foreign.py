@@ -1,15 +1,15 @@
 """Modes on weights that come without a configuration."""
 
-import json
-
 import numpy as np
 import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.data import open_source
-from vmoe_robust.evaluate import attack, corruptions
+from vmoe_robust.evaluate import attack
 from vmoe_robust.evaluate.classifier import load
+from vmoe_robust.report.results import read_results
+from vmoe_robust.studies import run as studies
 
 
 @pytest.fixture(scope='module')
@@ -53,17 +53,20 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def config(weights):
   config = config_lib.default()
-  config.update(mode='corrupt', checkpoint=weights)
+  config.update(mode='study', checkpoint=weights)
   config.data.update(name='digits', split='test[:16]')
-  config.corrupt.update(names=('contrast',), severities=(5,), batch_size=16)
+  config.study.corruptions.update(
+    names=('contrast',), severities=(5,), batch_size=16
+  )
   return config
 
 
 def test_data_and_weights_are_enough(config, weights, tmp_path, capsys):
-  corruptions.run(config, tmp_path)
-  results = json.loads((tmp_path / 'results.json').read_text())
-  assert results['checkpoint'] == weights and results['step'] is None
-  assert results['config']['model']['router']['selected'] == 2
+  studies.run(config, tmp_path)
+  results = read_results(tmp_path)
+  assert results['weights']['checkpoint'] == weights
+  assert results['weights']['step'] is None
+  assert results['asked']['config']['model']['router']['selected'] == 2
   assert weights in capsys.readouterr().out
   clf = load(weights, mesh={})
   test = open_source(config.data, 'test')
@@ -71,21 +74,22 @@ def test_data_and_weights_are_enough(config, weights, tmp_path, capsys):
   images = np.stack([example['image'] for example in examples])
   labels = np.array([example['label'] for example in examples])
   right = clf(images).argmax(-1) == labels
-  assert results['clean_accuracy'] == pytest.approx(right.mean())
-  corruptions.run(config, tmp_path)  # which is finished
+  clean = results['summary']['clean_accuracy']
+  assert clean['value'] == pytest.approx(right.mean())
+  studies.run(config, tmp_path)  # which is finished
   config.num_selected = 1
   with pytest.raises(UserError, match='num_selected=1 .was 0'):
-    corruptions.run(config, tmp_path)
+    studies.run(config, tmp_path)
 
 
 def test_they_are_attacked(config, tmp_path):
-  config.mode, config.corrupt = 'attack', config_lib.default().corrupt
+  config.mode, config.study = 'attack', config_lib.default().study
   config.attack.update(eps=(0.1,), steps=1, batch_size=16)
   attack.run(config, tmp_path)
-  results = json.loads((tmp_path / 'results.json').read_text())
-  assert results['step'] is None
-  assert 'bytes of' in results['checkpoint_checksum']
-  routing = results['attacks']['pgd_linf']['0.1']['routing']
+  results = read_results(tmp_path)
+  assert results['weights']['step'] is None
+  assert 'bytes of' in results['weights']['checksum']
+  routing = results['rows'][0]['routing']
   load_before = routing['encoderblock_0']['load_before']
   assert sum(load_before) == 16 * 5 * 2
 
@@ -104,4 +108,4 @@ def test_they_are_attacked(config, tmp_path):
 def test_what_does_not_fit_is_refused(config, tmp_path, field, value, words):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):
-    corruptions.run(config, tmp_path)
+    studies.run(config, tmp_path)

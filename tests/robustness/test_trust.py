@@ -130,13 +130,13 @@ def test_warnings_follow_the_loss_in_use():
   fn, images, labels = problem()
   # Rounded logits have no gradient, whichever loss is followed.
   flat = lambda x: jnp.round(fn(x))
-  assert 'no gradient of cross_entropy' in str(
+  assert 'no gradient of log_cross_entropy' in str(
     run(flat, images, labels, attack='fgsm').warnings
   )
   # The margin moves, but the ratio of differences cannot: two classes tie.
   tied = lambda x: jnp.concatenate([fn(x)[:, :1], 0 * fn(x)[:, :3]], -1)
   words = str(run(tied, images, labels * 0, attack='apgd_dlr').warnings)
-  assert 'no gradient of cross_entropy' not in words
+  assert 'no gradient of log_cross_entropy' not in words
   # Square follows none.
   assert not run(flat, images, labels, attack='square').warnings
 

@@ -181,7 +181,10 @@ def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
 
 
 def _examples(shown: Shown, names: Sequence[str]) -> ExamplePictures:
-  text = lambda found: [names[i] if i >= 0 else 'not finite' for i in found]
+  name = lambda i: names[i] if i < len(names) else f'class {i}'
+  text = lambda found: [
+    'not finite' if i == NO_CLASS else name(i) for i in found
+  ]
   return ExamplePictures(
     'examples',
     'Images, x_adv and their difference',

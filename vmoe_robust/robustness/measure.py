@@ -49,7 +49,7 @@ def is_right(
     labels: classes [rows], or which classes an image has [rows, classes].
   """
   if labels.ndim == 1:
-    return predictions == labels
+    return (predictions == labels) & (predictions != NO_CLASS)
   # One row an image and one column a class: no gather, which a mesh would
   # communicate for.
   chosen = predictions[:, None] == np.arange(labels.shape[1])
