@@ -16,6 +16,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags, logging
+from grain import experimental
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
@@ -254,6 +255,12 @@ def _iter_dataset(rows: ProcessRows, chunks: int, data: ConfigDict):
     return dataset
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's workers insist; nothing is parsed
+  # A worker sends arrays through its pipe. Grain frees the shared memory that it
+  # would use in a thread that the end of the process stops, and keeps the last
+  # chunk of a stream until then.
+  dataset = experimental.WithOptionsIterDataset(
+    dataset, experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  )
   # Whole chunks go round the workers in turn, which keeps their order.
   return dataset.mp_prefetch(
     grain.MultiprocessingOptions(
