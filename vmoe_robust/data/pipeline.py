@@ -255,9 +255,9 @@ def _iter_dataset(rows: ProcessRows, chunks: int, data: ConfigDict):
     return dataset
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's workers insist; nothing is parsed
-  # A worker sends arrays through its pipe. Grain frees the shared memory that it
-  # would use in a thread that the end of the process stops, and keeps the last
-  # chunk of a stream until then.
+  # Workers send arrays through pipes. Grain frees shared memory in a thread
+  # which the end of the process stops, and keeps a stream's last chunk until
+  # then, so that some would be left behind.
   dataset = experimental.WithOptionsIterDataset(
     dataset, experimental.DatasetOptions(min_shm_size=sys.maxsize)
   )
