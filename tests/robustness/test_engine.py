@@ -312,6 +312,6 @@ def test_an_attempt_as_one_program_is_what_the_turns_do():
   index = np.arange(EXAMPLES, dtype=np.int32)
   batch = dict(image=images, label=labels, target=labels, index=index)
   batch['mask'] = np.ones(EXAMPLES, bool)
-  slots, report = programs.attempt(0)((), batch, np.float32(0.05))
+  slots, report = programs.attempt(0)(target.params, batch, np.float32(0.05))
   assert (np.asarray(report['turn']) == 26).all()
   np.testing.assert_allclose(slots.state.x_adv, kept.x_adv, atol=1e-6)

@@ -21,7 +21,7 @@ from vmoe_robust.config.fields import (
   flatten,
   moe_blocks,
 )
-from vmoe_robust.config.judging import WHOLE_ATTACKS, validate_attack
+from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import CORRUPTIONS
@@ -33,7 +33,6 @@ __all__ = [
   'ROUTERS',
   'ConfigDict',
   'UserError',
-  'WHOLE_ATTACKS',
   'batch_size',
   'choose',
   'default',

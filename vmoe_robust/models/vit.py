@@ -211,7 +211,7 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-  """Images in [0, 1] to logits in float32."""
+  """Images in [0, 1] to logits, in float32 or the float64 of weights."""
 
   config: ConfigDict  # config.model
   remat: str

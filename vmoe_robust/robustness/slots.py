@@ -180,7 +180,8 @@ class Program:
     """The images in their slots, before anything is asked."""
     stage, images = self._stage, as_floats(items.image)
     fold = jax.random.key(self._seed)
-    if not stage.stays:  # which is alone, and draws by the example only
+    # A stage that is alone draws by the example only.
+    if self._number or not stage.stays:
       fold = jax.random.fold_in(fold, self._number)
     fold = jax.vmap(jax.random.fold_in, (None, 0))(fold, items.index)
     keys = jax.vmap(jax.random.fold_in)(fold, items.attempt)
