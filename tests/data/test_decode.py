@@ -80,3 +80,29 @@ def test_pixels_pass_through():
   assert decode_image(PIXELS, 3) is PIXELS
   assert decode_image(PIXELS[:, :, :1], 3).shape == (40, 60, 3)
   assert decode_image(PIXELS, 1).shape == (40, 60, 1)
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP'])
+def test_damage_is_told_by_the_error_alone(form, capfd):
+  """No library prints besides, straight to the terminal."""
+  whole, rng = encode(form), np.random.default_rng(0)
+  cuts = [whole[:n] for n in np.linspace(9, len(whole) - 1, 20).astype(int)]
+  flipped = []
+  for place in rng.integers(len(whole) // 3, len(whole), 20):
+    damaged = bytearray(whole)
+    damaged[place] ^= 1 << rng.integers(8)
+    flipped.append(bytes(damaged))
+  told = 0
+  for image in (*cuts, *flipped):
+    try:
+      decode_image(image, 3)
+    except CorruptImage as error:
+      told += 1
+      assert str(error) and '\n' not in str(error)
+  assert told >= (40 if form == 'PNG' else 10)
+  assert capfd.readouterr() == ('', '')
+
+
+def test_what_follows_a_png_does_no_harm():
+  image = decode_image(encode('PNG') + b'more', 3)
+  np.testing.assert_array_equal(image, PIXELS)
