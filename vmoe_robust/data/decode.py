@@ -53,7 +53,7 @@ def decode_image(
 def _decode_jpeg(image: bytes, channels: int) -> np.ndarray:
   try:
     simplejpeg.decode_jpeg_header(image)
-  except ValueError:  # a rare chroma subsampling, unless it is garbage
+  except (ValueError, KeyError):  # a rare subsampling, unless it is garbage
     return _decode_other(image, channels)
   try:
     return simplejpeg.decode_jpeg(image, 'RGB' if channels == 3 else 'GRAY')
