@@ -1,5 +1,7 @@
 """Classes go by name: what a model calls 1 is what its name says."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,7 @@ def test_some_classes_in_another_order():
   assert labels(found) == [2, 1] and found.num_classes == 3
   assert found.class_names == ('apple', 'frog', 'whale')
   assert found.describe(0) == 'a whale' and len(found) == 2
+  assert labels(pickle.loads(pickle.dumps(found))) == [2, 1]  # for workers
   several = Named('whale', 'frog', multi_label=True)
   found = match_classes(several, ('apple', 'frog', 'whale'))
   assert np.array_equal(labels(found), [[0, 0, 1], [0, 1, 0]])
