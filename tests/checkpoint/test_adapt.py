@@ -104,7 +104,7 @@ def test_positions_are_resized_linearly_and_the_token_is_kept():
 class InMemory:
   """Weights that remember what was read of them."""
 
-  where, config = 'memory', None
+  where, config, class_names = 'memory', None, ()
 
   def __init__(self, arrays):
     self.arrays, self.renamed, self.indices = arrays, {}, []

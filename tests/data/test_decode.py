@@ -3,6 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from vmoe_robust.data.decode import CorruptImage, decode_image
@@ -80,3 +81,42 @@ def test_pixels_pass_through():
   assert decode_image(PIXELS, 3) is PIXELS
   assert decode_image(PIXELS[:, :, :1], 3).shape == (40, 60, 3)
   assert decode_image(PIXELS, 1).shape == (40, 60, 1)
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP'])
+def test_damage_is_told_by_the_error_alone(form, capfd):
+  """No library prints besides, straight to the terminal."""
+  whole, rng = encode(form), np.random.default_rng(0)
+  cuts = [whole[:n] for n in np.linspace(9, len(whole) - 1, 20).astype(int)]
+  flipped = []
+  for place in rng.integers(len(whole) // 3, len(whole), 20):
+    damaged = bytearray(whole)
+    damaged[place] ^= 1 << rng.integers(8)
+    flipped.append(bytes(damaged))
+  told = 0
+  for image in (*cuts, *flipped):
+    try:
+      decode_image(image, 3)
+    except CorruptImage as error:
+      told += 1
+      assert str(error) and '\n' not in str(error)
+  assert told >= (40 if form == 'PNG' else 10)
+  assert capfd.readouterr() == ('', '')
+
+
+def test_what_follows_a_png_does_no_harm():
+  image = decode_image(encode('PNG') + b'more', 3)
+  np.testing.assert_array_equal(image, PIXELS)
+
+
+def test_a_rare_subsampling_is_decoded():
+  """4:4:1, made of 4:1:1 by turning its only unit of 32 x 8 pixels."""
+  grey = np.full((8, 32, 3), 77, np.uint8)
+  data = bytearray(simplejpeg.encode_jpeg(grey, colorsubsampling='411'))
+  frame = data.index(b'\xff\xc0')
+  data[frame + 5 : frame + 9] = bytes([0, 32, 0, 8])  # height and width
+  assert data[frame + 11] == 0x41
+  data[frame + 11] = 0x14
+  image = decode_image(bytes(data), 3)
+  assert image.shape == (32, 8, 3)
+  assert np.abs(image.astype(int) - 77).max() <= 2

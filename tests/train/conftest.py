@@ -10,8 +10,7 @@ from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 
 
-@pytest.fixture
-def config():
+def small():
   """A small V-MoE on 8x8 images in which every kind of draw is made."""
   config = config_lib.default()
   config.model.update(
@@ -25,6 +24,11 @@ def config():
   # Adam would turn rounding of a gradient near zero into whole steps.
   config.train.optimizer.update(dict(name='sgd', learning_rate=0.1))
   return config
+
+
+@pytest.fixture
+def config():
+  return small()
 
 
 class Run:

@@ -66,6 +66,8 @@ def open_weights(
   Raises:
     UserError: there are no weights, or they are damaged.
   """
+  if not os.fspath(path):
+    raise UserError(f"{field}='' names nothing; give the workdir of a run")
   where = os.fspath(files.path(path, field))
   system, place = file_system(where, field)
   try:

@@ -1,7 +1,8 @@
 """One input pipeline for training, evaluation and attack."""
 
 from vmoe_robust.data.classes import match_classes as match_classes
-from vmoe_robust.data.classes import numbers_only as numbers_only
+from vmoe_robust.data.classes import names_compare as names_compare
+from vmoe_robust.data.classes import require_one_order as require_one_order
 from vmoe_robust.data.corruptions import Corruption as Corruption
 from vmoe_robust.data.datasets import open_source as open_source
 from vmoe_robust.data.load import describe_skipped as describe_skipped

@@ -16,13 +16,55 @@ def numbers_only(names: Sequence[str]) -> bool:
   return tuple(names) == tuple(str(i) for i in range(len(names)))
 
 
+def names_compare(one: Sequence[str], other: Sequence[str]) -> bool:
+  """Whether two lists of names can be compared: both are known and say enough.
+
+  A list of '0', '1' and so on says nothing beside one of words. Beside other
+  whole numbers, such as '1', '2' and so on, it does.
+  """
+  if not one or not other:
+    return False
+  whole = [all(map(_is_whole, names)) for names in (one, other)]
+  return all(whole) or not (numbers_only(one) or numbers_only(other))
+
+
+def require_one_order(names: Sequence[str], of: str) -> None:
+  """Refuses folders whose order cannot be that of a model without names.
+
+  Versions that did not save the names of classes ordered all folders as text,
+  where '10' comes before '2'. Folders that are whole numbers are now ordered as
+  numbers, so that the labels of such a model may be others today.
+
+  Args:
+    names: of the folders of `config.data.name='folder'`.
+    of: the model, for the error.
+
+  Raises:
+    UserError: the two orders differ.
+  """
+  names = list(names)
+  if not all(map(_is_whole, names)) or sorted(names) == sorted(names, key=int):
+    return
+  raise UserError(
+    f'the classes of {of} have no saved names, and the class folders in '
+    'config.data.dir are whole numbers, whose order as text (in which runs '
+    'without saved names were trained) and as numbers differ; rename the '
+    "folders in all splits: a letter before each ('c10', 'c2') keeps the order "
+    "of text, zeros ('02', '10') that of numbers"
+  )
+
+
+def _is_whole(name: str) -> bool:
+  return name.isascii() and name.isdecimal()
+
+
 def match_classes(
   source: Source, names: Sequence[str], field: str = 'config.data.name'
 ) -> Source:
   """The source with labels that number the classes as a model does.
 
   Classes are the same if they have the same name. The source may have them in
-  another order, and may lack some. Where the names on one side are only
+  another order, and may lack some. Where the names on one side alone are only
   numbers ('0', '1', ...), or the model's are not known, names say nothing; then
   the classes must be as many, and a warning says that no more was compared.
 
@@ -41,7 +83,7 @@ def match_classes(
   there, names = tuple(source.class_names), tuple(names)
   if there == names:
     return source
-  if not names or numbers_only(names) or numbers_only(there):
+  if not names_compare(there, names):
     if names and len(names) != len(there):
       raise UserError(
         f'the {len(there)} classes of {field} and the {len(names)} of the '

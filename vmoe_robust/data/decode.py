@@ -1,5 +1,8 @@
 """Encoded image bytes to uint8 pixels, fast enough to feed accelerators."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import simplejpeg
@@ -13,6 +16,7 @@ cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _JPEG_START = b'\xff\xd8'
+_PNG_START = b'\x89PNG\r\n\x1a\n'
 
 
 class CorruptImage(ValueError):
@@ -41,18 +45,41 @@ def decode_image(
     raise CorruptImage('no bytes')
   if image[:2] == _JPEG_START:
     return _decode_jpeg(image, channels)
+  if image.startswith(_PNG_START):
+    _check_png(image)
   return _decode_other(image, channels)
 
 
 def _decode_jpeg(image: bytes, channels: int) -> np.ndarray:
   try:
     simplejpeg.decode_jpeg_header(image)
-  except ValueError:  # a rare chroma subsampling, unless it is garbage
+  except (ValueError, KeyError):  # a rare subsampling, unless it is garbage
     return _decode_other(image, channels)
   try:
     return simplejpeg.decode_jpeg(image, 'RGB' if channels == 3 else 'GRAY')
   except ValueError as error:
     raise CorruptImage(str(error)) from error
+
+
+def _check_png(image: bytes):
+  """Refuses a damaged PNG before libpng, which would print about it.
+
+  Raises:
+    CorruptImage: it is truncated, or a chunk does not have its checksum.
+  """
+  place, kind = len(_PNG_START), b''
+  while kind != b'IEND':
+    if place + 12 > len(image):
+      raise CorruptImage('truncated')
+    (length,) = struct.unpack_from('>I', image, place)
+    end = place + 8 + length
+    kind = image[place + 4 : place + 8]
+    if end + 4 > len(image):
+      raise CorruptImage('truncated, or damaged in a length')
+    checksum = zlib.crc32(memoryview(image)[place + 4 : end])
+    if struct.unpack_from('>I', image, end) != (checksum,):
+      raise CorruptImage(f'damaged: the checksum of {kind!r} is another')
+    place = end + 4
 
 
 def _decode_other(image: bytes, channels: int) -> np.ndarray:

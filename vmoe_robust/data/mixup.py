@@ -36,7 +36,7 @@ def mixup(
   places = index.reshape(pairs, 2)[:, 0] // 2
 
   def draw(pair):
-    return jax.random.uniform(jax.random.fold_in(key, pair))
+    return jax.random.uniform(jax.random.fold_in(key, pair), (), jnp.float32)
 
   ratio = _beta_quantile(jax.vmap(draw)(places), alpha)
 
@@ -57,5 +57,5 @@ def _beta_quantile(
   table = jnp.asarray(table, jnp.float32)
   place = uniform * _KNOTS
   low = jnp.clip(place.astype(jnp.int32), 0, _KNOTS - 1)
-  part = place - low
+  part = place - low.astype(place.dtype)
   return (1 - part) * table[low] + part * table[low + 1]

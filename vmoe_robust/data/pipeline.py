@@ -16,6 +16,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags, logging
+from grain import experimental
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
@@ -254,6 +255,12 @@ def _iter_dataset(rows: ProcessRows, chunks: int, data: ConfigDict):
     return dataset
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's workers insist; nothing is parsed
+  # Workers send arrays through pipes. Grain frees shared memory in a thread
+  # which the end of the process stops, and keeps a stream's last chunk until
+  # then, so that some would be left behind.
+  dataset = experimental.WithOptionsIterDataset(
+    dataset, experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  )
   # Whole chunks go round the workers in turn, which keeps their order.
   return dataset.mp_prefetch(
     grain.MultiprocessingOptions(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
-from vmoe_robust.data import Source, match_classes
+from vmoe_robust.data import Source, match_classes, require_one_order
 
 
 def check_fit(
@@ -27,6 +27,8 @@ def check_fit(
   """
   data = f'config.data.name={config.data.name!r}'
   if class_names is not None:
+    if not class_names and config.data.name == 'folder':
+      require_one_order(source.class_names, 'the model')
     source = match_classes(source, class_names, data)
   for name in ('num_classes', 'channels'):
     there = getattr(source, name)

@@ -162,7 +162,7 @@ def require_examples(config: ConfigDict, examples: int, skipped: int):
   if not examples:
     raise UserError(
       f'all {skipped} images of config.data.split={config.data.split!r} are '
-      'corrupt; check config.data.dir'
+      'corrupt or have a label that is no class; check config.data.dir'
     )
 
 

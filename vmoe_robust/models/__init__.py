@@ -163,7 +163,7 @@ def _grouping(images, mask, index, together, dropless, train, plain=False):
 
 
 def _auxiliary_loss(records, grouping):
-  loss = jnp.zeros(())
+  loss = jnp.zeros((), jnp.float32)
   real = grouping.mask.reshape(-1, grouping.images).any(1)
   for record in records.values():
     loss += jnp.where(real, record.routing.auxiliary_loss, 0).sum()

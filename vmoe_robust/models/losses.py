@@ -14,7 +14,7 @@ def targets(
 ) -> Float[Array, 'batch classes']:
   """Labels as the distribution (or the multi-hot vector) to be learnt."""
   if labels.ndim == 1:
-    labels = jax.nn.one_hot(labels, classes)
+    labels = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
   return labels * (1 - smoothing) + smoothing / classes
 
 
@@ -81,7 +81,7 @@ def gshard(
 ) -> Float[Array, 'groups']:
   """Mean gate times the share of first choices (arXiv:2006.16668)."""
   experts = gates.shape[-1]
-  first = jax.nn.one_hot(gates.argmax(-1), experts)
+  first = jax.nn.one_hot(gates.argmax(-1), experts, dtype=gates.dtype)
   mean = lambda x: (
     jnp.where(mask[..., None], x, 0).sum(1)
     / jnp.maximum(mask.sum(1)[:, None], 1)

@@ -162,6 +162,7 @@ class _Dense(nn.Module):
       'kernel',
       nn.with_logical_partitioning(draw, ('experts', *self.names)),
       (self.experts, self.inputs, self.outputs),
+      jnp.float32,
     )
     bias = self.param(
       'bias',
@@ -169,6 +170,7 @@ class _Dense(nn.Module):
         nn.initializers.normal(1e-6), ('experts', self.names[1])
       ),
       (self.experts, self.outputs),
+      jnp.float32,
     )
     return kernel, bias
 

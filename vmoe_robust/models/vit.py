@@ -49,7 +49,9 @@ class Dropout(nn.Module):
       self.make_rng('dropout'), grouping.index
     )
     shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, shape))
+    # A Python float would draw others where JAX computes in float64.
+    chance = np.float32(1 - self.rate)
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, chance, shape))
     return jnp.where(keep(keys), x / (1 - self.rate), 0)
 
 
@@ -171,6 +173,7 @@ class _PositionEmbedding(nn.Module):
       'pos_embedding',
       _named(nn.initializers.normal(0.02), (None, None, 'embed')),
       (1, *x.shape[1:]),
+      jnp.float32,
     )
     return x + embedding.astype(x.dtype)
 
@@ -241,7 +244,8 @@ class VisionTransformer(nn.Module):
     x = x.reshape(x.shape[0], -1, config.hidden)
     if config.head == 'token':
       zeros = nn.initializers.zeros_init()
-      token = self.param('cls', zeros, (1, 1, config.hidden)).astype(dtype)
+      shape = (1, 1, config.hidden)
+      token = self.param('cls', zeros, shape, jnp.float32).astype(dtype)
       token = jnp.broadcast_to(token, (x.shape[0], 1, config.hidden))
       x = jnp.concatenate([token, x], axis=1)
     x, records = Encoder(config, self.remat, dtype, self.mesh, name='Encoder')(
@@ -266,7 +270,7 @@ class VisionTransformer(nn.Module):
       return x.mean(1)
     # One learnt query attends to all tokens (arXiv:2106.04560).
     shape = (1, 1, config.hidden)
-    probe = self.param('map_probe', _xavier, shape).astype(dtype)
+    probe = self.param('map_probe', _xavier, shape, jnp.float32).astype(dtype)
     probe = jnp.broadcast_to(probe, (x.shape[0], 1, config.hidden))
     x = Attention(config.heads, dtype, name='map_attention')(x, probe)
     y = nn.LayerNorm(dtype=dtype, name='map_norm')(x)

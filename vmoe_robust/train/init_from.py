@@ -21,7 +21,7 @@ from vmoe_robust.checkpoint import (
   take,
 )
 from vmoe_robust.config import UserError
-from vmoe_robust.data import numbers_only
+from vmoe_robust.data import names_compare, require_one_order
 from vmoe_robust.files import write_json
 from vmoe_robust.report.table import table
 from vmoe_robust.report.terminal import say
@@ -61,6 +61,8 @@ def start_from(
     excepted = (*config.init_from_except, *head)
     found = plan(there, wanted, weights.renamed, excepted, order)
     _check(config, found, there, wanted)
+    if _heads_of_folders(config, weights, found):
+      require_one_order(class_names, f'config.init_from={config.init_from!r}')
     params = take(weights, found, params, config.init_from_noise, config.seed)
     if jax.process_index() == 0:
       write_json(Path(workdir) / REPORT, _listed(weights, found, wanted))
@@ -80,34 +82,32 @@ def _order(
     The class there of each class here if their order differs; what is not to
     be taken; and a sentence about both.
   """
-  if not there or (
-    len(there) == len(names) and (numbers_only(there) or numbers_only(names))
-  ):
-    return (
-      None,
-      (),
-      (
-        f'The head is kept for its {len(names)} classes, whose names could not '
-        'be compared.'
-      ),
-    )
   if there == names:
     return None, (), 'The head is kept: its classes are the same.'
+  if not there or (
+    len(there) == len(names) and not names_compare(there, names)
+  ):
+    said = f'its {len(names)} classes, whose names could not be compared'
+    return None, (), f'The head is kept for {said}.'
   if set(there) == set(names) and len(set(names)) == len(names) == len(there):
-    return (
-      tuple(map(there.index, names)),
-      (),
-      ('The head is kept in another order: the classes are the same.'),
-    )
+    said = 'The head is kept in another order: the classes are the same.'
+    return tuple(map(there.index, names)), (), said
   new = [name for name in names if name not in set(there)]
-  return (
-    None,
-    ('head',),
-    (
-      f'The head is new: {len(new)} of the {len(names)} classes are not among '
-      f'those of the weights{", such as " + repr(new[0]) if new else ""}.'
-    ),
+  said = (
+    f'{len(new)} of the {len(names)} classes are not among those of the '
+    f'weights, such as {new[0]!r}'
+    if new
+    else 'the weights have other classes besides'
   )
+  return None, ('head',), f'The head is new: {said}.'
+
+
+def _heads_of_folders(
+  config: ConfigDict, weights: Weights, found: Plan
+) -> bool:
+  """Whether a head is kept whose classes are folders by their order alone."""
+  kept = 'head/kernel' in found.source
+  return kept and not weights.class_names and config.data.name == 'folder'
 
 
 def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):

@@ -9,7 +9,7 @@ from vmoe_robust import files
 from vmoe_robust.checkpoint import read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
-from vmoe_robust.data import Source
+from vmoe_robust.data import Source, require_one_order
 from vmoe_robust.evaluate.fit import check_fit
 
 # Fields that may change when a run resumes: they alter neither the model nor
@@ -69,6 +69,8 @@ def check_same_run(
       'back to resume'
     )
   before, now = read_class_names(workdir), tuple(class_names)
+  if not before and config.data.name == 'folder':
+    require_one_order(now, f'the run in --workdir={workdir}')
   if before and before != now:
     differ = [name for name in now if name not in before] or list(now)
     raise UserError(

@@ -36,7 +36,7 @@ def make(
     key = jax.random.wrap_key_data(state.key)
     key = jax.random.fold_in(key, state.step)
     batch = dict(batch, index=jnp.arange(batch['mask'].shape[0]))
-    weight = 1 / jnp.maximum(batch['mask'].sum(), 1)
+    weight = 1 / jnp.maximum(batch['mask'].sum(dtype=jnp.float32), 1)
     part = jax.value_and_grad(objective, has_aux=True)
     part = partial(part, key=key, weight=weight)
     if accumulate == 1:

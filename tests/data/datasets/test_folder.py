@@ -1,9 +1,13 @@
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vmoe_robust.config import UserError
-from vmoe_robust.data import open_source
+from vmoe_robust.data import examples, open_source
+from vmoe_robust.data.datasets import folder
+from vmoe_robust.data.decode import decode_image
 
 
 def test_classes_are_those_of_all_splits(make_data, image_folder):
@@ -41,3 +45,85 @@ def test_a_split_whose_images_are_gone_is_empty(make_data, image_folder):
   shutil.rmtree(image_folder / 'test')
   with pytest.raises(UserError, match="'train' \\(20 examples\\)"):
     open_source(data, 'test')
+
+
+@pytest.fixture
+def littered(image_folder, jpeg):
+  """The folder with one of each thing that is no image in the test split."""
+  test, image = image_folder / 'test', jpeg(0)
+  for notes in image_folder.glob('*/*/notes.txt'):
+    notes.unlink()
+  (test / 'cat' / '._0.jpg').write_bytes(image)
+  (test / 'cat' / 'raw.cr2').write_bytes(image)
+  (test / 'dog' / 'deeper').mkdir()
+  (test / 'dog' / 'deeper' / '0.jpg').write_bytes(image)
+  (test / '.cache').mkdir()
+  (test / 'loose.jpg').write_bytes(image)
+  (test / 'eel').mkdir()
+  return image_folder
+
+
+def test_what_is_left_out_is_counted_and_named(
+  make_data, littered, caplog, monkeypatch
+):
+  monkeypatch.setattr(folder, '_NAMED', 9)
+  source = open_source(make_data(name='folder', dir=str(littered)), 'test')
+  assert [source[i]['label'] for i in range(len(source))] == [0, 0, 1, 1, 3, 3]
+  test = littered / 'test'
+  (line,) = [r.getMessage() for r in caplog.records]
+  left_out = [
+    f'{test}/.cache (hidden)',
+    f'{test}/cat/._0.jpg (hidden)',
+    f'{test}/cat/raw.cr2 (its ending .cr2)',
+    f'{test}/dog/deeper (a folder inside a class)',
+    f'{test}/loose.jpg (in no class)',
+  ]
+  assert line == (
+    f'config.data.dir={littered}: 5 entries are left out: '
+    f'{", ".join(left_out)}; 1 classes have no images: {test}/eel'
+  )
+
+
+def test_a_long_list_is_cut(make_data, littered, caplog):
+  open_source(make_data(name='folder', dir=str(littered)), 'test')
+  assert '5 entries are left out' in caplog.text
+  assert 'raw.cr2 (its ending .cr2), 2 more;' in caplog.text
+
+
+def test_a_clean_split_is_silent(make_data, littered, caplog):
+  open_source(make_data(name='folder', dir=str(littered)), 'train')
+  assert not caplog.text
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(
+  make_data, image_folder
+):
+  cats = image_folder / 'test' / 'cat'
+  for image in cats.glob('*.jpg'):
+    image.rename(image.with_suffix('.heic'))
+  with pytest.raises(UserError, match=f'none of the files in {cats} is an im'):
+    open_source(make_data(name='folder', dir=str(image_folder)), 'test')
+
+
+def test_more_endings_are_read(make_data, image_folder, jpeg):
+  cats = image_folder / 'test' / 'cat'
+  pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+  Image.fromarray(pixels).save(cats / '2.tif')
+  (cats / '3.JFIF').write_bytes(jpeg(3))
+  source = open_source(make_data(name='folder', dir=str(image_folder)), 'test')
+  assert len(source) == 8 and source.describe(2).endswith('2.tif')
+  np.testing.assert_array_equal(decode_image(source[2]['image'], 3), pixels)
+  assert decode_image(source[3]['image'], 3).shape == (20, 30, 3)
+
+
+def test_a_broken_link_is_a_corrupt_image(make_data, image_folder):
+  (image_folder / 'test' / 'cat' / '0.jpg').unlink()
+  (image_folder / 'test' / 'cat' / '0.jpg').symlink_to('/no/such/image')
+  data = make_data(name='folder', dir=str(image_folder))
+  source = open_source(data, 'test')
+  with pytest.raises(
+    UserError, match='0.jpg is .*link to nothing, /no/such/im'
+  ):
+    examples(source, data, 6)
+  data.on_corrupt = 'skip'
+  assert examples(source, data, 6)[1].tolist() == [0, 1, 1, 3, 3]

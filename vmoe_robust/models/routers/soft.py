@@ -36,8 +36,9 @@ class Router(nn.Module):
         nn.initializers.lecun_normal(), ('embed', None)
       ),
       (x.shape[-1], slots),
+      jnp.float32,
     )
-    scale = self.param('scale', nn.initializers.ones_init(), ())
+    scale = self.param('scale', nn.initializers.ones_init(), (), jnp.float32)
     # Not the norm's reciprocal: its gradient at a token of zeros is NaN.
     unit = lambda a, axis: (
       a * jax.lax.rsqrt(jnp.square(a).sum(axis, keepdims=True) + 1e-12)
