@@ -50,7 +50,7 @@ def test_queue(shape):
   for chosen, priority in cases(*shape):
     found = make(chosen, shape[2], priority)
     lines = queues(chosen, shape[2], priority)
-    assert found.count.tolist() == [len(line) for line in lines]
+    assert found.length.tolist() == [len(line) for line in lines]
     assert found.order.tolist()[: sum(map(len, lines))] == sum(lines, [])
     for start, line in zip(found.start, lines, strict=True):
       for place, choice in enumerate(line):

@@ -257,6 +257,7 @@ def test_results_are_named_by_their_budget():
     (dict(targets=True), 'targets=True must be'),
     (dict(attack=[]), r'attack=\[\] names no attack'),
     (dict(attack=None), 'attack=None names no attack'),
+    (dict(attack=[['apgd_ce', 'square']]), 'names no attack'),
     (dict(eps='8/255'), "eps='8/255' is no number; give one radius"),
     (dict(eps=np.array([0.1, 0.2])), 'is no number; give one radius'),
     (dict(eps=float('nan')), 'eps=nan is no radius'),

@@ -195,7 +195,8 @@ def ensemble(
       targets=min(budget.targets or targets, classes - 1),
     )
     stage = _simpler(_stage(one, norm, budget_here), classes, notes)
-    if version == 'rand':  # a mean of logarithms is another loss
+    # A mean of logarithms is another loss.
+    if version == 'rand' and isinstance(stage.loss, str):
       stage = dataclasses.replace(stage, loss=stage.loss.removeprefix('log_'))
     stages.append(stage)
   draws = RAND_DRAWS if version == 'rand' else 1
@@ -217,14 +218,14 @@ def _repeated(version: str, name: str, norm: str) -> tuple[int, int]:
 
 def _stage(name: str, norm: str, budget: Budget) -> Stage:
   make, loss, targeted = _ATTACKS[name]
-  repeated = (
-    dict(targets=budget.targets) if targeted else dict(restarts=budget.restarts)
-  )
-  return Stage(name, make(norm, budget), loss, **repeated)
+  targets, restarts = (budget.targets, 1) if targeted else (0, budget.restarts)
+  return Stage(name, make(norm, budget), loss, targets, restarts)
 
 
 def _simpler(stage: Stage, classes: int, notes: list[str]) -> Stage:
   """Replaces a loss that needs more classes than there are."""
+  if not isinstance(stage.loss, str):
+    return stage
   needed = {'dlr': 3, 'targeted_dlr': 4}.get(stage.loss, 2)
   if classes < needed:
     simple = stage.loss.replace('dlr', 'margin')
@@ -240,7 +241,7 @@ _apgd = lambda norm, budget: Apgd(norm, budget.iterations)
 _apgd_ce = lambda norm, budget: Apgd(norm, budget.iterations, -math.inf)
 _fab = lambda norm, budget: Fab(norm, budget.iterations)
 # How an attack is made, what it raises, and whether it has targets.
-_ATTACKS = {
+_ATTACKS: dict[str, tuple[Callable[[str, Budget], Attack], str, bool]] = {
   'fgsm': (
     lambda norm, budget: Pgd(norm, 1, random_start=False),
     'log_cross_entropy',

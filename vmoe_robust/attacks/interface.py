@@ -28,8 +28,7 @@ Values = Float[Array, 'batch']
 Loss = Callable[[Images], tuple[Values, Bool[Array, 'batch']]]
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """Of each image, where the attack is and the worst that it has found."""
 
   clean: Images

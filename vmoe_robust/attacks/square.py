@@ -120,7 +120,7 @@ def bump(height: int, width: int) -> np.ndarray:
   for i in range(max(height, width) // 2 + 1):
     low, high = np.maximum(middle - i, 0), middle + i + 1
     out[low[0] : high[0], low[1] : high[1]] += 1 / (i + 1) ** 2
-  return out / max(np.linalg.norm(out), 1e-12)
+  return out / max(float(np.linalg.norm(out)), 1e-12)
 
 
 def pattern(side: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -71,8 +71,8 @@ def export(
 
 def _write_safetensors(weights, names, file: BinaryIO):
   """The format's own library would need all arrays at once."""
-  header, end = {}, 0
-  metadata = {}
+  header: dict[str, Any] = {}
+  metadata, end = {}, 0
   if weights.config is not None:
     metadata[CONFIG] = to_json(weights.config)
   if weights.class_names:
@@ -90,7 +90,7 @@ def _write_safetensors(weights, names, file: BinaryIO):
   text += b' ' * (-len(text) % 8)
   file.write(len(text).to_bytes(8, 'little') + text)
   for name in order:
-    file.write(_as_bytes(weights.read(name)))
+    file.write(_as_bytes(weights.read(name)).data)
 
 
 def _write_npz(weights, names, file: BinaryIO):

@@ -55,12 +55,11 @@ class Writer:
     self._hush = Hush()
     self._orbax = ocp.AsyncCheckpointer(
       handler,
-      async_options=ocp.AsyncOptions(
-        barrier_sync_fn=lambda key, timeout_ms: self._barriers.wait(
-          timeout_ms / 1000
-        )
-      ),
+      async_options=ocp.AsyncOptions(barrier_sync_fn=self._wait_for_others),
     )
+
+  def _wait_for_others(self, key: str, timeout_ms: int) -> None:
+    self._barriers.wait(timeout_ms / 1000)
 
   def due(self, step: int, metrics: dict[str, float]) -> bool:
     """Whether to save now, the same answer on every process."""

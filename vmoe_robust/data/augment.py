@@ -56,7 +56,8 @@ def inception_crop(
   image: Image, size: int, min_area: float, rng: np.random.Generator
 ) -> Crop:
   """A random part of the image, resized to `size` x `size`."""
-  top, left, height, width = inception_box(*image.shape[:2], min_area, rng)
+  rows, columns = image.shape[:2]
+  top, left, height, width = inception_box(rows, columns, min_area, rng)
   part = image[top : top + height, left : left + width]
   # Bilinear costs a quarter of the area average, whose smoothing only
   # matters when the image shrinks to less than half.

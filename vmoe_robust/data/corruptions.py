@@ -30,7 +30,7 @@ Pixels = UInt8[np.ndarray, 'height width channels']
 SMALL = 64  # up to this size CIFAR-10-C's strengths hold
 CLEAN = 'clean'
 
-_IMAGENET = dict(
+_IMAGENET: dict[str, tuple] = dict(
   gaussian_noise=(0.08, 0.12, 0.18, 0.26, 0.38),
   shot_noise=(60, 25, 12, 5, 3),
   impulse_noise=(0.03, 0.06, 0.09, 0.17, 0.27),
@@ -72,7 +72,7 @@ _IMAGENET = dict(
   pixelate=(0.6, 0.5, 0.4, 0.3, 0.25),
   jpeg_compression=(25, 18, 15, 10, 7),
 )
-_CIFAR = dict(
+_CIFAR: dict[str, tuple] = dict(
   gaussian_noise=(0.04, 0.06, 0.08, 0.09, 0.10),
   shot_noise=(500, 250, 100, 75, 50),
   impulse_noise=(0.01, 0.02, 0.03, 0.05, 0.07),
@@ -149,7 +149,8 @@ def corrupt(
   if name == 'jpeg_compression':
     return _jpeg(image, strength)
   if name == 'frost':
-    out = _frost(image, *strength, small, rng, frost_dir) / 255
+    share, ice = strength
+    out = _frost(image, share, ice, small, rng, frost_dir) / 255
   else:
     out = _FUNCTIONS[name](image / 255, strength, rng)
   return (np.clip(out, 0, 1) * 255).astype(np.uint8)
@@ -210,7 +211,8 @@ def _take_neighbours(x, reach, rng):
 
 
 def _motion_blur(x, strength, rng):
-  blurred = textures.motion(x, *strength, rng.uniform(-45, 45))
+  radius, sigma = strength
+  blurred = textures.motion(x, radius, sigma, rng.uniform(-45, 45))
   return (blurred * 255).round() / 255  # as ImageMagick does
 
 
@@ -264,9 +266,10 @@ def _elastic_transform(x, strength, rng):
   height, width = x.shape[:2]
   size = max(height, width)
   reach, sigma, corner = (size * s for s in strength)
-  centre = np.float32((height, width)) // 2
+  centre = np.array((height, width), np.float32) // 2
   side = min(height, width) // 3
-  corners = centre + side * np.float32([[1, 1], [1, -1], [-1, -1]])
+  triangle = np.array([[1, 1], [1, -1], [-1, -1]], np.float32)
+  corners = centre + side * triangle
   moved = corners + rng.uniform(-corner, corner, (3, 2)).astype(np.float32)
   x = cv2.warpAffine(
     x.astype(np.float32),

@@ -17,10 +17,10 @@ class Row(TypedDict):
   """One row of a batch."""
 
   image: np.ndarray  # uint8 [image_size, image_size, channels]
-  label: np.ndarray  # int32, or float32 [classes]
-  mask: np.ndarray  # bool; False: no image here, count nothing
-  index: np.ndarray  # int32; the example's number in the split, or -1
-  variant: NotRequired[np.ndarray]  # int32; of `Variants`
+  label: np.ndarray | np.int32  # int32, or float32 [classes]
+  mask: np.ndarray | np.bool_  # bool; False: no image here, count nothing
+  index: np.ndarray | np.int32  # int32; the number in the split, or -1
+  variant: NotRequired[np.ndarray | np.int32]  # int32; of `Variants`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Loader:
     )
 
 
-def check_some_label(label: np.ndarray) -> None:
+def check_some_label(label: int | np.ndarray) -> None:
   """Refuses to judge an image that has none of several possible labels.
 
   Such an image can teach a model, which learns that no class is there. It

@@ -8,8 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from ml_collections import ConfigDict
 
-from vmoe_robust.data.load import Loader, Row, describe_skipped
+from vmoe_robust.data.load import Loader, describe_skipped
 from vmoe_robust.data.source import Source
+
+# The fields of `load.Row`, by name.
+Fields = dict[str, np.ndarray]
 
 
 class Rows:
@@ -28,7 +31,7 @@ class Rows:
     """`data` is `config.data`; images come as evaluation sees them."""
     self._source, self._ahead = source, {}
     self._load = Loader(source, data, train=False)
-    self._cache: dict[int, Row] = {}
+    self._cache: dict[int, Fields] = {}
     self._free, self._prefetch = data.cache_bytes, data.prefetch
     self._threads = futures.ThreadPoolExecutor(data.threads, 'vmoe-rows')
 
@@ -44,7 +47,7 @@ class Rows:
     for future in before.values():
       future.cancel()
 
-  def __call__(self, indices: np.ndarray) -> Row:
+  def __call__(self, indices: np.ndarray) -> Fields:
     """The rows of examples, stacked; -1 is padding."""
     wanted = indices.tolist()
     waiting = {
@@ -58,7 +61,7 @@ class Rows:
     rows = [new[i] if i in new else self._cache[i] for i in wanted]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-  def batches(self, indices: np.ndarray, size: int) -> Iterator[Row]:
+  def batches(self, indices: np.ndarray, size: int) -> Iterator[Fields]:
     """Rows batch by batch, while the next batches are loaded.
 
     Args:

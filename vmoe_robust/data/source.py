@@ -38,10 +38,25 @@ def check_label(label: int | np.integer | np.ndarray, num_classes: int) -> None:
 class Source(Protocol):
   """Random access to the examples of a split; safe to share by threads."""
 
-  num_classes: int
-  class_names: tuple[str, ...]
-  multi_label: bool
-  channels: int  # 1 or 3
+  @property
+  def num_classes(self) -> int:
+    """How many classes there are."""
+    ...
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The name of each class, in the order of their numbers."""
+    ...
+
+  @property
+  def multi_label(self) -> bool:
+    """Whether an image may have several classes."""
+    ...
+
+  @property
+  def channels(self) -> int:
+    """1 (grey) or 3 (RGB)."""
+    ...
 
   def __len__(self) -> int:
     """The number of examples."""

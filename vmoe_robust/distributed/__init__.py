@@ -1,6 +1,7 @@
 """Processes that start, agree and end together."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +15,10 @@ def together(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def agreed(value: bool | int) -> bool | int:
+_Answer = TypeVar('_Answer', bool, int)
+
+
+def agreed(value: _Answer) -> _Answer:
   """The first process's answer, on all of them; they wait for it."""
   if jax.process_count() == 1:
     return value

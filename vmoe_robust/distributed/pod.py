@@ -133,13 +133,12 @@ def _join():
   cannot, the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
   and JAX_PROCESS_ID say.
   """
-  place = {
-    'num_processes': os.environ.get('JAX_NUM_PROCESSES'),
-    'process_id': os.environ.get('JAX_PROCESS_ID'),
-  }
+  count = os.environ.get('JAX_NUM_PROCESSES')
+  number = os.environ.get('JAX_PROCESS_ID')
   try:
     jax.distributed.initialize(
-      **{name: int(value) for name, value in place.items() if value},
+      num_processes=int(count) if count else None,
+      process_id=int(number) if number else None,
       initialization_timeout=_START,
       heartbeat_timeout_seconds=_HEARTBEAT,
     )

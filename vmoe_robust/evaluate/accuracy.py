@@ -18,8 +18,8 @@ from vmoe_robust.robustness.target import as_floats
 class Metrics(metrics.Collection):
   """Means over the examples that the mask keeps."""
 
-  accuracy: metrics.Average.from_output('right')
-  loss: metrics.Average.from_output('loss')
+  accuracy: metrics.Average.from_output('right')  # type: ignore[valid-type]
+  loss: metrics.Average.from_output('loss')  # type: ignore[valid-type]
 
 
 Forward = Callable[[PyTree, dict[str, Array]], Metrics]

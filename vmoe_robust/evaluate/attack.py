@@ -29,7 +29,7 @@ from vmoe_robust.robustness.resume import Unfinished, release
 X_ADV = 'x_adv'  # in the work directory
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike):
+def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Attacks `config.checkpoint`, writes the results and prints the table.
 
   Raises:
@@ -55,7 +55,7 @@ class Attacker:
     """
     self.config, self._model = config, model
     self._ensemble = target.ensemble(config)
-    self._programs = None
+    self._programs: Programs | None = None
 
   def __call__(
     self,

@@ -10,7 +10,7 @@ from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import target
 from vmoe_robust.evaluate.job import require_examples
 from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
-from vmoe_robust.report.findings import Columns, Findings
+from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import NO_CLASS, is_right
@@ -54,7 +54,7 @@ def findings(
   if config.train.loss == 'sigmoid':
     summary['clean_false_discovery_rate'] = rate(~right[first])
   rows = [_row(attacked, columns, config, eps) for eps in config.attack.eps]
-  figures = [curve(summary, rows)]
+  figures: list[Figure] = [curve(summary, rows)]
   if attacked.shown is not None:
     figures.append(_examples(attacked.shown, class_names))
   return Findings(

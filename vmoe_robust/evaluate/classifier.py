@@ -239,7 +239,7 @@ def recognised(weights: Weights) -> ConfigDict:
   return config
 
 
-def select(config: ConfigDict, selected: int, field: str):
+def select(config: ConfigDict, selected: int, field: str) -> None:
   """Sets K, the experts a token, unless it is 0.
 
   Raises:

@@ -90,7 +90,7 @@ def judge(
   workdir: str | os.PathLike,
   run: Callable[[Job], Findings],
   render: Render,
-):
+) -> None:
   """Judges `config.checkpoint`, writes the results and prints the table.
 
   Args:
@@ -153,7 +153,7 @@ def finished(
   return True
 
 
-def require_examples(config: ConfigDict, examples: int, skipped: int):
+def require_examples(config: ConfigDict, examples: int, skipped: int) -> None:
   """Refuses a split of which nothing could be read.
 
   Raises:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 DATA, EXPERT, MODEL = AXES = ('data', 'expert', 'model')
 # The batch is split over both of these; experts over the second.
@@ -90,7 +90,9 @@ def spec(
   return PartitionSpec(*parts)
 
 
-def tree_shardings(tree, mesh: Mesh, table: dict[str, tuple[str, ...]]):
+def tree_shardings(
+  tree: PyTree, mesh: Mesh, table: dict[str, tuple[str, ...]]
+) -> PyTree:
   """Shardings of a tree whose weights carry logical names.
 
   Args:

@@ -1,6 +1,7 @@
 """Batches of a fixed size, and which of their rows a process holds."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ class BatchRows:
     self.mine = process_rows(shards, batch_size)  # ascending
     # The process from which `take` takes a row.
     self.owner = np.full(batch_size, -1)
+    device: Any  # of whose type JAX says too little
     for device, index in sharding.devices_indices_map((batch_size,)).items():
       part = self.owner[index[0]]
       part[part < 0] = device.process_index
@@ -53,7 +55,7 @@ class BatchRows:
 
   def take(
     self, array: jax.Array, wanted: np.ndarray, out: np.ndarray, to: np.ndarray
-  ):
+  ) -> None:
     """Writes the rows that are `wanted` and lie here to `out[to]`."""
     for shard in array.addressable_shards:
       here = np.zeros(self.batch_size, bool)

@@ -27,15 +27,15 @@ def serve(
   if experts.grouped:
     # The queues, one behind the other.
     size = line.order.size + grouped.SPARE
-    served = jnp.arange(size) < line.count.sum()
+    served = jnp.arange(size) < line.length.sum()
     source = jnp.pad(line.order, (0, grouped.SPARE))
     source = jnp.where(served, source, line.order.size)
     start = line.start.at[chosen].get(mode='fill', fill_value=size)
     slot = jnp.minimum(start + line.rank, size)
     rows = plan.dispatch(x, source, slot, False)
-    y = experts.run(weights, rows, line.count)
+    y = experts.run(weights, rows, line.length)
     return plan.combine(y, gates, source, slot, False)
-  size = plan.capacity(len(x), chosen.shape[1], 1.25, line.count.size)
+  size = plan.capacity(len(x), chosen.shape[1], 1.25, line.length.size)
   size = min(size, len(x))
   run = _rounds if experts.plain else rounds
   y = run(experts, size, weights, x, line, chosen)
@@ -75,12 +75,12 @@ rounds = partial(jax.custom_vjp, nondiff_argnums=(0, 1))(_rounds)
 
 
 def _number_of_rounds(experts, line, size):
-  return experts.longest(-(-line.count.max() // size))
+  return experts.longest(-(-line.length.max() // size))
 
 
 def _round(line, chosen, size, i):
   source, slot, kept = plan.tables(line, chosen, size, i * size)
-  slot = jnp.where(kept, chosen * size + slot, line.count.size * size)
+  slot = jnp.where(kept, chosen * size + slot, line.length.size * size)
   return source.ravel(), slot
 
 

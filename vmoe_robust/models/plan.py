@@ -18,7 +18,7 @@ class Queue(NamedTuple):
 
   order: Int[Array, 'choices']  # those in a queue, by expert, then by rank
   start: Int[Array, 'experts']  # where an expert's queue begins in `order`
-  count: Int[Array, 'experts']  # how long it is
+  length: Int[Array, 'experts']  # how long it is
   rank: Int[Array, 'tokens selected']  # a choice's place in its queue
 
 
@@ -77,11 +77,11 @@ def tables(
     of each choice among its expert's slots, and whether it has one.
   """
   ahead = skip + jnp.arange(size, dtype=jnp.int32)
-  filled = ahead < line.count[:, None]
+  filled = ahead < line.length[:, None]
   place = jnp.minimum(line.start[:, None] + ahead, line.order.size - 1)
   source = jnp.where(filled, line.order[place], line.order.size)
   slot = line.rank - skip
-  kept = (slot >= 0) & (slot < size) & (experts < line.count.size)
+  kept = (slot >= 0) & (slot < size) & (experts < line.length.size)
   return source, slot, kept
 
 

@@ -175,7 +175,7 @@ class _PositionEmbedding(nn.Module):
       (1, *x.shape[1:]),
       jnp.float32,
     )
-    return x + embedding.astype(x.dtype)
+    return x + jnp.asarray(embedding, x.dtype)
 
 
 class Encoder(nn.Module):
@@ -240,7 +240,7 @@ class VisionTransformer(nn.Module):
       ),
       name='embedding',
     )(x.astype(dtype))
-    grid = x.shape[1:3]
+    grid = x.shape[1], x.shape[2]
     x = x.reshape(x.shape[0], -1, config.hidden)
     if config.head == 'token':
       zeros = nn.initializers.zeros_init()

@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -209,7 +210,7 @@ def _part(
   model, size = config.model, config.data.image_size
   formula = passes * flops.forward(model, size, model.channels)
   limit = chip and chip.hbm
-  out = {
+  out: dict[str, Any] = {
     'batch': batch_size(config, use),
     'compile_seconds': found.seconds,
     'flops_per_image_by_formula': formula,

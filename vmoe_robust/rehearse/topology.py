@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -77,7 +78,7 @@ def _tpus(name: str, slices: int, chips: int) -> list[jax.Device]:
   )
   for variable, value in about.items():
     os.environ.setdefault(variable, value)
-  options = {}
+  options: dict[str, Any] = {}
   if name.startswith('v4:'):
     options['chip_config_name'] = 'megacore'  # both cores are one device
   if chips == 1:

@@ -17,9 +17,20 @@ Columns = dict[str, np.ndarray]
 class Figure(Protocol):
   """A picture, and the data that it shows."""
 
-  name: str  # of the files, without an ending
-  title: str
-  data_name: str  # of the file that has the data
+  @property
+  def name(self) -> str:
+    """Of the files, without an ending."""
+    ...
+
+  @property
+  def title(self) -> str:
+    """What is written above the picture."""
+    ...
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has the data."""
+    ...
 
   def write_data(self, path: str | os.PathLike) -> None:
     """Writes the data."""

@@ -45,7 +45,7 @@ class Progress:
     self._stream = sys.stderr if stream is None else stream
     self._live = self._stream.isatty()
     self._marks = collections.deque()
-    self._shown_at, self._shown_done = -float('inf'), None
+    self._shown_at, self._shown_done = -float('inf'), -1  # nothing yet
     self._is_shown, self._percent = True, 0
 
   def update(

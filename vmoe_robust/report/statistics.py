@@ -1,5 +1,7 @@
 """Estimates with their 95% intervals, as every result has them."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Num
 from scipy import stats
@@ -10,7 +12,7 @@ RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
 
 # {'value': float, 'interval': [low, high], 'n': images}
-Estimate = dict[str, object]
+Estimate = dict[str, Any]
 
 
 def rate(right: Bool[np.ndarray, 'images']) -> Estimate:

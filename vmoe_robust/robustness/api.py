@@ -159,7 +159,7 @@ def robust_accuracy(
       rows,
       (eps,),
       unfinished=unfinished,
-      keeper=keeper and (lambda _: keeper),
+      keeper=None if keeper is None else (lambda _: keeper),
       archive=folder and folder / _X_ADV,
       on_turn=stages.update if progress else lambda *_: None,
     )

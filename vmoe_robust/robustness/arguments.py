@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Any
 
 import numpy as np
 
@@ -74,30 +75,34 @@ def classes(labels: np.ndarray, count: int) -> None:
     )
 
 
-def attack(value: object) -> str | tuple[str, ...]:
+def attack(value: Any) -> str | tuple[str, ...]:
   """The name of an attack, or several.
 
   Raises:
     UserError: there is no such attack, or none at all.
   """
-  known = ensembles.names()
   if isinstance(value, str):
-    name = value.lower().replace('-', '_')
-    name = 'autoattack' if name in ('aa', 'auto_attack') else name
-    return choose('attack', name if name in known else value, known)
+    return _attack_name(value)
   try:
     several = tuple(value)
   except TypeError:
     several = ()
-  if not several:
+  if not several or not all(isinstance(one, str) for one in several):
     raise UserError(
       f"attack={value!r} names no attack; use 'autoattack', or a list such as "
       "['apgd_ce', 'square']"
     )
-  return tuple(attack(one) for one in several)
+  return tuple(_attack_name(one) for one in several)
 
 
-def ball(norm: object, eps: object) -> tuple[str, float]:
+def _attack_name(value: str) -> str:
+  known = ensembles.names()
+  name = value.lower().replace('-', '_')
+  name = 'autoattack' if name in ('aa', 'auto_attack') else name
+  return choose('attack', name if name in known else value, known)
+
+
+def ball(norm: object, eps: Any) -> tuple[str, float]:
   """The norm by its name, and the radius.
 
   Raises:
@@ -125,7 +130,7 @@ def ball(norm: object, eps: object) -> tuple[str, float]:
   return name, eps
 
 
-def whole(least: int, **values: object) -> None:
+def whole(least: int, **values: Any) -> None:
   """Refuses what is no whole number, or is less than `least`.
 
   Raises:

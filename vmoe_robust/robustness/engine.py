@@ -67,7 +67,10 @@ class _Turns:
     self._standing = programs.stands(number, work.radius)
     self._queue = self._make_queue()
     self._done = 0  # steps
-    self._slots = self._outbox = self._items = None
+    self._slots: slots_lib.Slots | None = None
+    self._outbox: slots_lib.Outbox | None = None
+    self._items: slots_lib.Items | None = None
+    self._index = self._tried = self._turn = np.zeros(0, np.int32)  # no slots
     self._resize(self._size(self._queue.left()))
 
   def run(self, on_turn: OnTurn, is_due, save):
@@ -107,18 +110,18 @@ class _Turns:
 
   def _resize(self, size: int):
     """Slots of another number; the images in them stay in order."""
-    kept = np.flatnonzero(self._index >= 0) if self._slots is not None else []
+    kept = np.flatnonzero(self._index >= 0)
     self._flush()
     place = batch_sharding(self._programs.target.mesh)
     self._rows = BatchRows(place, size)
     if len(kept):
       rows = np.resize(kept, size)  # the others repeat, and are not active
       self._slots = self._call('pick', self._slots, rows)
-    old = (self._index, self._tried, self._turn) if len(kept) else ()
+    old = self._index, self._tried, self._turn
     self._index, self._tried = np.full((2, size), -1, np.int32)
     self._turn = np.zeros(size, np.int32)
     for new, before in zip(
-      (self._index, self._tried, self._turn), old, strict=False
+      (self._index, self._tried, self._turn), old, strict=True
     ):
       new[: len(kept)] = before[kept]
     self._outbox = self._items = None

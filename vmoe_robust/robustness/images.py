@@ -9,7 +9,7 @@ that a later attack breaks is appended again.
 import os
 import pathlib
 import shutil
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -206,7 +206,8 @@ def _open(folder, process, shape, each):
   place = os.fspath(folder)
   if '://' not in place:
     place = pathlib.Path(place).absolute().as_uri()
-  spec = {'driver': 'zarr', 'kvstore': f'{place}/process-{process}/'}
+  store = f'{place}/process-{process}/'
+  spec: dict[str, Any] = {'driver': 'zarr', 'kvstore': store}
   if each is None:
     return ts.open(spec, read=True).result()
   # Rows that were never written take no space.

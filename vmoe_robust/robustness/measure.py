@@ -8,7 +8,7 @@ as mere numbers.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from vmoe_robust.robustness.target import (
 )
 
 Columns = dict[str, np.ndarray]
+# What comes from NumPy stays there.
+_Array = TypeVar('_Array', Array, np.ndarray)
 NO_CLASS = -1  # the prediction where a logit is not finite
 
 
@@ -40,8 +42,8 @@ def classes(
 
 
 def is_right(
-  predictions: Int[Array | np.ndarray, 'rows'], labels: Array | np.ndarray
-) -> Bool[Array | np.ndarray, 'rows']:
+  predictions: Int[_Array, 'rows'], labels: Array | np.ndarray
+) -> Bool[_Array, 'rows']:
   """Whether a class is the label, or one of several; -1 never is.
 
   Args:

@@ -127,7 +127,7 @@ class Programs:
       self.compile_seconds += time.perf_counter() - begun
     return out
 
-  def attempt(self, number: int) -> Callable:
+  def attempt(self, number: int) -> jax.stages.Wrapped:
     """One run of a stage on a batch, jitted; see `slots.Program.attempt`."""
     mesh = self.target.mesh
     places = batch_sharding(mesh), replicated(mesh)
@@ -140,16 +140,15 @@ class Programs:
     """
     radius = work.radius
     wanted = radius.clean.mask.copy()
+    part, numbers = work.rows, lambda places: places
     if self.target.together == 1:
       wanted &= ~self.stands(0, radius)
       if not wanted.any():
         return
-      part = Some(work.rows, np.flatnonzero(wanted))
-    else:
-      part = work.rows
-    for indices, batch in self.measure.batches(part):
-      if part is not work.rows:
-        indices = part.there(indices)
+      some = Some(work.rows, np.flatnonzero(wanted))
+      part, numbers = some, some.there
+    for places, batch in self.measure.batches(part):
+      indices = numbers(places)
       indices = np.where((indices >= 0) & wanted[indices], indices, -1)
       nothing = np.zeros(len(indices))
       left = Left(indices, nothing.astype(int), nothing - np.inf, -1)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ class Unfinished:
     self._folder = None if folder is None else pathlib.Path(folder)
     # Writing never makes the devices wait.
     self._writer = futures.ThreadPoolExecutor(1, 'vmoe-unfinished')
-    self._writing = None
+    self._writing: futures.Future | None = None
     if self._folder is not None:
       self._claim(json.loads(to_json(identity)))
 
@@ -101,6 +102,6 @@ def release(folder: str | os.PathLike) -> None:
   together('released')
 
 
-def _write(path: pathlib.Path, arrays: Columns):
+def _write(path: pathlib.Path, arrays: dict[str, Any]):
   with replacing(path) as draft, draft.open('wb') as file:
     np.savez(file, **arrays)

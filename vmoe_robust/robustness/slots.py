@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, PyTree
 
@@ -48,8 +49,7 @@ class Goal:
   context: PyTree  # of `Target.context`; () without one
 
 
-@flax.struct.dataclass
-class Slots:
+class Slots(flax.struct.PyTreeNode):
   """Images under attack."""
 
   state: State
@@ -61,9 +61,9 @@ class Turn:
   """What the host says of a call; no array of the batch."""
 
   eps: ArrayLike
-  count: ArrayLike  # steps to take
+  count: int | np.integer | Array  # steps to take
   begins: ArrayLike  # whether any image enters
-  ends: ArrayLike  # whether all images come to their end together
+  ends: bool | np.bool_ | Array  # whether all images come to their end together
   tick: ArrayLike  # counts the calls
 
 
@@ -131,7 +131,7 @@ class Program:
       runs = active & (state.turn < stage.attack.steps)
       if not stays:
         runs &= ~state.broken
-      moved = stage.attack.step(loss, state, turn.eps)
+      moved = stage.attack.step(loss, state, jnp.asarray(turn.eps))
       return slots.replace(state=_choose(runs, moved, state))
 
     if self._looks:

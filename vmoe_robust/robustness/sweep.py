@@ -105,7 +105,8 @@ def run(
   if not clean.mask.any():
     raise UserError(f'all {len(rows)} images are corrupt; check the data')
   warnings += trust.before(clean.columns['prediction_before'][clean.mask])
-  parts, loads, falls, shown, seconds = [], {}, {}, {}, 0.0
+  parts, loads, falls, seconds = [], {}, {}, 0.0
+  shown: Shown | None = None
   for eps in radii:
     name = eps_name(eps)
     found = unfinished.get(f'{name}-done')
@@ -143,7 +144,7 @@ def run(
     len(rows) * len(radii) / max(seconds, 1e-9),
     falls,
     warnings,
-    shown or None,
+    shown,
   )
 
 

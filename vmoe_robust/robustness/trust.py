@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vmoe_robust.attacks import Ensemble, Stage
+from vmoe_robust.attacks.ensembles import StageLoss
 from vmoe_robust.config import UserError
 from vmoe_robust.robustness.measure import NO_CLASS, without_own
 from vmoe_robust.robustness.slots import Goal, objective
@@ -34,6 +35,11 @@ _SQUARE = 0.002
 # Pairs of batches; in each, either half of the images stays once.
 _PAIRS = 4
 _FEWEST = 4  # images of a batch that is tested
+# FAB follows differences of logits; these losses are the largest of them.
+_SINGLE: dict[StageLoss, StageLoss] = {
+  'rivals': 'margin',
+  'target_rival': 'targeted_margin',
+}
 
 _DEPENDENT = (
   'images change the predictions of others in their batch (capacity shared '
@@ -109,9 +115,7 @@ class Checks:
     """Images on which the gradient that an attack follows is 0."""
     out, seen = [], set()
     for stage in self._ensemble.stages:
-      # FAB follows the differences of logits that a margin is the largest of.
-      single = {'rivals': 'margin', 'target_rival': 'targeted_margin'}
-      loss = single.get(stage.loss, stage.loss)
+      loss = _SINGLE.get(stage.loss, stage.loss)
       if not stage.needs_gradient or loss in seen:
         continue
       seen.add(loss)

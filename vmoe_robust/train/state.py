@@ -11,8 +11,7 @@ from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.models import Model, unbox
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything a step changes; a checkpoint of it resumes exactly.
 
   Each part is also met as shapes or as shardings, in the same structure.

@@ -171,7 +171,7 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
   return tuple(sorted(names))
 
 
-def _entries(path: str | os.PathLike) -> Iterator[os.DirEntry]:
+def _entries(path: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
   """The entries of a folder by name; their kinds cost no look at each."""
   with os.scandir(path) as entries:
     yield from sorted(entries, key=lambda entry: entry.name)
