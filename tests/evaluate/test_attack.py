@@ -7,8 +7,8 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import eval_batches
-from vmoe_robust.evaluate import accuracy, attack_results, job, target
-from vmoe_robust.evaluate.attack import Attacker
+from vmoe_robust.evaluate import accuracy, job, target
+from vmoe_robust.evaluate.attack import Attacker, asked
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import losses
@@ -16,6 +16,7 @@ from vmoe_robust.report.closing import closing
 from vmoe_robust.report.records import read_records
 from vmoe_robust.report.results import read_results
 from vmoe_robust.robustness import images, programs
+from vmoe_robust.robustness.findings import findings, render
 from vmoe_robust.robustness.measure import Measure
 from vmoe_robust.robustness.resume import Unfinished
 
@@ -175,7 +176,7 @@ def test_a_target_is_reached(config, in_memory, model_of):
   reached = columns['prediction_after'] == columns['target']
   assert (columns['target'] != columns['label']).all()
   assert reached.mean() > 0.5
-  (row,) = attack_results.findings(attack, config).rows
+  (row,) = findings(attack, asked(config)).rows
   assert row['target_reached']['value'] == reached.mean()
 
 
@@ -208,7 +209,7 @@ def test_several_labels(config, in_memory, model_of, tmp_path):
   model, params = model_of(config)
   source = in_memory(9, multi_label=True)
   attack = attacked(config, source, model, params)
-  found = attack_results.findings(attack, config)
+  found = findings(attack, asked(config))
   logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
   top = np.asarray(logits.argmax(-1))
   hot = np.stack([source[i]['label'] for i in range(9)])
@@ -226,7 +227,7 @@ def test_written_results_come_from_the_records(
   source = in_memory(9)
   here = opened(config, source, model, params, tmp_path)
   found = attacked(config, source, model, params)
-  job.write(here, attack_results.findings(found, config, source.class_names))
+  job.write(here, findings(found, asked(config), source.class_names))
   results = read_results(tmp_path)
   records = read_records(tmp_path / 'records.parquet')
   right = records['prediction_after'] == records['label']
@@ -235,7 +236,7 @@ def test_written_results_come_from_the_records(
     assert row['robust_accuracy']['value'] == right[rows].mean()
     assert row['per_attack']['pgd']['robust_after'] == row['robust_accuracy']
     assert set(row['routing']) == {'encoderblock_0', 'encoderblock_1'}
-  text = closing(results, tmp_path, attack_results.render)
+  text = closing(results, tmp_path, render)
   assert 'clean' in text and 'routing' in text and str(tmp_path) in text
 
 
@@ -345,7 +346,7 @@ def test_what_is_not_finite_is_wrong(config, in_memory, model_of, loss):
   for bad in (np.nan, np.inf):
     params['head']['bias'] = jnp.asarray([0.0, 0, bad, 0])
     found = attacked(config, source, model, params)
-    results = attack_results.findings(found, config)
+    results = findings(found, asked(config))
     assert results.summary['clean_accuracy']['value'] == 0
     assert results.rows[0]['robust_accuracy']['value'] == 0
     assert found.falls[0.1].robust_after == {'pgd': 0.0}

@@ -12,12 +12,13 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint.export import export
 from vmoe_robust.config import UserError
-from vmoe_robust.evaluate import attack, attack_results, job
+from vmoe_robust.evaluate import attack, job
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.models import build, unbox
 from vmoe_robust.report.results import read_results
+from vmoe_robust.robustness import findings
 from vmoe_robust.robustness.resume import Unfinished
 
 
@@ -72,7 +73,7 @@ def judging(run, folder):
 
 
 def source_of(config, workdir):
-  with job.open_job(config, workdir, attack_results.render) as found:
+  with job.open_job(config, workdir, findings.render) as found:
     return found.source
 
 
@@ -150,8 +151,8 @@ def test_an_attack_counts_and_names_labels_that_are_no_class(
     Attacker(model, config)(params, source, unfinished)
   config.data.on_unlabelled = 'skip'
   found = Attacker(model, config)(params, source, unfinished)
-  findings = attack_results.findings(found, config, source.class_names)
-  job.write(opened(config, source, model, params, tmp_path), findings)
+  shown = findings.findings(found, attack.asked(config), source.class_names)
+  job.write(opened(config, source, model, params, tmp_path), shown)
   results = read_results(tmp_path)
   assert results['data']['examples'] == 7
   assert results['data']['skipped'] == {

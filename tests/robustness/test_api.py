@@ -5,14 +5,16 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import pytest
 
 from tests.robustness.problems import EXAMPLES, QUICK, problem
-from vmoe_robust import robust_accuracy
+from vmoe_robust import read_results, robust_accuracy
 from vmoe_robust.attacks import Budget, ensemble, label
 from vmoe_robust.config import UserError
 from vmoe_robust.files import locked
+from vmoe_robust.report.results import SCHEMA
 from vmoe_robust.robustness import arguments
 
 ALONE = (
@@ -177,15 +179,22 @@ def test_a_cheaper_twin_is_attacked_and_the_model_judges():
   assert abs(found.accuracy - run(**QUICK).accuracy) < 0.1
 
 
-def test_a_result_is_saved(tmp_path):
+def test_a_result_is_saved_in_the_one_form(tmp_path):
   fn, images, labels = problem()
   found = robust_accuracy(
     fn, (images * 255).astype(np.uint8), labels, attack='pgd', **QUICK
   )
   found.save(tmp_path / 'deep')
-  saved = json.loads((tmp_path / 'deep' / 'results.json').read_text())
-  assert saved['accuracy'] == found.accuracy
-  assert saved['settings']['eps'] == pytest.approx(8 / 255)
+  saved = read_results(tmp_path / 'deep')
+  schema = json.loads(SCHEMA.read_text())
+  jsonschema.Draft202012Validator(schema).validate(dict(saved))
+  (row,) = saved['rows']
+  assert row['robust_accuracy']['value'] == found.accuracy
+  assert row['per_attack']['pgd']['robust_after']['value'] == found.accuracy
+  assert saved['asked']['settings']['eps'] == pytest.approx(8 / 255)
+  records = saved.records
+  right = np.asarray(records['prediction_after']) == np.asarray(labels)
+  np.testing.assert_array_equal(right, found.robust)
   x_adv = np.load(tmp_path / 'deep' / 'x_adv.npy')
   np.testing.assert_array_equal(x_adv, found.x_adv)
 

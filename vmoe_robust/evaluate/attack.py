@@ -10,11 +10,11 @@ from absl import logging
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from vmoe_robust.attacks import label
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import Rows
 from vmoe_robust.evaluate import target
-from vmoe_robust.evaluate.attack_results import findings, render
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.evaluate.job import PROGRESS, Job, assemble, open_job, write
 from vmoe_robust.models import Model
@@ -22,6 +22,7 @@ from vmoe_robust.report.closing import closing
 from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness import sweep
+from vmoe_robust.robustness.findings import Asked, findings, render
 from vmoe_robust.robustness.images import require_space
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.resume import Unfinished, release
@@ -39,6 +40,19 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
     if job is not None:
       attacker = Attacker(job.classifier.model, job.config)
       say(closing(attack(job, attacker, PROGRESS), workdir, render))
+
+
+def asked(config: ConfigDict) -> Asked:
+  """What results say of `config.attack`."""
+  settings = config.attack
+  parts = settings.name.split('+')
+  name = tuple(parts) if len(parts) > 1 else parts[0]
+  return Asked(
+    label(name, target.budget(settings)),
+    settings.norm,
+    settings.eps,
+    config.train.loss == 'sigmoid',
+  )
 
 
 class Attacker:
@@ -143,7 +157,7 @@ def attack(
   same = identity(config, subject.step, subject.checksum)
   unfinished = Unfinished(folder, same)
   attacked = attacker(subject.params, source, unfinished, archive, on_turn)
-  found = findings(attacked, config, source.class_names, speed)
+  found = findings(attacked, asked(config), source.class_names, speed)
   try:
     results = write(job, found)
   except OSError as error:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import Weights, open_weights
@@ -18,20 +16,12 @@ from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.identity import machine_fields
-from vmoe_robust.files import locked, require_writable, to_json, write_json
+from vmoe_robust.files import locked, require_writable, to_json
 from vmoe_robust.models import flops
+from vmoe_robust.report import writing
 from vmoe_robust.report.closing import Render, closing
 from vmoe_robust.report.findings import Findings
-from vmoe_robust.report.records import read_records, write_records
-from vmoe_robust.report.results import (
-  FIGURES,
-  FORMAT,
-  RECORDS,
-  RESULTS,
-  VERSION,
-  environment,
-  read_results,
-)
+from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness.resume import release
 
@@ -184,56 +174,21 @@ def write(job: Job, findings: Findings) -> dict:
   """
   results = assemble(job, findings)
   if jax.process_index() == 0:
-    folder = Path(job.workdir)
-    _write_records(folder / RECORDS, findings.columns)
-    for about, figure in zip(
-      results['files']['figures'], findings.figures, strict=True
-    ):
-      _draw(folder, about, figure)
-    write_json(folder / RESULTS, results)
+    writing.write(job.workdir, results, findings)
   return results
 
 
 def assemble(job: Job, findings: Findings) -> dict:
   """What `results.json` says, in the form of `results.schema.json`."""
-  config, columns = job.config, findings.columns
   skipped = sorted(set(findings.skipped))
-  return {
-    'format': FORMAT,
-    'format_version': VERSION,
-    'asked': _asked(config),
-    'weights': _weights(job),
-    'data': {
-      'name': config.data.name,
-      'split': config.data.split,
-      'examples': len(np.unique(columns['index'])),
-      'skipped': {
-        'count': len(skipped),
-        'names': [describe_skipped(job.source, i) for i in skipped],
-      },
-    },
-    **environment(),
-    'summary': dict(findings.summary),
-    'rows': [dict(row) for row in findings.rows],
-    'warnings': list(findings.warnings),
-    'speed': dict(findings.speed),
-    'files': {
-      'records': {
-        'name': RECORDS,
-        'rows': len(columns['index']),
-        'columns': list(columns),
-      },
-      'figures': [
-        {
-          'name': figure.name,
-          'title': figure.title,
-          'data': f'{FIGURES}/{figure.data_name}',
-          'picture': f'{FIGURES}/{figure.name}.png',
-        }
-        for figure in findings.figures
-      ],
-    },
-  }
+  data = job.config.data
+  return writing.assemble(
+    findings,
+    asked=_asked(job.config),
+    weights=_weights(job),
+    data={'name': data.name, 'split': data.split},
+    skipped=[describe_skipped(job.source, i) for i in skipped],
+  )
 
 
 def _is_shown(config, workdir, render: Render, weights: Weights) -> bool:
@@ -266,26 +221,3 @@ def _weights(job: Job) -> dict:
       config.model, config.data.image_size, config.model.channels
     ),
   }
-
-
-def _write_records(path: Path, columns: dict[str, np.ndarray]):
-  """Writes the records, which must come back as the numbers were found from.
-
-  Raises:
-    RuntimeError: they do not.
-  """
-  write_records(path, columns)
-  for name, column in read_records(path).items():
-    is_float = column.dtype.kind == 'f'
-    if not np.array_equal(column, columns[name], equal_nan=is_float):
-      raise RuntimeError(f'{path}: column {name!r} came back changed')
-
-
-def _draw(folder: Path, about: dict, figure):
-  (folder / FIGURES).mkdir(exist_ok=True)
-  figure.write_data(folder / about['data'])
-  try:
-    figure.draw(folder / about['picture'])
-  except Exception as error:  # whatever a drawing library may raise
-    logging.warning('%s was not drawn: %s', about['picture'], error)
-    about['picture'] = None

@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Int
 
 from vmoe_robust.attacks import Budget, Ensemble, ensemble, label
 from vmoe_robust.config import UserError, eps_name
-from vmoe_robust.files import locked, write_json
+from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
+from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.progress import Stages
-from vmoe_robust.report.records import write_records
+from vmoe_robust.report.writing import assemble, write
 from vmoe_robust.robustness import arguments, sweep
+from vmoe_robust.robustness.findings import Asked, findings
 from vmoe_robust.robustness.foreign import Model, of_model
 from vmoe_robust.robustness.images import InMemory, read
 from vmoe_robust.robustness.measure import is_right
@@ -43,6 +45,7 @@ class Result:
     seconds: that each attack took.
     warnings: what makes the numbers hard to believe.
     settings: what was asked; `attack` names what ran.
+    findings: the same numbers with intervals, and the records.
   """
 
   accuracy: float
@@ -54,21 +57,36 @@ class Result:
   seconds: dict[str, float]
   warnings: list[str]
   settings: dict[str, object]
+  findings: Findings = dataclasses.field(repr=False)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a folder: `results.json`, `records.parquet`, `x_adv.npy`."""
-    folder = pathlib.Path(path)
+    """Writes a folder that `vmoe_robust.read_results` reads, and x_adv.
+
+    Args:
+      path: of the folder, made if it is not there: `results.json` and
+        `records.parquet` of docs/results-format.md, figures, and `x_adv.npy`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    folder = local_path(path, 'path')
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = ('robust', 'x_adv', 'prediction')
-    numbers = {
-      k: v for k, v in dataclasses.asdict(self).items() if k not in hidden
-    }
-    write_json(folder / 'results.json', numbers)
-    index = np.arange(len(self.robust))
-    write_records(
-      folder / 'records.parquet',
-      {'index': index, 'robust': self.robust, 'prediction': self.prediction},
+    results = assemble(
+      self.findings,
+      asked={
+        'mode': 'attack',
+        'name': self.settings['attack'],
+        'experts': None,
+        'settings': self.settings,
+        'seed': self.settings['seed'],
+        'config': None,
+      },
+      weights=dict.fromkeys(
+        ('checkpoint', 'step', 'checksum', 'parameters', 'flops_per_image')
+      ),
+      data={'name': 'arrays', 'split': ''},
     )
+    write(folder, results, self.findings)
     np.save(folder / 'x_adv.npy', self.x_adv)
 
 
@@ -181,6 +199,9 @@ def _result(found: sweep.Swept, x_adv, settings) -> Result:
     seconds=fall.seconds,
     warnings=found.warnings,
     settings=settings,
+    findings=findings(
+      found, Asked(settings['attack'], settings['norm'], (settings['eps'],))
+    ),
   )
 
 

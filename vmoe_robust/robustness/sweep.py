@@ -103,7 +103,10 @@ def run(
   warnings += programs.checks(params, batch)
   clean = measure.clean(params, rows)
   if not clean.mask.any():
-    raise UserError(f'all {len(rows)} images are corrupt; check the data')
+    raise UserError(
+      f'none of {len(rows)} images can be judged: they are corrupt, or have no '
+      'class; check config.data.dir and config.data.split'
+    )
   warnings += trust.before(clean.columns['prediction_before'][clean.mask])
   parts, loads, falls, seconds = [], {}, {}, 0.0
   shown: Shown | None = None

@@ -25,7 +25,6 @@ from vmoe_robust.data import Source, eval_batches, open_source, train_batches
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import accuracy
 from vmoe_robust.evaluate.attack import Attacker, attack
-from vmoe_robust.evaluate.attack_results import render
 from vmoe_robust.evaluate.classifier import Classifier
 from vmoe_robust.evaluate.job import PROGRESS, Job, finished
 from vmoe_robust.files import local_path, locked, require_writable
@@ -34,6 +33,7 @@ from vmoe_robust.report.closing import closing
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
+from vmoe_robust.robustness.findings import render
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib

@@ -1,14 +1,11 @@
 """What an attack found, as numbers, figures and a table."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vmoe_robust.attacks import label
 from vmoe_robust.config import eps_name
-from vmoe_robust.evaluate import target
-from vmoe_robust.evaluate.job import require_examples
 from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import mean, rate
@@ -17,76 +14,80 @@ from vmoe_robust.robustness.measure import NO_CLASS, is_right
 from vmoe_robust.robustness.sweep import Shown, Swept
 
 
-def attack_name(config: ConfigDict) -> str:
-  """What ran: of AutoAttack with other lengths than its own, these too."""
-  parts, budget = config.attack.name.split('+'), target.budget(config.attack)
-  return label(tuple(parts) if len(parts) > 1 else parts[0], budget)
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What was asked of an attack, as far as its numbers depend on it.
+
+  Attributes:
+    attack: what ran, by `attacks.label`.
+    norm: of the ball.
+    radii: in units of pixels in [0, 1].
+    several_labels: an image has several labels, and the model a sigmoid loss.
+  """
+
+  attack: str
+  norm: str
+  radii: Sequence[float]
+  several_labels: bool = False
+
+  def condition(self, eps: float) -> str:
+    """The name of a radius in rows and records."""
+    return f'{self.attack} {self.norm} {eps_name(eps)}'
 
 
 def findings(
-  attacked: Swept,
-  config: ConfigDict,
+  swept: Swept,
+  asked: Asked,
   class_names: Sequence[str] = (),
   speed: Mapping[str, float] | None = None,
 ) -> Findings:
   """Numbers for each eps, and all of them as a figure.
 
   Args:
-    attacked: of `sweep.run`.
-    config: the whole configuration.
+    swept: of `sweep.run`.
+    asked: what was asked of it.
     class_names: of the data, for the picture of examples.
     speed: how fast other things than the attack were.
-
-  Raises:
-    UserError: no example could be read.
   """
-  skipped = attacked.corrupt
-  require_examples(config, len(attacked.columns['index']), len(skipped))
-  columns = _ordered(attacked.columns, config)
+  columns = _ordered(swept.columns, asked)
   right = is_right(columns['prediction_before'], columns['label'])
-  first = columns['eps'] == config.attack.eps[0]
+  first = columns['eps'] == asked.radii[0]
   summary = {
-    'attack': attack_name(config),
-    'norm': config.attack.norm,
+    'attack': asked.attack,
+    'norm': asked.norm,
     'clean_accuracy': rate(right[first]),
     'clean_loss': mean(columns['loss_before'][first]),
   }
-  if config.train.loss == 'sigmoid':
+  if asked.several_labels:
     summary['clean_false_discovery_rate'] = rate(~right[first])
-  rows = [_row(attacked, columns, config, eps) for eps in config.attack.eps]
+  rows = [_row(swept, columns, asked, eps) for eps in asked.radii]
   figures: list[Figure] = [curve(summary, rows)]
-  if attacked.shown is not None:
-    figures.append(_examples(attacked.shown, class_names))
+  if swept.shown is not None:
+    figures.append(_examples(swept.shown, class_names))
   return Findings(
     columns=columns,
-    skipped=skipped,
+    skipped=swept.corrupt,
     rows=rows,
     summary=summary,
     figures=figures,
-    warnings=attacked.warnings,
-    speed={'attacked_images_per_second': attacked.images_per_second}
+    warnings=swept.warnings,
+    speed={'attacked_images_per_second': swept.images_per_second}
     | dict(speed or {}),
   )
 
 
-def _ordered(columns: Columns, config: ConfigDict) -> Columns:
+def _ordered(columns: Columns, asked: Asked) -> Columns:
   """Rows by eps, then example, with the name of their condition."""
   order = np.lexsort((columns['index'], columns['eps']))
   columns = {name: column[order] for name, column in columns.items()}
-  names = np.array([_condition(config, eps) for eps in config.attack.eps])
+  names = np.array([asked.condition(eps) for eps in asked.radii])
   place = np.zeros(len(order), int)
-  for number, eps in enumerate(config.attack.eps):
+  for number, eps in enumerate(asked.radii):
     place[columns['eps'] == eps] = number
   return columns | {'condition': names[place]}
 
 
-def _condition(config: ConfigDict, eps: float) -> str:
-  return f'{attack_name(config)} {config.attack.norm} {eps_name(eps)}'
-
-
-def _row(
-  attacked: Swept, columns: Columns, config: ConfigDict, eps: float
-) -> dict:
+def _row(swept: Swept, columns: Columns, asked: Asked, eps: float) -> dict:
   rows = {k: v[columns['eps'] == eps] for k, v in columns.items()}
   before, after = (
     is_right(rows[f'prediction_{when}'], rows['label'])
@@ -94,9 +95,9 @@ def _row(
   )
   changed = rows['prediction_before'] != rows['prediction_after']
   out = {
-    'condition': _condition(config, eps),
-    'attack': attack_name(config),
-    'norm': config.attack.norm,
+    'condition': asked.condition(eps),
+    'attack': asked.attack,
+    'norm': asked.norm,
     'eps': eps,
     'robust_accuracy': rate(after),
     'error_before': rate(~before),
@@ -111,13 +112,13 @@ def _row(
     'outside_ball': int((~rows['in_ball']).sum()),
     'outside_range': int((~rows['in_range']).sum()),
   }
-  if config.attack.target:
+  if 'target' in rows:
     out['target_reached'] = rate(rows['prediction_after'] == rows['target'])
-  if config.train.loss == 'sigmoid':
+  if asked.several_labels:
     out['false_discovery_rate'] = out['error_after']
-  out['per_attack'] = _stages(attacked.falls[eps], len(after))
+  out['per_attack'] = _stages(swept.falls[eps], len(after))
   blocks = [n.split('/')[1] for n in rows if n.startswith('routing_change/')]
-  loads = attacked.loads.get(eps, {})
+  loads = swept.loads.get(eps, {})
   if blocks:
     out['routing'] = {b: _routing(rows, loads, b) for b in blocks}
   return out

@@ -1,0 +1,116 @@
+"""Writes what was found: records, figures and, last of all, `results.json`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from vmoe_robust.files import write_json
+from vmoe_robust.report.findings import Figure, Findings
+from vmoe_robust.report.records import read_records, write_records
+from vmoe_robust.report.results import (
+  FIGURES,
+  FORMAT,
+  RECORDS,
+  RESULTS,
+  VERSION,
+  environment,
+)
+
+
+def assemble(
+  findings: Findings,
+  *,
+  asked: Mapping[str, object],
+  weights: Mapping[str, object],
+  data: Mapping[str, object],
+  skipped: Sequence[str] = (),
+) -> dict:
+  """What `results.json` says, in the form of `results.schema.json`.
+
+  Args:
+    findings: what was found.
+    asked: the part of that name.
+    weights: the part of that name.
+    data: 'name' and 'split'.
+    skipped: names of the examples that could not be read.
+  """
+  columns = findings.columns
+  return {
+    'format': FORMAT,
+    'format_version': VERSION,
+    'asked': dict(asked),
+    'weights': dict(weights),
+    'data': {
+      **data,
+      'examples': len(np.unique(columns['index'])),
+      'skipped': {'count': len(skipped), 'names': list(skipped)},
+    },
+    **environment(),
+    'summary': dict(findings.summary),
+    'rows': [dict(row) for row in findings.rows],
+    'warnings': list(findings.warnings),
+    'speed': dict(findings.speed),
+    'files': {
+      'records': {
+        'name': RECORDS,
+        'rows': len(columns['index']),
+        'columns': list(columns),
+      },
+      'figures': [
+        {
+          'name': figure.name,
+          'title': figure.title,
+          'data': f'{FIGURES}/{figure.data_name}',
+          'picture': f'{FIGURES}/{figure.name}.png',
+        }
+        for figure in findings.figures
+      ],
+    },
+  }
+
+
+def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
+  """Writes a folder; a figure that cannot be drawn is a warning.
+
+  Args:
+    folder: which is there.
+    results: of `assemble`; the picture of such a figure becomes None in it.
+    findings: of which they are.
+
+  Raises:
+    OSError: the disk is full, say.
+    RuntimeError: the records do not come back as the numbers were found from.
+  """
+  folder = Path(folder)
+  _write_records(folder / RECORDS, findings.columns)
+  for about, figure in zip(
+    results['files']['figures'], findings.figures, strict=True
+  ):
+    _draw(folder, about, figure)
+  write_json(folder / RESULTS, results)
+
+
+def _write_records(path: Path, columns: dict[str, np.ndarray]):
+  """Writes the records, which must come back as the numbers were found from.
+
+  Raises:
+    RuntimeError: they do not.
+  """
+  write_records(path, columns)
+  for name, column in read_records(path).items():
+    is_float = column.dtype.kind == 'f'
+    if not np.array_equal(column, columns[name], equal_nan=is_float):
+      raise RuntimeError(f'{path}: column {name!r} came back changed')
+
+
+def _draw(folder: Path, about: dict, figure: Figure):
+  (folder / FIGURES).mkdir(exist_ok=True)
+  figure.write_data(folder / about['data'])
+  try:
+    figure.draw(folder / about['picture'])
+  except Exception as error:  # whatever a drawing library may raise
+    logging.warning('%s was not drawn: %s', about['picture'], error)
+    about['picture'] = None
