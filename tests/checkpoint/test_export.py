@@ -188,7 +188,7 @@ def test_what_released_files_do_not_have(tmp_path, capsys, fields, what):
 
 
 class Failing:
-  where, renamed, config = 'here', {}, None
+  where, renamed, config, class_names = 'here', {}, None, ()
 
   def __init__(self, weights):
     self.shapes, self._weights, self._left = weights.shapes, weights, 3

@@ -61,4 +61,5 @@ def build(
     random_start=attack.random_start,
     momentum=attack.momentum,
   )
-  return functools.partial(complete, pgd, restarts=attack.restarts)
+  # One run, if no number is asked for.
+  return functools.partial(complete, pgd, restarts=max(attack.restarts, 1))
