@@ -94,6 +94,21 @@ def test_two_ways_to_place_blocks():
 
 
 @pytest.mark.parametrize(
+  'changes',
+  [
+    {'name': 'autoattack', 'experts': 'capacity'},
+    {'name': 'pgd', 'compute_dtype': 'bfloat16'},
+    {'name': 'autoattack_plus', 'restarts': 1},
+  ],
+  ids=str,
+)
+def test_one_engine_serves_all_attacks_alike(changes):
+  attack = config_lib.default().attack
+  attack.update(changes)
+  config_lib.validate_attack(attack)
+
+
+@pytest.mark.parametrize(
   ('changes', 'words'),
   [
     ({'name': 'fgm'}, "name='fgm'"),
@@ -110,9 +125,7 @@ def test_two_ways_to_place_blocks():
     ({'name': 'apgd_ce+sqare'}, "'sqare' is not known"),
     ({'name': 'pgd+autoattack'}, 'stands alone'),
     ({'name': 'square', 'norm': 'l1'}, 'square has no l1'),
-    ({'name': 'autoattack', 'experts': 'capacity'}, "has 'dropless'"),
     ({'name': 'apgd_t', 'target': 'random'}, "config.attack.target='random'"),
-    ({'name': 'pgd', 'compute_dtype': 'bfloat16'}, 'compute_dtype'),
     ({'name': 'fab', 'compute_dtype': 'float8'}, "'float8' is not known"),
     ({'queries': 0}, 'config.attack.queries=0'),
     ({'step_size': -1.0}, 'config.attack.step_size=-1.0'),

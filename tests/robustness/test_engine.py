@@ -31,6 +31,14 @@ def programs(devices=1):
   return Programs(target, attacks, norm='linf', seed=0, batch_size=16)
 
 
+@functools.cache
+def uninterrupted():
+  """The attack as it goes without a stop, and what it told on the way."""
+  told = []
+  found, kept = swept(tell=lambda *what: told.append(what))
+  return found, kept, told
+
+
 def swept(folder=None, tell=lambda *_: None, devices=1):
   """The attack, and x_adv of each radius."""
   _, images, labels = problem()
@@ -82,7 +90,7 @@ def archived(folder, found):
 
 @pytest.mark.parametrize('updates', [1, 9, 25, 60])
 def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
-  expected, kept = swept()
+  expected, kept, _ = uninterrupted()
   with pytest.raises(Killed):
     swept(tmp_path, killed_after(updates))
   found, _ = swept(tmp_path)
@@ -99,8 +107,7 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
 
 
 def test_what_ended_is_not_attacked_again(tmp_path):
-  whole, first, rest = [], [], []
-  swept(tell=lambda *a: whole.append(a))
+  whole, first, rest = uninterrupted()[2], [], []
   with pytest.raises(Killed):
     swept(tmp_path, lambda *a: (first.append(a), killing(first, 40)))
   swept(tmp_path, lambda *a: rest.append(a))
@@ -115,7 +122,7 @@ def killing(seen, count):
 
 
 def test_on_other_devices_it_goes_on_too(tmp_path):
-  expected = swept()[0].columns
+  expected = uninterrupted()[0].columns
   with pytest.raises(Killed):
     swept(tmp_path, killed_after(30))
   found = swept(tmp_path, devices=8)[0].columns
@@ -124,8 +131,7 @@ def test_on_other_devices_it_goes_on_too(tmp_path):
 
 
 def test_progress_counts_steps_and_ends_at_all_of_them():
-  ticks = []
-  swept(tell=lambda *told: ticks.append(told))
+  ticks = uninterrupted()[2]
   names = list(dict.fromkeys(name for name, *_ in ticks))
   assert names == [
     f'{stage} {eps}'
@@ -140,8 +146,8 @@ def test_progress_counts_steps_and_ends_at_all_of_them():
 
 
 def test_slots_are_full_while_there_is_work():
-  ticks = []
-  falls = swept(tell=lambda *a: ticks.append(a))[0].falls
+  found, _, ticks = uninterrupted()
+  falls = found.falls
   for eps, fall in falls.items():
     # Four targets, 13 steps each, in 16 slots; only the end is not full.
     steps = 13 * 4 * EXAMPLES * fall.robust_after['pgd'] / 16
@@ -150,10 +156,11 @@ def test_slots_are_full_while_there_is_work():
 
 
 def test_what_stands_is_known_by_its_number():
-  columns = swept()[0].columns
+  found = uninterrupted()[0]
+  columns = found.columns
   stands = columns['prediction_after'] == columns['label']
   np.testing.assert_array_equal(columns['fallen_in'] == STANDS, stands)
-  for eps, fall in swept()[0].falls.items():
+  for eps, fall in found.falls.items():
     right = stands[columns['eps'] == eps].mean()
     assert list(fall.robust_after.values())[-1] == right
 
