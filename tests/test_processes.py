@@ -210,7 +210,7 @@ def assert_an_ensemble_equals_that_of_one_process(checkpoint, folder):
     np.testing.assert_array_equal(here[name], there[name])
   assert (here['prediction_after'] == there['prediction_after']).mean() > 0.99
   assert not (pod_ / 'unfinished').exists()
-  assert (pod_ / 'robustness.png').stat().st_size > 1000
+  assert (pod_ / 'figures' / 'robustness.png').stat().st_size > 1000
 
 
 def test_an_error_of_one_process_ends_the_other_in_time(tmp_path):

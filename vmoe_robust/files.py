@@ -30,16 +30,25 @@ def path(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
   Raises:
     UserError: `~name` is the home of a user who does not exist.
   """
+  return epath.Path(expanded(text, field))
+
+
+def expanded(text: str | os.PathLike, field: str = 'the path') -> str:
+  """As `path`, as text, of addresses that other libraries read.
+
+  Raises:
+    UserError: `~name` is the home of a user who does not exist.
+  """
   text = os.fspath(text)
   if '://' in text:
-    return epath.Path(text)
+    return text
   expanded = os.path.expanduser(text)
   if expanded.startswith('~'):
     raise UserError(
       f'{field}={text!r} begins with the home of an unknown user; give the '
       f'whole path, or ./{text} for a folder of that name'
     )
-  return epath.Path(expanded)
+  return expanded
 
 
 def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:

@@ -274,7 +274,7 @@ BAD = {
       ('[1]', 'no configuration'),
       ('{"seed": {"a": 1}}', 'no configuration'),
       ('[' * 9999, 'no configuration'),
-      ('{"sead": 1}', "'sead' that is not known"),
+      ('{"sead": 1}', "'config.sead' that is not known"),
     ]
   },
 }

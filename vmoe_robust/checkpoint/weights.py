@@ -68,7 +68,7 @@ def open_weights(
   """
   if not os.fspath(path):
     raise UserError(f"{field}='' names nothing; give the workdir of a run")
-  where = os.fspath(files.path(path, field))
+  where = files.expanded(path, field)
   system, place = file_system(where, field)
   try:
     is_official, is_folder = (

@@ -88,7 +88,14 @@ def _merge(config: ConfigDict, values: dict, prefix: str) -> None:
         f'the saved configuration has a field {field!r} that is not known; it '
         'is that of another program or version'
       )
-    if isinstance(value, dict) and isinstance(config[name], ConfigDict):
+    is_group = isinstance(config[name], ConfigDict)
+    if is_group != isinstance(value, dict):
+      raise UserError(
+        f'the saved configuration has {field}={value!r}, which is '
+        f'{"no group of fields" if is_group else "no value"}; restore it from '
+        'a copy'
+      )
+    if is_group:
       _merge(config[name], value, field)
     else:
       value = tuple(value) if isinstance(value, list) else value
