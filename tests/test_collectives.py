@@ -6,7 +6,7 @@ import pytest
 from benchmarks import collectives as bench
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.cost.program import held
+from vmoe_robust.cost.program import costs, held
 from vmoe_robust.rehearse.programs import Programs
 
 MESHES = pytest.mark.parametrize('mesh', bench.MESHES)
@@ -104,6 +104,17 @@ def test_attack_step_reduces_no_gradient(mesh, experts):
   # Devices agree on the number of rounds, one number a layer.
   assert len(rest) == (SPARSE if experts == 'dropless' else 0)
   assert all((one.dtype, one.bytes) == ('s32', 4) for one in rest)
+
+
+@pytest.mark.parametrize('attack', ['pgd', 'apgd_ce'])
+def test_projections_onto_l1_balls_do_not_communicate(attack):
+  config = bench.experiment()
+  settings = dict(name=attack, norm='l1', eps=(1.0,), experts='capacity')
+  config.attack.update(settings)
+  programs = Programs(config, mesh_lib.create((8, 1, 1)))
+  found = costs(programs.compile(attack), programs.mesh).collectives
+  # What is in a loop happens more than once.
+  assert [one for one in found if one.count > 1] == []
 
 
 def test_the_table_counts_and_leaves_scalars_apart():
