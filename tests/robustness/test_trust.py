@@ -63,6 +63,8 @@ INDEPENDENT = {
   'large': lambda x: 1e20 * alone(x),
   'zero': lambda x: 0 * alone(x),
   'rounding': lambda x: jnp.round(3 * alone(x)),
+  # Other kernels for other sizes add in another order.
+  'half precision': lambda x: alone(x) * (1 + 0.01 * (len(x) % 3)),
 }
 
 
