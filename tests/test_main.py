@@ -34,6 +34,18 @@ def refused(capsys, monkeypatch, *arguments):
   return message
 
 
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+  def stopped(argv):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sys, 'argv', ['main', DIGITS])
+  flags.FLAGS.unparse_flags()
+  with pytest.raises(SystemExit) as stop:
+    command_line.run(stopped)
+  assert stop.value.code == 130
+  assert capsys.readouterr().err.count('\n') == 1
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
   """Nothing is written to the checkout."""

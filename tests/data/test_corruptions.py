@@ -133,7 +133,7 @@ def test_plasma_is_clouds():
   assert slope(rough) > 3 * slope(clouds)
 
 
-def test_frost_of_photographs(tmp_path):
+def test_frost_of_photographs(tmp_path, monkeypatch):
   for i in range(1, 6):
     image = np.full((60, 90, 3), (0, 0, 40 * i), np.uint8)  # red, as BGR
     cv2.imwrite(str(tmp_path / f'frost{i}.png'), image)
@@ -144,6 +144,8 @@ def test_frost_of_photographs(tmp_path):
     assert out.max() > 0 and not out[..., 1:].any()
     seen.add(int(out.max()))
   assert seen == {16, 32, 48, 64, 80}  # 0.4 of each
+  monkeypatch.setenv('HOME', str(tmp_path.parent))
+  assert len(load_frost(f'~/{tmp_path.name}')) == 5
   (tmp_path / 'frost4.png').unlink()
   load_frost.cache_clear()
   with pytest.raises(UserError, match=r'frost_dir=.* frost4\.png'):

@@ -36,11 +36,17 @@ def name() -> str:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """A program; what the user can mend is one line and exit code 1."""
+  """A program; what the user can mend is one line and exit code 1.
+
+  Ctrl-C is one line and exit code 130, as shells have it.
+  """
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
     sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on where it can', file=sys.stderr)
+    sys.exit(130)
 
 
 def _parse(argv):

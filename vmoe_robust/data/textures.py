@@ -5,13 +5,13 @@ Images are floats of shape (height, width, channels).
 
 import functools
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
 from vmoe_robust.config import UserError
+from vmoe_robust.files import local_path
 
 Values = Float[np.ndarray, 'height width *channels']
 # The authors draw one of the first five of their six photographs, shrunk for
@@ -163,9 +163,10 @@ def load_frost(directory: str) -> tuple[np.ndarray, ...]:
   Raises:
     UserError: they are not there.
   """
+  folder = local_path(directory, 'config.study.corruptions.frost_dir')
   images = []
   for i in range(1, _PHOTOGRAPHS + 1):
-    found = sorted(Path(directory).glob(f'frost{i}.*'))
+    found = sorted(folder.glob(f'frost{i}.*'))
     image = cv2.imread(str(found[0])) if found else None
     if image is None:
       raise UserError(
