@@ -33,9 +33,9 @@ from absl import app, flags  # noqa: E402
 
 from vmoe_robust.attacks import Budget, ensemble  # noqa: E402
 from vmoe_robust.robustness import sweep  # noqa: E402
-from vmoe_robust.robustness.api import _InMemory  # noqa: E402
 from vmoe_robust.robustness.foreign import of_function  # noqa: E402
 from vmoe_robust.robustness.images import InMemory  # noqa: E402
+from vmoe_robust.robustness.measure import Arrays  # noqa: E402
 from vmoe_robust.robustness.programs import Programs  # noqa: E402
 from vmoe_robust.robustness.resume import Unfinished  # noqa: E402
 
@@ -118,7 +118,7 @@ def ours(
     seed=0,
     batch_size=min(_BATCH.value, len(images)),
   )
-  rows = _InMemory(images, labels.astype(np.int32))
+  rows = Arrays(images, labels.astype(np.int32))
 
   def run():
     kept = InMemory(rows.floats())

@@ -12,10 +12,9 @@ from vmoe_robust import robust_accuracy
 from vmoe_robust.attacks import Budget, Ensemble, Pgd, Stage, ensemble
 from vmoe_robust.mesh import create
 from vmoe_robust.robustness import sweep
-from vmoe_robust.robustness.api import _InMemory
 from vmoe_robust.robustness.foreign import of_function
 from vmoe_robust.robustness.images import InMemory, read
-from vmoe_robust.robustness.measure import Clean
+from vmoe_robust.robustness.measure import Arrays, Clean
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.radius import STANDS, Left, Radius
 from vmoe_robust.robustness.resume import Unfinished
@@ -50,7 +49,7 @@ def swept(folder=None, tell=lambda *_: None, devices=1):
 
   found = sweep.run(
     programs(devices),
-    _InMemory(images, labels.astype(np.int32)),
+    Arrays(images, labels.astype(np.int32)),
     (0.03, 0.05),
     unfinished=Unfinished(folder, {'of': 'a test'}),
     keeper=None if folder else keeper,
@@ -287,7 +286,7 @@ def test_fab_on_images_that_stay_together_finds_what_it_finds_alone():
   fn, images, labels = problem()
   mesh = create((1, 1, 1), jax.devices()[:1])
   alone = of_function(fn, None, SHAPE, mesh)
-  rows, robust = _InMemory(images, labels.astype(np.int32)), []
+  rows, robust = Arrays(images, labels.astype(np.int32)), []
   for target in alone, dataclasses.replace(alone, together=2, is_known=True):
     fab = ensemble('fab_t', 'linf', 5, Budget(6, targets=1))
     found = sweep.run(
@@ -311,7 +310,7 @@ def test_an_attempt_as_one_program_is_what_the_turns_do():
   kept = InMemory(images.copy())
   sweep.run(
     programs,
-    _InMemory(images, labels),
+    Arrays(images, labels),
     (0.05,),
     unfinished=Unfinished(None, {}),
     keeper=lambda _: kept,

@@ -22,7 +22,7 @@ from vmoe_robust.robustness import arguments, sweep
 from vmoe_robust.robustness.findings import Asked, findings
 from vmoe_robust.robustness.foreign import Model, of_model
 from vmoe_robust.robustness.images import InMemory, read
-from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.robustness.measure import Arrays, is_right
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.robustness.target import Target
@@ -162,7 +162,7 @@ def robust_accuracy(
   settings = dict(attack=label(names, budget), norm=norm, eps=eps, seed=seed)
   settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
-  rows = _InMemory(images, labels)
+  rows = Arrays(images, labels)
   with contextlib.ExitStack() as stack:
     stages = Stages(len(images))
     stack.callback(stages.close)
@@ -221,7 +221,7 @@ def _require_gradient(target: Target, chosen: Ensemble):
     )
 
 
-def _identity(programs: Programs, rows: '_InMemory') -> dict[str, str]:
+def _identity(programs: Programs, rows: Arrays) -> dict[str, str]:
   """What makes an attack the same one, besides its settings."""
   some = rows.some(_ASKED)
   clean = programs.measure.clean(programs.target.params, some)
@@ -235,36 +235,3 @@ def _identity(programs: Programs, rows: '_InMemory') -> dict[str, str]:
     'the digest of the labels': digest(rows.labels.tobytes()),
     "the digest of the model's answers": digest(answers),
   }
-
-
-class _InMemory:
-  """Arrays as rows."""
-
-  def __init__(self, images, labels):
-    self.images, self.labels = images, labels
-
-  def __len__(self):
-    return len(self.images)
-
-  def __call__(self, indices):
-    place = np.maximum(indices, 0)
-    return {
-      'image': self.images[place],
-      'label': self.labels[place],
-      'mask': np.asarray(indices) >= 0,
-    }
-
-  def ahead(self, indices):
-    """Nothing to load."""
-
-  def some(self, count: int) -> '_InMemory':
-    """As many of them, from all over."""
-    count = min(count, len(self))
-    chosen = np.arange(count) * len(self) // count
-    return _InMemory(self.images[chosen], self.labels[chosen])
-
-  def floats(self) -> np.ndarray:
-    """A copy of the images, as floats in [0, 1]."""
-    if self.images.dtype == np.uint8:
-      return self.images.astype(np.float32) / np.float32(255)
-    return self.images.copy()

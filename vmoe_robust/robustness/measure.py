@@ -252,3 +252,38 @@ class Some:
     """The examples' own numbers; -1 is padding."""
     place = np.clip(indices, 0, None)
     return np.where(indices >= 0, self._numbers[place], -1)
+
+
+class Arrays:
+  """Images and labels that are in memory, as rows."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray):
+    """Images are uint8, or floats in [0, 1]; labels classes, one an image."""
+    self.images, self.labels = images, labels
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See `Rows`."""
+    place = np.maximum(indices, 0)
+    return {
+      'image': self.images[place],
+      'label': self.labels[place],
+      'mask': np.asarray(indices) >= 0,
+    }
+
+  def ahead(self, indices: Iterable[int]) -> None:
+    """Nothing to load."""
+
+  def some(self, count: int) -> 'Arrays':
+    """As many of them, from all over."""
+    count = min(count, len(self))
+    chosen = np.arange(count) * len(self) // count
+    return Arrays(self.images[chosen], self.labels[chosen])
+
+  def floats(self) -> np.ndarray:
+    """A copy of the images, as floats in [0, 1]."""
+    if self.images.dtype == np.uint8:
+      return self.images.astype(np.float32) / np.float32(255)
+    return self.images.copy()
