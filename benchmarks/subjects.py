@@ -1,5 +1,6 @@
 """What benchmarks time: the sparse layer, its dense twin, and whole models."""
 
+from concurrent import futures
 from functools import partial
 
 import flax.linen as nn
@@ -78,10 +79,11 @@ def layer_programs(apply, params, x, cotangent) -> dict:
     'fwd+bwd': jax.value_and_grad(loss, (0, 1)),
     'grad-x': jax.value_and_grad(loss, 1),
   }
-  compile_ = lambda f: jax.jit(f).lower(params, x).compile()
-  ready = {name: compile_(f) for name, f in found.items()}
+  lowered = [jax.jit(f).lower(params, x) for f in found.values()]
+  with futures.ThreadPoolExecutor(len(found)) as threads:
+    ready = list(threads.map(lambda f: f.compile(), lowered))
   call = lambda f: jax.block_until_ready(f(params, x))
-  return {name: partial(call, f) for name, f in ready.items()}
+  return {name: partial(call, f) for name, f in zip(found, ready, strict=True)}
 
 
 def model_programs(config: config_lib.ConfigDict) -> dict:

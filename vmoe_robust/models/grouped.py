@@ -12,6 +12,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -205,6 +206,8 @@ def tokamax(
   """The same by the library tokamax: Hopper's kernels, or XLA's product."""
   import tokamax  # of the extra 'cuda'; the import takes a second
 
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # it reads its own; nothing is parsed
   return tokamax.ragged_dot(rows, matrices, count)
 
 
