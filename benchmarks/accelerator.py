@@ -239,20 +239,21 @@ def layer() -> dict:
   x, cotangent = (
     draw(jax.random.key(key)).astype(jnp.bfloat16) for key in (2, 3)
   )
-  ways = {'dense': (subjects.dense(dim, mlp * 2), None)}
   sparse = partial(
     subjects.sparse, dim, mlp, experts, 2, dtype=jnp.bfloat16, tokens=tokens
   )
-  ways['capacity'] = (sparse(dropless=False), None)
+  ways = {'dense': (partial(subjects.dense, dim, mlp * 2), None)}
+  ways['capacity'] = partial(sparse, dropless=False), None
   for name, product in products.items():
-    ways[f'dropless, {name}'] = (sparse(dropless=True), product)
+    ways[f'dropless, {name}'] = partial(sparse, dropless=True), product
   print(f'{"":<28}{"fwd":>10}{"fwd+bwd":>10}{"grad-x":>10}   in dense MLPs')
-  for name, ((apply, params), product) in ways.items():
+  for name, (make, product) in ways.items():
     grouped.PRODUCTS.pop(backend, None)
     if product is not None:
       grouped.PRODUCTS[backend] = product
-    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     try:
+      apply, params = make()
+      params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
       ready = subjects.layer_programs(apply, params, x, cotangent)
       took = {p: seconds(f, 5, 5) for p, f in ready.items()}
     except Exception as error:  # a kernel may refuse this chip
