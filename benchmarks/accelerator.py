@@ -302,15 +302,20 @@ def mfu() -> dict:
       for key, config in asked.items()
     }
     ready = {key: found.result() for key, found in ready.items()}
-    first = [
-      threads.submit(run) for found in ready.values() for run in found.values()
-    ]
-    for found in first:
-      found.result()
+    first = {
+      (key, program): threads.submit(run)
+      for key, found in ready.items()
+      for program, run in found.items()
+    }
+  failed = {key: found.exception() for key, found in first.items()}
   print(f'{"model":<10}{"batch":>6}{"program":>8}{"img/s":>10}{"TFLOP/s":>9}')
   for (name, batch), config in asked.items():
     forward = flops.forward(config.model, config.data.image_size)
     for program, run in ready[name, batch].items():
+      error = failed[(name, batch), program]
+      if error is not None:  # out of memory, or a kernel refuses this chip
+        print(f'{name:<10}{batch:>6}{program:>8}  {str(error)[:200]}')
+        continue
       took = seconds(run, 5 if not _LONG.value else 15)
       passes = 3 if program == 'train' else 2 * config.attack.steps
       rate = passes * forward * batch / took
