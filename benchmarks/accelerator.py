@@ -14,11 +14,12 @@
   (https://github.com/fra31/auto-attack).
 
 Times are wall time of the median of `--rounds` turns; compiling is left out.
-The short form takes some four minutes on an H100; `--long` takes larger
-batches, more turns and more images. Runs on CPUs too, with small models, to
+`layer` took 144 seconds on an H200, most of it in compilers that try kernels
+out. `--long` takes larger batches, more turns and more images. Runs on CPUs too, with small models, to
 try the command itself. Tables for people, then one line of JSON for each part.
 """
 
+import importlib.util
 import json
 import os
 import statistics
@@ -230,11 +231,15 @@ def layer() -> dict:
   cpu, result = _on_cpu(), {}
   dim, mlp, experts = (64, 128, 8) if cpu else (768, 3072, 32)
   images, tokens = (8, 16) if cpu else (256 if _LONG.value else 128, 196)
-  backend = 'cpu' if cpu else jax.default_backend()
+  backend = jax.default_backend()
   known = dict(grouped.PRODUCTS)
   products = {'rounds': None, 'XLA ragged_dot': jax.lax.ragged_dot}
   if backend in known:
     products[known[backend].__name__] = known[backend]
+  if importlib.util.find_spec('tokamax'):
+    import tokamax  # it has kernels for Hopper GPUs and TPUs
+
+    products['tokamax'] = tokamax.ragged_dot
   draw = partial(jax.random.normal, shape=(images, tokens, dim))
   x, cotangent = (
     draw(jax.random.key(key)).astype(jnp.bfloat16) for key in (2, 3)

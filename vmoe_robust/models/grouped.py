@@ -1,18 +1,15 @@
 """Rows through the MLP of their own expert, one expert after another.
 
 What differs between backends: a CPU has blocks whose hidden units stay in its
-cache, a TPU and a GPU have kernels for grouped products. All do the work of the
-rows that there are.
+cache, a TPU has a kernel. Either does the work of the rows that there are.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -200,22 +197,9 @@ def megablox(
   )[:size]
 
 
-def tokamax(
-  rows: Rows, matrices: Float[Array, 'experts dim outer'], count: Counts
-) -> Float[Array, 'rows outer']:
-  """The same by the library tokamax: Hopper's kernels, or XLA's product."""
-  import tokamax  # of the extra 'cuda'; the import takes a second
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # it reads its own; nothing is parsed
-  return tokamax.ragged_dot(rows, matrices, count)
-
-
 # The product of each backend that runs experts by one; others take rounds of
 # batched products, and CPUs `blocks`. Measured: docs/results/performance.md.
 PRODUCTS: dict[str, Product] = {'tpu': megablox}
-if importlib.util.find_spec('tokamax'):
-  PRODUCTS['gpu'] = tokamax
 
 
 def by_products(
