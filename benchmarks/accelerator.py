@@ -13,10 +13,11 @@
   configs/cifar10_vit.py leaves, `torch`, and the package `autoattack`
   (https://github.com/fra31/auto-attack).
 
-Times are wall time of the median of `--rounds` turns; compiling is left out.
+Times are wall time, the median over a few turns; compiling is left out.
 `layer` took 144 seconds on an H200, most of it in compilers that try kernels
-out. `--long` takes larger batches, more turns and more images. Runs on CPUs too, with small models, to
-try the command itself. Tables for people, then one line of JSON for each part.
+out. `--long` takes larger batches, more turns and more images. Runs on CPUs
+too, with small models, to try the command itself. Tables for people, then one
+line of JSON for each part.
 """
 
 import importlib.util
