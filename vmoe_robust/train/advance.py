@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
@@ -27,7 +28,7 @@ from vmoe_robust.data import (
 )
 from vmoe_robust.distributed import agreed
 from vmoe_robust.train.state import TrainState
-from vmoe_robust.train.step import Metrics, Step
+from vmoe_robust.train.step import Step
 
 # A program of many steps takes about so many seconds at most, because a run
 # that is asked to stop waits for the programs in flight.
@@ -88,7 +89,7 @@ class Streamed:
 
   def __call__(
     self, state: TrainState, steps: int
-  ) -> tuple[TrainState, Metrics, int]:
+  ) -> tuple[TrainState, dict[str, Array], int]:
     """Takes a step; returns the state, the metrics and how many steps.
 
     Args:
@@ -128,7 +129,7 @@ class Many:
 
   def __call__(
     self, state: TrainState, steps: int
-  ) -> tuple[TrainState, Metrics, int]:
+  ) -> tuple[TrainState, dict[str, Array], int]:
     """Takes steps; returns the state, their metrics and how many they are.
 
     Args:
@@ -150,7 +151,7 @@ class Pace:
   def __init__(self, clock: Callable[[], float] = time.perf_counter):
     """Nothing is known yet."""
     self._clock, self._ready = clock, 0.0
-    self._running: list[tuple[float, int, Metrics]] = []
+    self._running: list[tuple[float, int, dict[str, Array]]] = []
     # Seconds a step; of several, because a pause of the host looks like a
     # long program.
     self._seconds: deque[float] = deque(maxlen=4)
@@ -172,7 +173,7 @@ class Pace:
       return 1
     return max(1, int(_SECONDS / max(min(self._seconds), 1e-9)))
 
-  def started(self, steps: int, results: Metrics) -> None:
+  def started(self, steps: int, results: dict[str, Array]) -> None:
     """Called when a program was started, with what it will give."""
     if jax.process_count() == 1:
       self._running.append((self._clock(), steps, results))
