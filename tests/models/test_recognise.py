@@ -13,6 +13,7 @@ MODELS = [
   dict(channels=3, experts=4, moe_every=2),
   dict(channels=3, experts=8, moe_last=1, head='gap', pre_logits=24),
   dict(channels=1, experts=1, moe_blocks=(0, 3), head='map'),
+  dict(channels=3, head='seqpool', layer_scale=0.1),
 ]
 
 
@@ -35,6 +36,7 @@ def test_every_field_that_shapes_tell(fields):
   found, size = recognise(shapes(model), 'there')
   assert size == 12
   assert moe_blocks(found) == moe_blocks(model)
+  assert bool(found.layer_scale) == bool(model.layer_scale)
   told = ['channels', 'head', 'positions', 'pre_logits', 'experts', *SIZE]
   for name in told:
     assert found[name] == model[name], name
@@ -64,3 +66,11 @@ def test_what_is_no_such_model_is_refused():
   recognise(there | {far: (24,)}, 'nowhere')  # which then is left over
   with pytest.raises(UserError, match=r'head/kernel is \(7,\)'):
     recognise(there | {'head/kernel': (7,)}, 'nowhere')
+
+
+def test_a_stem_of_convolutions_does_not_tell_its_patch():
+  there = shapes(model_of(dict(channels=3, stem='conv')))
+  with pytest.raises(
+    UserError, match="there has .*stem='conv'.*work directory"
+  ):
+    recognise(there, 'there')

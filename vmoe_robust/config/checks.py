@@ -26,7 +26,8 @@ from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'study')
 ROUTERS = ('top_k', 'expert_choice', 'soft')
-HEADS = ('token', 'gap', 'map')
+STEMS = ('patch', 'conv')
+HEADS = ('token', 'gap', 'map', 'seqpool')
 POSITIONS = ('learned', 'sincos')
 REMATS = ('', 'dots', 'blocks')
 LOSSES = ('softmax', 'sigmoid')
@@ -135,6 +136,7 @@ def _validate_model(config: ConfigDict):
     positive(f'config.model.{name}', model[name])
   for name in ('experts', 'moe_every', 'moe_last', 'pre_logits'):
     at_least(f'config.model.{name}', model[name], 0)
+  choose('config.model.stem', model.stem, STEMS)
   choose('config.model.head', model.head, HEADS)
   choose('config.model.positions', model.positions, POSITIONS)
   choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
@@ -169,8 +171,31 @@ def _validate_model(config: ConfigDict):
       f'config.model.hidden={model.hidden} must be divisible by 4 for '
       "config.model.positions='sincos'"
     )
+  if not 0 <= model.layer_scale < math.inf:
+    raise UserError(
+      f'config.model.layer_scale={model.layer_scale} is no factor; use 0 (off) '
+      'or a number above it, such as 0.1'
+    )
+  if model.stem == 'conv':
+    _validate_conv_stem(model)
   if model.experts:
     _validate_moe(model)
+
+
+def _validate_conv_stem(model: ConfigDict):
+  if model.patch & (model.patch - 1):
+    raise UserError(
+      f'config.model.patch={model.patch} is no power of two, as the strides of '
+      "config.model.stem='conv' make; use 2, 4, 8 or 16, or stem='patch'"
+    )
+  # Channels double from one convolution to the next, of which two are least.
+  unit = max(model.patch // 2, 2)
+  if model.hidden % unit:
+    raise UserError(
+      f'config.model.hidden={model.hidden} is not divisible by {unit}, which '
+      f"config.model.stem='conv' needs for config.model.patch={model.patch}; "
+      f'use {-(-model.hidden // unit) * unit}'
+    )
 
 
 def _validate_moe(model: ConfigDict):

@@ -101,11 +101,14 @@ def _model() -> dict:
     mlp=128,
     num_classes=0,  # 0: the data set's
     channels=0,  # 0: the data set's
-    head='token',  # 'token', 'gap' or 'map'
+    stem='patch',  # 'patch', one convolution as large as a patch, or 'conv',
+    # 3x3 convolutions of stride 2, at least two, to the same number of tokens
+    head='token',  # 'token', 'gap', 'map' or 'seqpool'
     positions='learned',  # 'learned' or 'sincos'
     pre_logits=0,  # width of the tanh layer before the head; 0: none
     mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
     std=(0.5,),  # one number for all channels, or one each
+    layer_scale=0.0,  # both branches of a block start times this (0.1); 0: off
     dropout=0.0,
     stochastic_depth=0.0,  # of the last block, linear from 0 at the first
     compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import moe_blocks
+from vmoe_robust.models import stem
 
 
 def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
@@ -14,7 +15,6 @@ def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
   """
   dim, patches = model.hidden, (image_size // model.patch) ** 2
   tokens = patches + (model.head == 'token')
-  embedding = 2 * patches * channels * model.patch**2 * dim
   attention = 8 * tokens * dim**2 + 4 * tokens**2 * dim
   mlp = 4 * tokens * dim * model.mlp
   sparse = len(moe_blocks(model))
@@ -23,13 +23,29 @@ def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
     head += 2 * model.pre_logits * model.num_classes
   if model.head == 'map':  # attention of one query, and an MLP
     head += 4 * (tokens + 1) * dim**2 + 4 * tokens * dim + 4 * dim * model.mlp
+  if model.head == 'seqpool':
+    head += 4 * tokens * dim
   return (
-    embedding
+    _stem(model, image_size, channels)
     + model.layers * attention
     + (model.layers - sparse) * mlp
     + sparse * _moe(model, tokens, mlp)
     + head
   )
+
+
+def _stem(model: ConfigDict, image_size: int, channels: int) -> float:
+  """The convolutions that make tokens; zeros around the image count too."""
+  if model.stem == 'patch':
+    patches = (image_size // model.patch) ** 2
+    return 2 * patches * channels * model.patch**2 * model.hidden
+  total, side, inputs = 0, image_size, channels
+  sizes = stem.widths(model.patch, model.hidden)
+  for stride, outputs in zip(stem.strides(model.patch), sizes, strict=True):
+    side //= stride
+    total += 2 * side**2 * 9 * inputs * outputs
+    inputs = outputs
+  return total
 
 
 def _moe(model: ConfigDict, tokens: int, mlp: float) -> float:

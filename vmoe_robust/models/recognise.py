@@ -36,6 +36,13 @@ def recognise(
       )
     return found
 
+  if any(name.startswith('stem/') for name in shapes):
+    raise UserError(
+      f"{where} has a stem of convolutions (config.model.stem='conv'), whose "
+      'shapes do not tell the side of a patch; give the work directory of the '
+      'run or a .safetensors file, which have the configuration with them'
+    )
+
   model, block = default().model, 'Encoder/encoderblock_0'
   model.patch, _, model.channels, model.hidden = shape('embedding/kernel', 4)
   numbers = {int(m[1]) for m in map(_BLOCK.match, shapes) if m}
@@ -61,7 +68,10 @@ def recognise(
   if 'pre_logits/kernel' in shapes:
     model.pre_logits = shape('pre_logits/kernel', 2)[1]
   model.head = 'map' if 'map_probe' in shapes else 'gap'
+  model.head = 'seqpool' if 'seqpool/kernel' in shapes else model.head
   model.head = 'token' if 'cls' in shapes else model.head
+  if f'{block}/LayerScale_0/scale' in shapes:
+    model.layer_scale = 0.1  # where it started is not told, and not needed
   positions = shape('Encoder/posembed_input/pos_embedding', 3)[1]
   patches = positions - (model.head == 'token')
   side = math.isqrt(max(patches, 0))
