@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.config import checks
+from vmoe_robust.config import model as checks
 from vmoe_robust.models import build, unbox, vit
 
 D, F, HEADS, CLASSES, PATCHES = 16, 24, 2, 5, 4

@@ -29,7 +29,7 @@ def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
     _stem(model, image_size, channels)
     + model.layers * attention
     + (model.layers - sparse) * mlp
-    + sparse * _moe(model, tokens, mlp)
+    + sparse * _moe(model, tokens)
     + head
   )
 
@@ -48,15 +48,21 @@ def _stem(model: ConfigDict, image_size: int, channels: int) -> float:
   return total
 
 
-def _moe(model: ConfigDict, tokens: int, mlp: float) -> float:
+def _moe(model: ConfigDict, tokens: int) -> float:
   """One sparse MLP: the router and the experts that a token uses."""
   router, dim = model.router, model.hidden
+  one = 4 * tokens * dim * (model.expert_mlp or model.mlp)  # expert a token
+  shared = model.shared_experts * one
   if router.name == 'soft':
     slots = model.experts * router.slots
     mixing = 3 * 2 * tokens * dim * slots  # scores, dispatch, combine
-    return mixing + mlp * slots / tokens
+    return mixing + one * slots / tokens + shared
   scores = 2 * tokens * dim * model.experts
+  if router.name in ('hash', 'oracle'):
+    scores = 0
+  elif router.unit == 'image':
+    scores /= tokens
   served = router.selected
   if router.name == 'expert_choice':
     served = min(served * router.capacity_factor, model.experts)
-  return scores + served * mlp
+  return scores + served * one + shared

@@ -91,6 +91,7 @@ class Mlp(nn.Module):
 
   config: ConfigDict  # config.model
   dtype: jnp.dtype
+  hidden: int = 0  # 0: config.model.mlp
 
   @nn.compact
   def __call__(
@@ -99,7 +100,7 @@ class Mlp(nn.Module):
     """Transforms each token alone."""
     x_in, rate = x, self.config.dropout
     x = nn.Dense(
-      self.config.mlp,
+      self.hidden or self.config.mlp,
       dtype=self.dtype,
       kernel_init=_named(_xavier, ('embed', 'mlp')),
       bias_init=_named(_small, ('mlp',)),

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, default
 
+_DENSE = re.compile(r'Encoder/encoderblock_\d{1,4}/Mlp/Dense_0/kernel')
 _BLOCK = re.compile(r'Encoder/encoderblock_(\d{1,4})/')
 
 
@@ -58,8 +59,12 @@ def recognise(
   ]
   if sparse:
     first = f'Encoder/encoderblock_{sparse[0]}'
+    if f'{first}/Moe/Router/frozen' in shapes:
+      router, model.router.frozen = 'Moe/Router/frozen', True
     model.experts = shape(f'{first}/{router}', 2)[1]
-    model.mlp = shape(f'{first}/Moe/Mlp/Dense_0/kernel', 3)[2]
+    if f'{first}/Moe/Router/bias' in shapes:  # how fast it moved is not told
+      model.router.update(dict(balance_rate=0.001, load_weight=0.0))
+    _widths(model, shapes, first, shape)
     model.moe_blocks = tuple(sparse)
     model.router.selected = min(2, model.experts)
   else:
@@ -81,3 +86,14 @@ def recognise(
       'square; only square images are known'
     )
   return model, side * model.patch
+
+
+def _widths(model: ConfigDict, shapes, first: str, shape: Callable) -> None:
+  """Hidden units of dense MLPs, of experts and of shared ones."""
+  width = shape(f'{first}/Moe/Mlp/Dense_0/kernel', 3)[2]
+  dense = [n for n in shapes if _DENSE.fullmatch(n)]
+  model.mlp = shape(dense[0], 2)[1] if dense else width
+  model.expert_mlp = width if width != model.mlp else 0
+  if f'{first}/Shared/Dense_0/kernel' in shapes:
+    shared = shape(f'{first}/Shared/Dense_0/kernel', 2)[1]
+    model.shared_experts = shared // width

@@ -55,11 +55,19 @@ class Block(nn.Module):
     x = x + branch(self._scaled(y, 'LayerScale_0'))
     y = nn.LayerNorm(dtype=self.dtype)(x)
     if self.sparse:
-      moe = Moe(config, self.dtype, self.mesh, name='Moe')
-      y, record = moe(y, grouping, self.name)
+      y, record = self._experts(y, grouping)
     else:
       y = Mlp(config, self.dtype, name='Mlp')(y, grouping)
     return x + branch(self._scaled(y, 'LayerScale_1')), record
+
+  def _experts(self, x, grouping):
+    config = self.config
+    moe = Moe(config, self.dtype, self.mesh, name='Moe')
+    y, record = moe(x, grouping, self.name)
+    if config.shared_experts:  # as one that is as wide as all of them
+      hidden = config.shared_experts * (config.expert_mlp or config.mlp)
+      y += Mlp(config, self.dtype, hidden, name='Shared')(x, grouping)
+    return y, record
 
   def _scaled(self, y, name):
     start = self.config.layer_scale

@@ -12,6 +12,8 @@ from vmoe_robust.cost.hardware import peak_flops
 from vmoe_robust.models import flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.terminal import say
+from vmoe_robust.train.load import Loads
 
 # Seconds between readings, if `config.train.log_every` steps take longer.
 _READ_EVERY = 1.0
@@ -43,6 +45,7 @@ class Log:
     self._pending: list[tuple[int, dict]] = []
     self._mark: tuple[float, int] | None = None  # time and step of a reading
     self._seconds, self._steps = 0.0, 0  # between readings
+    self._loads = Loads()
 
   def add(self, step: int, metrics: dict) -> None:
     """Takes a step's metrics; now and then reads those of the steps before.
@@ -83,14 +86,11 @@ class Log:
   def _read(self, pending):
     if not pending:
       return
-    found = [
-      {name: float(value) for name, value in metrics.items()}
-      for metrics in jax.device_get([metrics for _, metrics in pending])
-    ]
+    found = jax.device_get([metrics for _, metrics in pending])
     for (step, _), metrics in zip(pending, found, strict=True):
       for name in ('loss', 'gradient_norm', 'update_norm'):
         if not math.isfinite(metrics[name]):
-          raise UserError(self._diverged(step, name, metrics[name]))
+          raise UserError(self._diverged(step, name, float(metrics[name])))
     now, step = time.perf_counter(), pending[-1][0]
     if self._mark:
       self._seconds += now - self._mark[0]
@@ -98,8 +98,9 @@ class Log:
     self._mark = now, step
     every, total = self._config.train.log_every, self._config.train.steps
     for (step, _), metrics in zip(pending, found, strict=True):
+      metrics = self._loads.take(metrics)
       if step % every == 0 or step in (1, total):
-        self.write(step, metrics | self._speed())
+        self.write(step, metrics | self._speed() | self._load(step))
     if self._progress:
       last = found[-1]
       text = f'loss {last["loss"]:.3f}, accuracy {last["accuracy"]:.3f}'
@@ -118,6 +119,15 @@ class Log:
       image = 3 * flops.forward(model, size, model.channels)
       out['mfu'] = rate * image / (peak * jax.device_count())
     return out
+
+  def _load(self, step: int) -> dict[str, float]:
+    """The load of each expert; says so if one starves."""
+    values, text = self._loads.report()
+    if text:
+      if self._progress:
+        self._progress.close()  # it comes back
+      say(f'step {step}: {text}')
+    return values
 
   def _diverged(self, step: int, name: str, value: float) -> str:
     good = self._last_good()
