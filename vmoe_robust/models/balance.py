@@ -24,7 +24,6 @@ PREFIX = 'load/'  # of a metric, before the name of the block
 def loads(
   records: dict[str, Record],
   model: ConfigDict,
-  images: int,
   weight: Float[Array, ''],
   mesh: Mesh,
 ) -> dict[str, Float[Array, 'experts']]:
@@ -35,7 +34,6 @@ def loads(
   Args:
     records: `Aux.records` of a microbatch.
     model: `config.model`.
-    images: of the microbatch.
     weight: 1 / the images of the whole batch; results of its microbatches are
       to be added.
     mesh: on all of whose devices the results are.
@@ -49,7 +47,7 @@ def loads(
   for block, record in records.items():
     experts = record.routing.experts
     count = jax.nn.one_hot(experts, model.experts).sum((0, 1, 2))
-    choices = experts.size / images  # of an image
+    choices = experts[0].size / record.images  # of an image
     load = count * weight * model.experts / choices
     found[PREFIX + block] = jax.lax.with_sharding_constraint(
       load, replicated(mesh)

@@ -99,12 +99,10 @@ def _objective(
   if config.model.router.name not in ('expert_choice', 'soft'):
     for name, record in aux.records.items():
       wished = record.routing.experts < config.model.experts
-      tokens = wished.size / len(images)  # choices of an image
+      tokens = wished[0].size / record.images  # choices of an image
       lost = (wished & ~record.placement.kept).sum()
       metrics[f'dropped/{name}'] = lost * weight / tokens
-  loads = balance.loads(
-    aux.records, config.model, len(images), weight, model.module.mesh
-  )
+  loads = balance.loads(aux.records, config.model, weight, model.module.mesh)
   return metrics['loss'], metrics | loads
 
 
