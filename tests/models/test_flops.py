@@ -31,8 +31,11 @@ def test_b16_at_224_pixels(fields, giga):
     ({}, {'name': 'soft', 'slots': 3}),
     ({}, {'name': 'expert_choice', 'selected': 2}),
     ({}, {'name': 'top_k', 'selected': 2}),
+    ({}, {'name': 'top_k', 'unit': 'image', 'gate': 'sigmoid'}),
+    ({}, {'name': 'hash', 'selected': 2}),
+    (dict(expert_mlp=128, shared_experts=2), {'selected': 2}),
   ],
-  ids=lambda value: value.get('name', value.get('head', '')),
+  ids=lambda value: '-'.join(map(str, value.values())),
 )
 def test_the_compiler_counts_as_much(vmoe, fields, router):
   # As many slots as are used, so that the active FLOPs are all there are.
