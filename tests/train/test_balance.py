@@ -163,14 +163,14 @@ def test_the_log_has_every_load(tmp_path, capsys):
   writer = MetricWriter(tmp_path)
   log = Log(config, lambda: None, writer, None)
   norms = dict.fromkeys(('gradient_norm', 'update_norm', 'accuracy'), 0.5)
-  for number, load in enumerate([(1, 1), (0, 2), (0, 2), (0.1, 1.9)], 1):
+  for number, load in enumerate([(0, 2), (0, 2), (0, 2), (0.1, 1.9)], 1):
     log.add(number, norms | step(*load))
   log.drain()
   writer.close()
   text = (tmp_path / 'metrics.jsonl').read_text()
   lines = map(json.loads, text.splitlines())
   found = {line['step']: line[f'load/{BLOCK}/0'] for line in lines}
-  assert found == {1: 1.0, 2: 0.0, 4: 0.05}
+  assert found == {1: 0.0, 2: 0.0, 4: 0.05}
   said = capsys.readouterr().out
   assert said.startswith('step 2: experts with less than a tenth')
   assert said.count('\n') == 1

@@ -27,28 +27,32 @@ class Loads:
     rest = (name for name in metrics if not name.startswith(PREFIX))
     return {name: float(metrics[name]) for name in rest}
 
-  def report(self) -> tuple[dict[str, float], str]:
+  def report(self, tells: bool = True) -> tuple[dict[str, float], str]:
     """What came since the last report.
+
+    Args:
+      tells: whether to judge who starves.
 
     Returns:
       The mean load of each expert, 'load/BLOCK/EXPERT', where 1 is an even
-      share; and a sentence if others starve than when it was last asked, else
-      ''.
+      share; and a sentence if others starve than when it last told, else ''.
     """
     steps = max(self._steps, 1)
     mean = {name: total / steps for name, total in self._total.items()}
     self._total, self._steps = {}, 0
+    values = {
+      f'{name}/{expert}': float(value)
+      for name, load in mean.items()
+      for expert, value in enumerate(load)
+    }
+    if not tells:
+      return values, ''
     starved = {
       name.removeprefix(PREFIX): np.flatnonzero(load < _STARVES).tolist()
       for name, load in mean.items()
     }
     starved = {block: experts for block, experts in starved.items() if experts}
     changed, self._starved = starved != self._starved, starved
-    values = {
-      f'{name}/{expert}': float(value)
-      for name, load in mean.items()
-      for expert, value in enumerate(load)
-    }
     return values, _sentence(starved) if changed else ''
 
 

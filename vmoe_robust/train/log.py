@@ -122,7 +122,7 @@ class Log:
 
   def _load(self, step: int) -> dict[str, float]:
     """The load of each expert; says so if one starves."""
-    values, text = self._loads.report()
+    values, text = self._loads.report(step > 1)  # when nothing is learnt yet
     if text:
       if self._progress:
         self._progress.close()  # it comes back
