@@ -268,3 +268,56 @@ def test_lists_of_attacks_are_the_same_here_and_there():
   from vmoe_robust.config import judging
 
   assert {*judging.ATTACKS} == {*ensembles.names(), *judging.WHOLE_ATTACKS}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'router', 'words'),
+  [
+    ({}, dict(gate='relu'), "router.gate='relu'"),
+    ({}, dict(unit='pixel'), "router.unit='pixel'"),
+    ({}, dict(name='hash', gate='sigmoid'), "'sigmoid' has no effect .*'hash'"),
+    ({}, dict(name='soft', renormalize=True), 'renormalize=True has no effect'),
+    ({}, dict(name='expert_choice', unit='image'), 'has no effect'),
+    ({}, dict(name='oracle', frozen=True), 'frozen=True has no effect'),
+    ({}, dict(renormalize=True), 'every gate 1.*selected=2'),
+    ({}, dict(renormalize=True, gate='uniform', selected=2), 'sum to one'),
+    ({}, dict(balance_rate=0.001), 'set load_weight=0'),
+    ({}, dict(balance_rate=-1.0), 'balance_rate=-1.0'),
+    ({}, dict(name='oracle'), 'attack.at_end=True.*told the class'),
+    (dict(expert_mlp=-1), {}, 'expert_mlp=-1'),
+    (dict(experts=0, moe_every=0, shared_experts=1), {}, 'without experts'),
+    (dict(experts=0, moe_every=0, expert_mlp=8), {}, 'without experts'),
+  ],
+)
+def test_routers_that_make_no_sense(fields, router, words):
+  config = config_lib.default()
+  config.model.update(dict(experts=8, moe_every=2) | fields)
+  config.model.router.update(router)
+  with pytest.raises(config_lib.UserError, match=words):
+    config_lib.validate(config, 1)
+
+
+def test_an_oracle_is_no_classifier():
+  config = config_lib.default()
+  config.model.update(dict(experts=8, moe_every=2))
+  config.model.router.name = 'oracle'
+  config.attack.at_end = False
+  config_lib.validate(config, 1)
+  for field, value, words in (
+    ('attack.every_steps', 10, 'every_steps=10 attacks'),
+    ('save.best', 'eval_accuracy', 'best=.*not measured'),
+    ('train.loss', 'sigmoid', 'no one class'),
+  ):
+    wrong = config.copy_and_resolve_references()
+    wrong.eval.every_steps = 10
+    wrong.update_from_flattened_dict({field: value})
+    with pytest.raises(config_lib.UserError, match=words):
+      config_lib.validate(wrong, 1)
+
+
+def test_experts_are_spread_by_their_own_width():
+  config = config_lib.default()
+  config.model.update(dict(experts=8, moe_every=2, expert_mlp=9))
+  config.mesh.model = 2
+  with pytest.raises(config_lib.UserError, match='expert_mlp=9 .*mesh.model=2'):
+    config_lib.validate(config, 8)

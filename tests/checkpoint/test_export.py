@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from tests.checkpoint import official_writer
 from vmoe_robust import checkpoint
@@ -111,6 +112,17 @@ def test_a_run_as_safetensors(tmp_path, capsys):
   np.testing.assert_array_equal(found, expected)
 
 
+def test_convolutions_go_to_safetensors_and_back(tmp_path):
+  fields = dict(stem='conv', head='seqpool', layer_scale=0.1)
+  config, _, ema = run_of(tmp_path / 'run', **fields)
+  out = tmp_path / 'vit.safetensors'
+  assert main(['export', str(tmp_path / 'run'), str(out)]) == 0
+  weights = open_weights(out)
+  assert weights.config == config
+  weights.close()
+  same(out, {'/'.join(path): leaf for path, leaf in flatten_dict(ema).items()})
+
+
 def test_a_dense_run_as_npz(tmp_path):
   run_of(tmp_path / 'run')
   out = tmp_path / 'vit.npz'
@@ -172,10 +184,13 @@ def test_one_array_at_a_time(tmp_path, peak_of):
   [
     (dict(experts=4, moe_every=2), 'Encoder/encoderblock_1/Moe/'),
     (dict(head='map'), 'map_'),
+    (dict(head='seqpool'), 'seqpool/kernel'),
+    (dict(stem='conv'), 'stem/conv_'),
+    (dict(layer_scale=0.1), 'Encoder/encoderblock_0/LayerScale_'),
     (dict(positions='sincos'), 'a position embedding that is not learnt'),
     (dict(mean=(0.4,)), 'mean=(0.4,) with std=(0.5,)'),
   ],
-  ids=['sparse', 'map', 'sincos', 'pixels'],
+  ids=str,
 )
 def test_what_released_files_do_not_have(tmp_path, capsys, fields, what):
   run_of(tmp_path / 'run', **fields)

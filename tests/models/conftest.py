@@ -49,11 +49,11 @@ def mesh_of():
 
 @pytest.fixture(scope='session')
 def vmoe(config_of, mesh_of):
-  """A small model of 8x8 images."""
+  """A small model, by default of 8x8 images."""
 
-  def make(shape=(1, 1, 1), router=None, remat='', **fields):
+  def make(shape=(1, 1, 1), router=None, remat='', image=(8, 8, 3), **fields):
     config = config_of(router, **fields)
-    return build(config, (8, 8, 3), mesh_of(shape), remat)
+    return build(config, image, mesh_of(shape), remat)
 
   return make
 
@@ -87,7 +87,7 @@ def layer_of(config_of, mesh_of):
     config = config_of(router, hidden=DIM, mlp=HIDDEN)
     moe = Moe(config, jnp.dtype('float32'), mesh_of(shape))
 
-    def layer(params, x, mask=None, index=None, key=None):
+    def layer(params, x, mask=None, index=None, key=None, labels=None):
       batch = len(x)
       grouping = Grouping(
         mask=jnp.ones(batch, bool) if mask is None else mask,
@@ -97,6 +97,7 @@ def layer_of(config_of, mesh_of):
         train=noisy,
         plain=plain,
         intervene=intervene,
+        labels=labels,
       )
       rngs = {'noise': key} if noisy else {}
       return moe.apply({'params': params}, x, grouping, rngs=rngs)

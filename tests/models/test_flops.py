@@ -8,7 +8,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import presets
-from vmoe_robust.models import flops, unbox
+from vmoe_robust.models import flops, stem, unbox
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,15 @@ def test_b16_at_224_pixels(fields, giga):
     (dict(head='token', experts=0), {}),
     (dict(head='gap', experts=0, pre_logits=64), {}),
     (dict(head='map', experts=0), {}),
+    (dict(head='seqpool', experts=0), {}),
     ({}, {'name': 'soft', 'slots': 3}),
     ({}, {'name': 'expert_choice', 'selected': 2}),
     ({}, {'name': 'top_k', 'selected': 2}),
+    ({}, {'name': 'top_k', 'unit': 'image', 'gate': 'sigmoid'}),
+    ({}, {'name': 'hash', 'selected': 2}),
+    (dict(expert_mlp=128, shared_experts=2), {'selected': 2}),
   ],
-  ids=lambda value: value.get('name', value.get('head', '')),
+  ids=lambda value: '-'.join(map(str, value.values())),
 )
 def test_the_compiler_counts_as_much(vmoe, fields, router):
   # As many slots as are used, so that the active FLOPs are all there are.
@@ -47,3 +51,17 @@ def test_the_compiler_counts_as_much(vmoe, fields, router):
   # Normalisations, softmax and GELU are a little more.
   formula = flops.forward(model.module.config, 8)
   assert 0.97 * counted < formula < counted
+
+
+@pytest.mark.parametrize('patch', [2, 4, 16])
+def test_the_compiler_counts_the_convolutions(patch, config_of):
+  config = config_of(patch=patch, hidden=32)
+  module = stem.ConvStem(patch, 32, jnp.dtype('float32'))
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  params = jax.eval_shape(module.init, jax.random.key(0), images)
+  run = jax.jit(lambda p, images: module.apply(unbox(p), images))
+  counted = run.lower(params, images).cost_analysis()['flops']
+  formula = flops.forward(config_of(patch=patch, hidden=32, stem='conv'), 64)
+  formula -= flops.forward(config, 64) - 2 * 64**2 * 3 * 32
+  # The compiler counts normalisations and GELU, but no zeros of the border.
+  assert 0.85 * counted < formula < 1.15 * counted

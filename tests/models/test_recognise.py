@@ -13,6 +13,7 @@ MODELS = [
   dict(channels=3, experts=4, moe_every=2),
   dict(channels=3, experts=8, moe_last=1, head='gap', pre_logits=24),
   dict(channels=1, experts=1, moe_blocks=(0, 3), head='map'),
+  dict(channels=3, head='seqpool', layer_scale=0.1),
 ]
 
 
@@ -23,9 +24,10 @@ def shapes(model, size=12):
   return shapes_of(unbox(params))
 
 
-def model_of(fields):
+def model_of(fields, **router):
   model = config_lib.default().model
   model.update(SIZE | fields)
+  model.router.update(router)
   return model
 
 
@@ -35,6 +37,7 @@ def test_every_field_that_shapes_tell(fields):
   found, size = recognise(shapes(model), 'there')
   assert size == 12
   assert moe_blocks(found) == moe_blocks(model)
+  assert bool(found.layer_scale) == bool(model.layer_scale)
   told = ['channels', 'head', 'positions', 'pre_logits', 'experts', *SIZE]
   for name in told:
     assert found[name] == model[name], name
@@ -64,3 +67,33 @@ def test_what_is_no_such_model_is_refused():
   recognise(there | {far: (24,)}, 'nowhere')  # which then is left over
   with pytest.raises(UserError, match=r'head/kernel is \(7,\)'):
     recognise(there | {'head/kernel': (7,)}, 'nowhere')
+
+
+def test_a_stem_of_convolutions_does_not_tell_its_patch():
+  there = shapes(model_of(dict(channels=3, stem='conv')))
+  with pytest.raises(
+    UserError, match="there has .*stem='conv'.*work directory"
+  ):
+    recognise(there, 'there')
+
+
+@pytest.mark.parametrize('every', [1, 2])
+def test_routers_and_widths_that_shapes_tell(every):
+  fields = dict(channels=1, experts=4, moe_every=every, shared_experts=2)
+  fields['expert_mlp'] = 0 if every == 1 else 10  # no dense MLP tells its width
+  router = dict(balance_rate=0.5, load_weight=0.0, frozen=True)
+  model = model_of(fields, **router)
+  there = shapes(model)
+  found, _ = recognise(there, 'there')
+  for name in ('experts', 'mlp', 'expert_mlp', 'shared_experts'):
+    assert found[name] == model[name], name
+  assert found.router.frozen and found.router.balance_rate
+  assert shapes(found) == there
+
+
+def test_a_router_without_weights_is_not_recognised():
+  there = shapes(
+    model_of(dict(channels=1, experts=2, moe_every=2), name='hash')
+  )
+  with pytest.raises(UserError, match='Moe/Router/dense/kernel is absent'):
+    recognise(there, 'nowhere')

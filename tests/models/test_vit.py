@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.config import checks
+from vmoe_robust.config import model as checks
 from vmoe_robust.models import build, unbox, vit
 
 D, F, HEADS, CLASSES, PATCHES = 16, 24, 2, 5, 4
@@ -69,6 +69,8 @@ def documented(head, positions, pre_logits):
   if head == 'map':
     found['map_probe'] = (1, 1, D)
     found |= attention('map_attention/') | norm('map_norm') | mlp('map_mlp/')
+  if head == 'seqpool':
+    found['seqpool/kernel'] = (D, 1)
   if pre_logits:
     found |= layers('', pre_logits=((D, pre_logits), (pre_logits,)))
   width = pre_logits or D
@@ -82,6 +84,19 @@ def test_weights_have_the_documented_names(vmoe, head, positions, pre_logits):
   fields = dict(head=head, positions=positions, pre_logits=pre_logits)
   model = vmoe(layers=2, moe_every=2, **fields)
   assert shapes_of(model) == documented(**fields)
+
+
+def test_the_convolutions_and_scales_have_names_too(vmoe):
+  model = vmoe(stem='conv', layer_scale=0.1, layers=2, moe_every=2)
+  found = documented('gap', 'learned', 0)
+  found = {n: s for n, s in found.items() if not n.startswith('embedding/')}
+  half = D // 2
+  first, second = ((3, 3, 3, half), (half,)), ((3, 3, half, D), (D,))
+  found |= layers('stem/', conv_0=first, conv_1=second)
+  found |= {f'stem/norm_0/{name}': (half,) for name in ('scale', 'bias')}
+  for i, j in itertools.product(range(2), repeat=2):
+    found[f'Encoder/encoderblock_{i}/LayerScale_{j}/scale'] = (D,)
+  assert shapes_of(model) == found
 
 
 @pytest.mark.parametrize(
@@ -201,10 +216,11 @@ def test_sharded_weights_are_the_unsharded_ones(vmoe, mesh_of, shape):
     )
 
 
-def test_every_axis_name_has_a_rule(vmoe):
-  boxed = jax.eval_shape(
-    vmoe(layers=2, moe_every=2, head='map').init, jax.random.key(0)
-  )
+@pytest.mark.parametrize('head', ['map', 'seqpool'])
+def test_every_axis_name_has_a_rule(vmoe, head):
+  more = dict(stem='conv', layer_scale=0.1)
+  model = vmoe(layers=2, moe_every=2, head=head, **more)
+  boxed = jax.eval_shape(model.init, jax.random.key(0))
   is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   names = {
     name

@@ -15,7 +15,7 @@ from vmoe_robust.checkpoint.weights import Weights
 
 # Weights of the task and of the way of pooling, not of the encoder: they may
 # differ without being named.
-HEAD = ('head', 'pre_logits', 'cls', 'map_*')
+HEAD = ('head', 'pre_logits', 'cls', 'map_*', 'seqpool')
 # Those that hold a number for each class, on their last axis.
 _CLASSES = ('head/kernel', 'head/bias')
 WAYS = ('loaded', 'renamed', 'reordered', 'resized', 'upcycled', 'fresh')

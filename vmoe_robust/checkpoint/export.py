@@ -120,10 +120,11 @@ def _released_names(weights, out) -> dict[str, str]:
   if model and {*model.mean, *model.std} != {0.5}:
     unknown.append(f'mean={model.mean} with std={model.std}')
   if unknown:
+    other = out.with_suffix('.safetensors').name
     raise UserError(
       f'{out} cannot be written: {unknown[0]} has no place in the released ViT '
-      'files, which are dense models with learnt positions that take pixels in '
-      f'[-1, 1]; export to {out.with_suffix(".safetensors").name}'
+      'files, which are dense models of patches with learnt positions that '
+      f'take pixels in [-1, 1]; export to {other}'
     )
   return {
     name: '/'.join(_THERE.get(part, part) for part in name.split('/'))

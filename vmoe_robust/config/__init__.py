@@ -5,12 +5,7 @@ line changes them further (`--config.train.steps=100`). `validate` refuses
 what cannot work before anything is compiled.
 """
 
-from vmoe_robust.config.checks import (
-  ROUTERS,
-  mesh_shape,
-  validate,
-  validate_mesh,
-)
+from vmoe_robust.config.checks import mesh_shape, validate, validate_mesh
 from vmoe_robust.config.fields import (
   MACHINE_FIELDS,
   ConfigDict,
@@ -23,6 +18,7 @@ from vmoe_robust.config.fields import (
 )
 from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
+from vmoe_robust.config.model import ROUTERS
 from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import CORRUPTIONS, attacks
 from vmoe_robust.errors import UserError

@@ -5,7 +5,6 @@ import math
 from vmoe_robust.config.fields import (
   ConfigDict,
   batch_size,
-  moe_blocks,
 )
 from vmoe_robust.config.judging import (
   DTYPES,
@@ -17,17 +16,14 @@ from vmoe_robust.config.limits import (
   between,
   choose,
   divisors_text,
-  numbers,
   positive,
 )
 from vmoe_robust.config.machine import validate_machine
+from vmoe_robust.config.model import validate_model
 from vmoe_robust.config.studies import validate_study
 from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'study')
-ROUTERS = ('top_k', 'expert_choice', 'soft')
-HEADS = ('token', 'gap', 'map')
-POSITIONS = ('learned', 'sincos')
 REMATS = ('', 'dots', 'blocks')
 LOSSES = ('softmax', 'sigmoid')
 OPTIMIZERS = ('adamw', 'sgd', 'adafactor')
@@ -74,7 +70,7 @@ def validate(config: ConfigDict, devices: int) -> None:
   choose('config.mode', config.mode, MODES)
   _validate_start(config)
   _validate_data(config.data)
-  _validate_model(config)
+  validate_model(config)
   _validate_train(config)
   validate_attack(config.attack)
   validate_machine(config)
@@ -129,84 +125,6 @@ def _validate_data(data: ConfigDict):
     )
 
 
-def _validate_model(config: ConfigDict):
-  model, size = config.model, config.data.image_size
-  for name in ('patch', 'hidden', 'layers', 'heads', 'mlp'):
-    positive(f'config.model.{name}', model[name])
-  for name in ('experts', 'moe_every', 'moe_last', 'pre_logits'):
-    at_least(f'config.model.{name}', model[name], 0)
-  choose('config.model.head', model.head, HEADS)
-  choose('config.model.positions', model.positions, POSITIONS)
-  choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
-  for name in ('mean', 'std', 'moe_blocks'):
-    numbers(f'config.model.{name}', model[name])
-  if 0 in model.std:
-    raise UserError(
-      f'config.model.std={model.std} divides by 0; use (0.5,) or the data '
-      "set's own"
-    )
-  for name in ('dropout', 'stochastic_depth'):
-    if not 0 <= model[name] < 1:
-      raise UserError(
-        f'config.model.{name}={model[name]} is a probability; use 0 or more '
-        'and less than 1'
-      )
-  if size % model.patch:
-    raise UserError(
-      f'config.data.image_size={size} is not divisible by '
-      f'config.model.patch={model.patch}; use an image size of '
-      f'{size // model.patch * model.patch or model.patch} or '
-      f'{(size // model.patch + 1) * model.patch}'
-    )
-  if model.hidden % model.heads:
-    raise UserError(
-      f'config.model.hidden={model.hidden} is not divisible by '
-      f'config.model.heads={model.heads}; use '
-      f'{divisors_text(model.hidden)} heads'
-    )
-  if model.positions == 'sincos' and model.hidden % 4:
-    raise UserError(
-      f'config.model.hidden={model.hidden} must be divisible by 4 for '
-      "config.model.positions='sincos'"
-    )
-  if model.experts:
-    _validate_moe(model)
-
-
-def _validate_moe(model: ConfigDict):
-  router = model.router
-  choose('config.model.router.name', router.name, ROUTERS)
-  positive('config.model.router.selected', router.selected)
-  positive('config.model.router.group_images', router.group_images)
-  positive('config.model.router.slots', router.slots)
-  if not router.capacity_factor > 0:
-    raise UserError(
-      f'config.model.router.capacity_factor={router.capacity_factor} leaves '
-      'no room for tokens; use 1.05'
-    )
-  for name in router:
-    if name.endswith('_weight') or name == 'noise_std':
-      at_least(f'config.model.router.{name}', router[name], 0)
-  if router.selected > model.experts:
-    raise UserError(
-      f'config.model.router.selected={router.selected} is more than '
-      f'config.model.experts={model.experts}; use at most {model.experts}'
-    )
-  ways = [n for n in ('moe_every', 'moe_last', 'moe_blocks') if model[n]]
-  if len(ways) > 1:
-    raise UserError(
-      ' and '.join(f'config.model.{n}={model[n]}' for n in ways)
-      + ' both say which blocks are sparse; set one of them'
-    )
-  blocks = moe_blocks(model)
-  if not blocks or min(blocks) < 0 or max(blocks) >= model.layers:
-    raise UserError(
-      f'config.model.experts={model.experts} needs sparse blocks among the '
-      f'{model.layers} there are, but they are {blocks}; set one of '
-      'config.model.moe_every, .moe_last or .moe_blocks'
-    )
-
-
 def _validate_train(config: ConfigDict):
   train, opt = config.train, config.train.optimizer
   for name in ('steps', 'batch_size', 'accumulate', 'log_every'):
@@ -252,7 +170,7 @@ def validate_mesh(config: ConfigDict, devices: int) -> None:
       f'config.mesh.expert={expert}; use {ways}'
     )
   model = mesh_shape(config, devices)[2]
-  for name in ('heads', 'mlp'):
+  for name in ('heads', 'mlp', 'expert_mlp'):
     if config.model[name] % model:
       raise UserError(
         f'config.model.{name}={config.model[name]} is not divisible by '

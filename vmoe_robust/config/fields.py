@@ -104,21 +104,35 @@ def _model() -> dict:
     mlp=128,
     num_classes=0,  # 0: the data set's
     channels=0,  # 0: the data set's
-    head='token',  # 'token', 'gap' or 'map'
+    stem='patch',  # 'patch', one convolution as large as a patch, or 'conv',
+    # 3x3 convolutions of stride 2, at least two, to the same number of tokens
+    head='token',  # 'token', 'gap', 'map' or 'seqpool'
     positions='learned',  # 'learned' or 'sincos'
     pre_logits=0,  # width of the tanh layer before the head; 0: none
     mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
     std=(0.5,),  # one number for all channels, or one each
+    layer_scale=0.0,  # both branches of a block start times this (0.1); 0: off
     dropout=0.0,
     stochastic_depth=0.0,  # of the last block, linear from 0 at the first
     compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
     experts=0,  # E; 0: a dense ViT
+    expert_mlp=0,  # hidden units of an expert; 0: mlp
+    shared_experts=0,  # so many more, which every token has (arXiv:2401.06066)
     moe_every=0,  # every n-th block is sparse (2: blocks 1, 3, 5, ...)
     moe_last=0,  # the last n of the odd blocks are sparse
     moe_blocks=(),  # these blocks are sparse, first is 0
     router=dict(
-      name='top_k',  # 'top_k', 'expert_choice' or 'soft'
-      selected=1,  # K experts a token (top_k)
+      name='top_k',  # 'top_k', 'expert_choice' or 'soft'; two controls have no
+      # weights: 'hash' of a token's position, 'oracle', which knows the class
+      selected=1,  # K experts a token (all but soft)
+      # These are of top_k alone:
+      gate='softmax',  # of the scores; 'sigmoid'; 'uniform': 1 / K, a control
+      renormalize=False,  # the gates of a token's experts sum to one
+      unit='token',  # what is routed; 'image': the mean of an image's tokens
+      frozen=False,  # the router stays as it was drawn, a control
+      balance_rate=0.0,  # step of the biases that steer selection alone, by the
+      # load (arXiv:2408.15664, which has 0.001); 0: none
+      # And these are of several:
       capacity_factor=1.05,  # slots = tokens * K * factor / E
       batch_priority=False,  # tokens of high gate take slots first
       group_images=4,  # images that share capacity; soft is one image always

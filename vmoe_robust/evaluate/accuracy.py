@@ -32,7 +32,11 @@ def make(model: Model, config: ConfigDict) -> Forward:
     images = as_floats(batch['image'])
     wanted = losses.targets(batch['label'], config.model.num_classes)
     logits, _ = model.apply(
-      params, images, experts=config.eval.experts, mask=batch['mask']
+      params,
+      images,
+      experts=config.eval.experts,
+      mask=batch['mask'],
+      labels=wanted.argmax(-1),
     )
     return Metrics.single_from_model_output(
       right=is_right(classes(logits), batch['label']).astype(jnp.float32),

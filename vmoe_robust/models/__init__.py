@@ -40,6 +40,7 @@ class Model:
     shards = self.module.mesh.size
     images = jnp.zeros((shards, *self.image_shape))
     grouping = _grouping(images, None, None, 1, dropless=True, train=False)
+    grouping = grouping.replace(labels=jnp.zeros(shards, jnp.int32))
     return self.module.init(key, images, grouping)['params']
 
   def apply(
@@ -54,6 +55,7 @@ class Model:
     plain: bool = False,
     gate_noise: float | Float[Array, ''] | None = None,
     intervene: Intervention | None = None,
+    labels: Int[Array, 'batch'] | None = None,
   ) -> tuple[Float[Array, 'batch classes'], Aux]:
     """Logits of images in [0, 1].
 
@@ -80,15 +82,23 @@ class Model:
       intervene: changes what the experts see and which of them are chosen, in
         each sparse block; see `vmoe_robust.models.intervene`. It is called
         while tracing: another function is another program.
+      labels: each image's class, which the router 'oracle' alone is told.
 
     Raises:
       UserError: `gate_noise` is asked for without a key, is negative or not
-        finite, or of a model that draws none; or `intervene` returned other
-        shapes or types than it was given.
+        finite, or of a model that draws none; `intervene` returned other
+        shapes or types than it was given; or the oracle has no labels.
     """
     config, batch = self.module.config, images.shape[0]
     if gate_noise is not None:
       gate_noise = _checked_noise(gate_noise, key, config)
+    if config.experts and config.router.name == 'oracle' and labels is None:
+      raise UserError(
+        "config.model.router.name='oracle' is told the class of each image, "
+        'which is not given here: it is a control to train and to measure the '
+        'clean accuracy of, not a classifier that can be called or attacked; '
+        "use another router, such as 'top_k', or give `labels`"
+      )
     train = key is not None and gate_noise is None
     together = config.router.group_images
     if config.router.name == 'soft' or not config.experts:
@@ -99,6 +109,7 @@ class Model:
       images, mask, index, together, experts == 'dropless', train, plain
     )
     groups = -(-batch // together)
+    grouping = grouping.replace(labels=labels)
     more = padded_batch(batch, together, self.module.mesh) - batch
     if more:
       pad = lambda a: jnp.pad(a, ((0, more),) + ((0, 0),) * (a.ndim - 1))

@@ -18,7 +18,7 @@ from vmoe_robust.mesh import DATA, EXPERT, MODEL, batch_shards
 from vmoe_robust.models import grouped
 from vmoe_robust.models.intervene import Intervention, intervened
 from vmoe_robust.models.routers import ROUTERS
-from vmoe_robust.models.routers.routing import Noise, Placement, Routing
+from vmoe_robust.models.routers.routing import Given, Noise, Placement, Routing
 
 
 @flax.struct.dataclass
@@ -37,6 +37,7 @@ class Grouping:
   intervene: Intervention | None = flax.struct.field(
     pytree_node=False, default=None
   )
+  labels: Int[Array, 'batch'] | None = None  # of the router that is told them
 
 
 @flax.struct.dataclass
@@ -219,14 +220,21 @@ class Moe(nn.Module):
     shape = (groups, grouping.images * tokens)
     grouped = x.reshape(*shape, dim)
     mask = jnp.repeat(grouping.mask, tokens).reshape(shape)
+    labels = grouping.labels
+    if labels is not None:
+      labels = labels.reshape(groups, -1)
+    noise = self._noise(grouping, groups)
+    given = Given(mask, noise, grouping.images, labels)
     routing = router.Router(config.experts, config.router, name='Router')(
-      grouped, mask, self._noise(grouping, groups)
+      grouped, given
     )
     if grouping.intervene is not None:
       grouped, routing = intervened(
         grouping.intervene, block, grouped, routing, mask, config.experts
       )
-    weights = _Mlp(config.experts, config.mlp, name='Mlp')(dim)
+    weights = _Mlp(config.experts, config.expert_mlp or config.mlp, name='Mlp')(
+      dim
+    )
     experts = ExpertParallel(self.mesh, self.dtype, grouping.plain)
     run = partial(
       _run_local,

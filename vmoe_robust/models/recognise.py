@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, default
 
+_DENSE = re.compile(r'Encoder/encoderblock_\d{1,4}/Mlp/Dense_0/kernel')
 _BLOCK = re.compile(r'Encoder/encoderblock_(\d{1,4})/')
 
 
@@ -36,6 +37,13 @@ def recognise(
       )
     return found
 
+  if any(name.startswith('stem/') for name in shapes):
+    raise UserError(
+      f"{where} has a stem of convolutions (config.model.stem='conv'), whose "
+      'shapes do not tell the side of a patch; give the work directory of the '
+      'run or a .safetensors file, which have the configuration with them'
+    )
+
   model, block = default().model, 'Encoder/encoderblock_0'
   model.patch, _, model.channels, model.hidden = shape('embedding/kernel', 4)
   numbers = {int(m[1]) for m in map(_BLOCK.match, shapes) if m}
@@ -51,8 +59,12 @@ def recognise(
   ]
   if sparse:
     first = f'Encoder/encoderblock_{sparse[0]}'
+    if f'{first}/Moe/Router/frozen' in shapes:
+      router, model.router.frozen = 'Moe/Router/frozen', True
     model.experts = shape(f'{first}/{router}', 2)[1]
-    model.mlp = shape(f'{first}/Moe/Mlp/Dense_0/kernel', 3)[2]
+    if f'{first}/Moe/Router/bias' in shapes:  # how fast it moved is not told
+      model.router.update(dict(balance_rate=0.001, load_weight=0.0))
+    _widths(model, shapes, first, shape)
     model.moe_blocks = tuple(sparse)
     model.router.selected = min(2, model.experts)
   else:
@@ -61,7 +73,10 @@ def recognise(
   if 'pre_logits/kernel' in shapes:
     model.pre_logits = shape('pre_logits/kernel', 2)[1]
   model.head = 'map' if 'map_probe' in shapes else 'gap'
+  model.head = 'seqpool' if 'seqpool/kernel' in shapes else model.head
   model.head = 'token' if 'cls' in shapes else model.head
+  if f'{block}/LayerScale_0/scale' in shapes:
+    model.layer_scale = 0.1  # where it started is not told, and not needed
   positions = shape('Encoder/posembed_input/pos_embedding', 3)[1]
   patches = positions - (model.head == 'token')
   side = math.isqrt(max(patches, 0))
@@ -71,3 +86,14 @@ def recognise(
       'square; only square images are known'
     )
   return model, side * model.patch
+
+
+def _widths(model: ConfigDict, shapes, first: str, shape: Callable) -> None:
+  """Hidden units of dense MLPs, of experts and of shared ones."""
+  width = shape(f'{first}/Moe/Mlp/Dense_0/kernel', 3)[2]
+  dense = [n for n in shapes if _DENSE.fullmatch(n)]
+  model.mlp = shape(dense[0], 2)[1] if dense else width
+  model.expert_mlp = width if width != model.mlp else 0
+  if f'{first}/Shared/Dense_0/kernel' in shapes:
+    shared = shape(f'{first}/Shared/Dense_0/kernel', 2)[1]
+    model.shared_experts = shared // width

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import moe_blocks
 from vmoe_robust.mesh import constrain_batch
+from vmoe_robust.models.layers import Attention, Dropout, LayerScale, Mlp
 from vmoe_robust.models.moe import Grouping, Moe, Record
 from vmoe_robust.models.routers.routing import DECIDED, at_least_float32
+from vmoe_robust.models.stem import stem
 
 _named = nn.with_logical_partitioning
 _xavier = nn.initializers.xavier_uniform()
-_small = nn.initializers.normal(1e-6)
 # What the backward pass need not compute again, by `config.train.remat`. What
 # routers decided is always kept: ties might be broken otherwise, and it is
 # small and slow to find.
@@ -26,105 +27,6 @@ _SAVED = {
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _decided
   ),
 }
-
-
-class Dropout(nn.Module):
-  """Dropout whose draws follow the image, so that no mesh changes them.
-
-  With `whole`, an image's branch is dropped as one: stochastic depth
-  (arXiv:1603.09382).
-  """
-
-  rate: float
-  whole: bool = False
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'batch ...'], grouping: Grouping
-  ) -> Float[Array, 'batch ...']:
-    """Drops and rescales while training, else returns `x`."""
-    if not self.rate or not grouping.train:
-      return x
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      self.make_rng('dropout'), grouping.index
-    )
-    shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
-    # A Python float would draw others where JAX computes in float64.
-    chance = np.float32(1 - self.rate)
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, chance, shape))
-    return jnp.where(keep(keys), x / (1 - self.rate), 0)
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention, or attention of `queries` to `x`."""
-
-  heads: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, 'batch tokens dim'],
-    queries: Float[Array, 'batch queries dim'] | None = None,
-  ) -> Float[Array, 'batch queries dim']:
-    """Attends; scores are scaled by one over the root of the head's width."""
-    dim = x.shape[-1]
-
-    def project(name, source):
-      return nn.DenseGeneral(
-        (self.heads, dim // self.heads),
-        dtype=self.dtype,
-        kernel_init=_named(_xavier, ('embed', 'heads', None)),
-        bias_init=_named(nn.initializers.zeros_init(), ('heads', None)),
-        name=name,
-      )(source)
-
-    query = project('query', x if queries is None else queries)
-    attend = jax.nn.dot_product_attention
-    if self.dtype == jnp.float64:
-      attend = _attend_in_float64
-    out = attend(query, project('key', x), project('value', x))
-    return nn.DenseGeneral(
-      dim,
-      axis=(-2, -1),
-      dtype=self.dtype,
-      kernel_init=_named(_xavier, ('heads', None, 'embed')),
-      name='out',
-    )(out)
-
-
-def _attend_in_float64(query, key, value):
-  # JAX's own takes the softmax in float32.
-  scores = jnp.einsum('bqhd,bkhd->bhqk', query, key)
-  weights = jax.nn.softmax(scores / query.shape[-1] ** 0.5)
-  return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
-
-
-class Mlp(nn.Module):
-  """Two layers with a GELU (tanh approximation) between them."""
-
-  config: ConfigDict  # config.model
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'batch tokens dim'], grouping: Grouping
-  ) -> Float[Array, 'batch tokens dim']:
-    """Transforms each token alone."""
-    x_in, rate = x, self.config.dropout
-    x = nn.Dense(
-      self.config.mlp,
-      dtype=self.dtype,
-      kernel_init=_named(_xavier, ('embed', 'mlp')),
-      bias_init=_named(_small, ('mlp',)),
-    )(x)
-    x = Dropout(rate)(nn.gelu(x), grouping)
-    return nn.Dense(
-      x_in.shape[-1],
-      dtype=self.dtype,
-      kernel_init=_named(_xavier, ('mlp', 'embed')),
-      bias_init=_small,
-    )(x)
 
 
 class Block(nn.Module):
@@ -150,14 +52,26 @@ class Block(nn.Module):
 
     y = nn.LayerNorm(dtype=self.dtype)(x)
     y = Attention(config.heads, self.dtype, name='SelfAttention')(y)
-    x = x + branch(y)
+    x = x + branch(self._scaled(y, 'LayerScale_0'))
     y = nn.LayerNorm(dtype=self.dtype)(x)
     if self.sparse:
-      moe = Moe(config, self.dtype, self.mesh, name='Moe')
-      y, record = moe(y, grouping, self.name)
+      y, record = self._experts(y, grouping)
     else:
       y = Mlp(config, self.dtype, name='Mlp')(y, grouping)
-    return x + branch(y), record
+    return x + branch(self._scaled(y, 'LayerScale_1')), record
+
+  def _experts(self, x, grouping):
+    config = self.config
+    moe = Moe(config, self.dtype, self.mesh, name='Moe')
+    y, record = moe(x, grouping, self.name)
+    if config.shared_experts:  # as one that is as wide as all of them
+      hidden = config.shared_experts * (config.expert_mlp or config.mlp)
+      y += Mlp(config, self.dtype, hidden, name='Shared')(x, grouping)
+    return y, record
+
+  def _scaled(self, y, name):
+    start = self.config.layer_scale
+    return LayerScale(start, name=name)(y) if start else y
 
 
 class _PositionEmbedding(nn.Module):
@@ -229,17 +143,7 @@ class VisionTransformer(nn.Module):
     """Returns logits and each sparse block's record by its name."""
     config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
     x = (images - jnp.asarray(config.mean)) / jnp.asarray(config.std)
-    x = nn.Conv(
-      config.hidden,
-      (config.patch, config.patch),
-      strides=(config.patch, config.patch),
-      padding='VALID',
-      dtype=dtype,
-      kernel_init=_named(
-        nn.initializers.lecun_normal(), (None, None, None, 'embed')
-      ),
-      name='embedding',
-    )(x.astype(dtype))
+    x = stem(config, dtype)(x.astype(dtype))
     grid = x.shape[1], x.shape[2]
     x = x.reshape(x.shape[0], -1, config.hidden)
     if config.head == 'token':
@@ -268,6 +172,8 @@ class VisionTransformer(nn.Module):
       return x[:, 0]
     if config.head == 'gap':
       return x.mean(1)
+    if config.head == 'seqpool':
+      return _sequence_pool(x, dtype)
     # One learnt query attends to all tokens (arXiv:2106.04560).
     shape = (1, 1, config.hidden)
     probe = self.param('map_probe', _xavier, shape, jnp.float32).astype(dtype)
@@ -275,6 +181,22 @@ class VisionTransformer(nn.Module):
     x = Attention(config.heads, dtype, name='map_attention')(x, probe)
     y = nn.LayerNorm(dtype=dtype, name='map_norm')(x)
     return (x + Mlp(config, dtype, name='map_mlp')(y, grouping))[:, 0]
+
+
+def _sequence_pool(x, dtype):
+  """The mean over tokens, weighted by a softmax of learnt scores.
+
+  arXiv:2104.05704, equation 3. Scores start at zero, so that it is the mean.
+  """
+  scores = nn.Dense(
+    1,
+    use_bias=False,  # the softmax would not see it
+    dtype=dtype,
+    kernel_init=_named(nn.initializers.zeros_init(), ('embed', None)),
+    name='seqpool',
+  )(x)
+  weights = jax.nn.softmax(at_least_float32(scores), axis=1)
+  return (weights.astype(dtype) * x).sum(1)
 
 
 def sincos(grid: tuple[int, int], dim: int) -> Float[np.ndarray, 'tokens dim']:

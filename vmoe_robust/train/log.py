@@ -13,6 +13,8 @@ from vmoe_robust.cost.hardware import peak_flops
 from vmoe_robust.models import flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
+from vmoe_robust.report.terminal import say
+from vmoe_robust.train.load import Loads
 
 # Seconds between readings, if `config.train.log_every` steps take longer.
 _READ_EVERY = 1.0
@@ -45,6 +47,7 @@ class Log:
     self._pending: list[tuple[int, int, dict]] = []
     self._mark: tuple[float, int] | None = None  # time and step of a reading
     self._seconds, self._steps = 0.0, 0  # between readings
+    self._loads = Loads()
 
   def add(self, step: int, metrics: dict, steps: int = 1) -> None:
     """Takes metrics of steps; now and then reads those of the steps before.
@@ -96,7 +99,7 @@ class Log:
     for step, metrics in found.items():
       for name in ('loss', 'gradient_norm', 'update_norm'):
         if not math.isfinite(metrics[name]):
-          raise UserError(self._diverged(step, name, metrics[name]))
+          raise UserError(self._diverged(step, name, float(metrics[name])))
     now, step = time.perf_counter(), pending[-1][0]
     if self._mark:
       self._seconds += now - self._mark[0]
@@ -104,8 +107,9 @@ class Log:
     self._mark = now, step
     every, total = self._config.train.log_every, self._config.train.steps
     for step, metrics in found.items():
+      metrics = self._loads.take(metrics)
       if step % every == 0 or step in (1, total):
-        self.write(step, metrics | self._speed())
+        self.write(step, metrics | self._speed() | self._load(step))
     if self._progress:
       last = found[pending[-1][0]]
       text = f'loss {last["loss"]:.3f}, accuracy {last["accuracy"]:.3f}'
@@ -125,6 +129,15 @@ class Log:
       out['mfu'] = rate * image / (peak * jax.device_count())
     return out
 
+  def _load(self, step: int) -> dict[str, float]:
+    """The load of each expert; says so if one starves."""
+    values, text = self._loads.report(step > 1)  # when nothing is learnt yet
+    if text:
+      if self._progress:
+        self._progress.close()  # it comes back
+      say(f'step {step}: {text}')
+    return values
+
   def _diverged(self, step: int, name: str, value: float) -> str:
     good = self._last_good()
     way = 'no checkpoint is saved yet; start again'
@@ -141,12 +154,12 @@ class Log:
 
 
 def _by_step(pending: list[tuple[int, int, dict]]) -> dict[int, dict]:
-  """The metrics of each step as numbers."""
+  """The metrics of each step, as NumPy has them."""
   found = {}
   values = jax.device_get([metrics for _, _, metrics in pending])
   for (last, steps, _), metrics in zip(pending, values, strict=True):
-    lists = {name: np.atleast_1d(x).tolist() for name, x in metrics.items()}
+    many = np.ndim(metrics['loss']) > 0  # of several steps in one program
     for i in range(steps):
-      of_one = {name: values[i] for name, values in lists.items()}
+      of_one = {name: x[i] if many else x for name, x in metrics.items()}
       found[last - steps + 1 + i] = of_one
   return found

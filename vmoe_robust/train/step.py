@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.data import mixup
 from vmoe_robust.mesh import BATCH_AXES, batch_shards
-from vmoe_robust.models import Model, losses
+from vmoe_robust.models import Model, balance, losses
 from vmoe_robust.train.state import TrainState
 
 Batch = dict[str, Array]
-Metrics = dict[str, Float[Array, '']]
+# Scalars, but for the load of each expert.
+Metrics = dict[str, Float[Array, '...']]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -48,6 +49,7 @@ def make(
       gradient, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    params = balance.moved(params, metrics, config.model)
     ema = state.ema
     if config.train.ema:
       ema = optax.incremental_update(params, ema, 1 - config.train.ema)
@@ -82,6 +84,7 @@ def _objective(
     mask=batch['mask'],
     index=batch['index'],
     key=for_model,
+    labels=wanted.argmax(-1),
   )
   loss = losses.classification(logits, wanted, config.train.loss)
   right = losses.top_is_right(logits, wanted)
@@ -93,13 +96,14 @@ def _objective(
     'auxiliary_loss': auxiliary,
     'accuracy': mean(right),
   }
-  if config.model.router.name == 'top_k':
+  if config.model.router.name not in ('expert_choice', 'soft'):
     for name, record in aux.records.items():
       wished = record.routing.experts < config.model.experts
-      tokens = wished.size / len(images)  # choices of an image
+      tokens = wished[0].size / record.images  # choices of an image
       lost = (wished & ~record.placement.kept).sum()
       metrics[f'dropped/{name}'] = lost * weight / tokens
-  return metrics['loss'], metrics
+  loads = balance.loads(aux.records, config.model, weight, model.module.mesh)
+  return metrics['loss'], metrics | loads
 
 
 def _accumulate(part, params, parts):

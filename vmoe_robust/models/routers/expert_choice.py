@@ -5,13 +5,13 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses
 from vmoe_robust.models.routers.routing import (
   Experts,
-  Noise,
+  Given,
   Placement,
   Routing,
   affinity,
@@ -29,10 +29,10 @@ class Router(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'groups tokens dim'],
-    mask: Bool[Array, 'groups tokens'],
-    noise: Noise | None,
+    given: Given,
   ) -> Routing:
-    """Scores; `noise` is not used, this router draws no noise."""
+    """Scores; noise is not used, this router draws none."""
+    mask = given.mask
     logits = affinity(self.num_experts)(at_least_float32(x))
     gates = jnp.where(mask[..., None], jax.nn.softmax(logits), 0)
     found = {'z': losses.router_z(logits, mask)}  # load is even by design

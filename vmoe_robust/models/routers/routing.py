@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -61,6 +62,15 @@ class Noise(NamedTuple):
   scale: Float[Array, ''] | None
 
 
+class Given(NamedTuple):
+  """What a router is told of its groups besides their tokens."""
+
+  mask: Bool[Array, 'groups tokens']  # False: padding
+  noise: Noise | None
+  images: int  # consecutive ones, of a group
+  labels: Int[Array, 'groups images'] | None  # each image's class
+
+
 class Routing(NamedTuple):
   """A router's decision about groups of tokens.
 
@@ -77,7 +87,8 @@ class Routing(NamedTuple):
   gates: Float[Array, 'groups tokens choices']
   losses: dict[str, Float[Array, 'groups']]  # not yet weighted
   auxiliary_loss: Float[Array, 'groups']  # their weighted sum
-  # The gate that each expert has, or would have if it were chosen.
+  # The gate that each expert has, or would have if it were chosen; those of
+  # top_k are before `router.renormalize` and `router.gate='uniform'`.
   probabilities: Float[Array, 'groups tokens experts'] | None = None
 
 
@@ -104,3 +115,26 @@ def affinity(num_experts: int) -> nn.Dense:
     ),
     name='dense',
   )
+
+
+def repeated(
+  x: Float[Array, 'groups images *more'] | Int[Array, 'groups images *more'],
+  tokens: int,
+) -> Float[Array, 'groups tokens *more'] | Int[Array, 'groups tokens *more']:
+  """What is of an image, for each token of it; `tokens` are a group's."""
+  return jnp.repeat(x, tokens // x.shape[1], axis=1)
+
+
+def fixed(
+  experts: Int[Array, 'groups tokens selected'],
+  mask: Bool[Array, 'groups tokens'],
+  num_experts: int,
+) -> Routing:
+  """A routing to given experts, of equal gates, that nothing is learnt of."""
+  share = 1 / experts.shape[-1]
+  real = mask[..., None]
+  gates = jnp.where(real, jnp.full(experts.shape, share, jnp.float32), 0)
+  chosen = share * jax.nn.one_hot(experts, num_experts).sum(-2)
+  experts = jnp.where(real, experts, num_experts)
+  none = jnp.zeros(mask.shape[:1], jnp.float32)
+  return Routing(chosen, experts, gates, {}, none, chosen)

@@ -3,12 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vmoe_robust.models.routers.routing import (
   Experts,
-  Noise,
+  Given,
   Placement,
   Routing,
   at_least_float32,
@@ -25,8 +25,7 @@ class Router(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'groups tokens dim'],
-    mask: Bool[Array, 'groups tokens'],
-    noise: Noise | None,
+    given: Given,
   ) -> Routing:
     """Scores tokens against slots (algorithm 2: both are normalised)."""
     slots = self.num_experts * self.config.slots
@@ -52,7 +51,7 @@ class Router(nn.Module):
     none = jnp.zeros(x.shape[:1], jnp.float32)
     gates = jax.nn.softmax(logits)
     owner = jnp.arange(slots, dtype=jnp.int32) // self.config.slots
-    experts = jnp.where(mask[..., None], owner, self.num_experts)
+    experts = jnp.where(given.mask[..., None], owner, self.num_experts)
     return Routing(logits, experts, gates, {}, none, gates)
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses, plan
@@ -14,32 +14,51 @@ from vmoe_robust.models.dropless import serve
 from vmoe_robust.models.routers.routing import (
   DECIDED,
   Experts,
-  Noise,
+  Given,
   Placement,
   Routing,
   affinity,
   at_least_float32,
+  repeated,
 )
 
 decided = partial(checkpoint_name, name=DECIDED)
 
 
 class Router(nn.Module):
-  """Gates are the softmax over all experts; the top K are kept as they are."""
+  """Gates are a function of the scores; the highest K are chosen.
+
+  V-MoE's: the softmax over all experts, kept as it is. With `unit='image'` an
+  image's tokens have the route of their mean.
+  """
 
   num_experts: int
   config: ConfigDict  # config.model.router
 
   @nn.compact
   def __call__(
-    self,
-    x: Float[Array, 'groups tokens dim'],
-    mask: Bool[Array, 'groups tokens'],
-    noise: Noise | None,
+    self, x: Float[Array, 'groups tokens dim'], given: Given
   ) -> Routing:
-    """Chooses by the logits, or by the logits and `noise`."""
-    logits = affinity(self.num_experts)(at_least_float32(x))
-    config, noisy = self.config, logits
+    """Chooses by the logits, or by the logits and noise."""
+    config, mask, tokens = self.config, given.mask, x.shape[1]
+    x = at_least_float32(x)
+    if config.unit == 'image':
+      of_image = lambda a: a.reshape(len(a), given.images, -1, *a.shape[2:])
+      x, mask = of_image(x).mean(2), of_image(mask)[:, :, 0]
+    routing = self._route(x, mask, given.noise)
+    if config.unit == 'token':
+      return routing
+    spread = partial(repeated, tokens=tokens)
+    return routing._replace(
+      logits=spread(routing.logits),
+      experts=spread(routing.experts),
+      gates=spread(routing.gates),
+      probabilities=spread(routing.probabilities),
+    )
+
+  def _route(self, x, mask, noise):
+    config = self.config
+    logits = noisy = self._logits(x)
     noise_std = config.noise_std / self.num_experts
     if noise is not None and noise_std:
       draw = partial(
@@ -49,21 +68,63 @@ class Router(nn.Module):
       if noise.scale is not None:
         drawn = noise.scale * drawn
       noisy = logits + drawn
-    clean = jax.nn.softmax(logits)
-    gates = clean if noisy is logits else jax.nn.softmax(noisy)
+    clean = self._gates(logits)
+    gates = clean if noisy is logits else self._gates(noisy)
     found = {
-      'importance': losses.importance(clean, mask),
-      'gshard': losses.gshard(gates, mask),
+      'importance': losses.importance(self._shares(clean), mask),
+      'gshard': losses.gshard(self._shares(gates), mask),
       'z': losses.router_z(logits, mask),
     }
-    experts = decided(highest(noisy, config.selected))
+    order = gates + self._bias() if config.balance_rate else noisy
+    experts = decided(highest(order, config.selected))
     at = lambda x: [pick(x, expert) for expert in jnp.moveaxis(experts, -1, 0)]
-    if noisy is not logits and noise.scale is None:  # defined by training's
+    drawn_to_train = noisy is not logits and noise.scale is None
+    if drawn_to_train and not config.balance_rate:  # else it is not defined
       found['load'] = losses.load(logits, at(noisy)[-1], mask, noise_std)
     total = sum(config[f'{name}_weight'] * v for name, v in found.items())
-    top = jnp.where(mask[..., None], jnp.stack(at(gates), -1), 0)
+    top = jnp.where(mask[..., None], self._weigh(jnp.stack(at(gates), -1)), 0)
     experts = jnp.where(mask[..., None], experts, self.num_experts)
     return Routing(logits, experts, top, found, total, gates)
+
+  def _logits(self, x):
+    if not self.config.frozen:
+      return affinity(self.num_experts)(x)
+    # Not named 'kernel', which the optimizer would decay.
+    kernel = self.param(
+      'frozen',
+      nn.with_logical_partitioning(
+        nn.initializers.lecun_normal(), ('embed', None)
+      ),
+      (x.shape[-1], self.num_experts),
+      jnp.float32,
+    )
+    kernel = jax.lax.stop_gradient(kernel)
+    return jnp.einsum('gtd,de->gte', x, kernel, precision='highest')
+
+  def _gates(self, logits):
+    sigmoid = self.config.gate == 'sigmoid'
+    return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
+
+  def _shares(self, gates):
+    """Gates of all experts that sum to one, as those of a softmax do."""
+    if self.config.gate == 'sigmoid':
+      return gates / gates.sum(-1, keepdims=True)
+    return gates
+
+  def _bias(self):
+    """Of each expert, moved by `models/balance.py` and by no gradient."""
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,))
+    bias = self.param('bias', zeros, (self.num_experts,), jnp.float32)
+    return jax.lax.stop_gradient(bias)
+
+  def _weigh(self, gates):
+    """Gates of the chosen experts, as they weigh these experts' outputs."""
+    if self.config.gate == 'uniform':
+      return jnp.full_like(gates, 1 / self.config.selected)
+    if self.config.renormalize:
+      whole = gates.sum(-1, keepdims=True)
+      return gates / jnp.maximum(whole, jnp.finfo(gates.dtype).tiny)
+    return gates
 
 
 def highest(
