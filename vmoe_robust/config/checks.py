@@ -107,6 +107,11 @@ def _validate_data(data: ConfigDict):
   choose('config.data.crop', data.crop, CROPS)
   for name in ('on_corrupt', 'on_unlabelled'):
     choose(f'config.data.{name}', data[name], ('error', 'skip'))
+  if not 0 <= data.validation < 1:
+    raise UserError(
+      f'config.data.validation={data.validation} is the share of the training '
+      'examples that is held out; use a number from 0 to below 1, such as 0.1'
+    )
   positive('config.data.image_size', data.image_size)
   positive('config.data.threads', data.threads)
   positive('config.data.prefetch', data.prefetch)

@@ -56,7 +56,7 @@ def default() -> ConfigDict:
       save=dict(
         every_steps=1000,  # 0: not by steps; at the end in any case
         every_minutes=0.0,  # besides: so long after the last one; 0: never
-        best='',  # save when this improves, and keep the best one:
+        best='',  # save when this improves on data.validation, and keep it:
         # 'eval_accuracy', 'eval_loss' or 'robust_accuracy/EPS'
         keep=2,  # the newest checkpoints that stay
         keep_every=0,  # every k-th step stays for ever; 0: none
@@ -74,6 +74,8 @@ def _data() -> dict:
     dir='',  # where the data are; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     split='train',  # TFDS syntax; other modes: what to judge, '': eval_split
     eval_split='test',
+    validation=0.0,  # share of the training examples that is held out of it:
+    # what is measured while training is measured there, and selects
     image_size=8,  # height and width of what the model sees
     resize=0,  # evaluation: shorter side before the central crop; 0: no margin
     crop='none',  # training: 'none' (as evaluation), 'pad' or 'inception'
@@ -170,6 +172,13 @@ def _train() -> dict:
     log_every=50,
     profile_steps=(),  # (first, last): jax.profiler watches these steps and
     # writes to WORKDIR/profile; (): none
+    monitor=dict(  # PGD on held-out images at each evaluation
+      eps=0.0,  # radius in the norm of config.attack; 0: off
+      steps=5,
+      examples=512,
+      max_fall=0.2,  # below its best by more is catastrophic overfitting
+      on_fall='warn',  # or 'stop'
+    ),
     optimizer=dict(
       name='adamw',  # 'adamw', 'sgd' or 'adafactor'
       learning_rate=1e-3,
