@@ -20,6 +20,7 @@ from vmoe_robust.config.limits import (
 )
 from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.config.model import validate_model
+from vmoe_robust.config.objective import validate_objective
 from vmoe_robust.config.studies import validate_study
 from vmoe_robust.errors import UserError
 
@@ -72,6 +73,7 @@ def validate(config: ConfigDict, devices: int) -> None:
   _validate_data(config.data)
   validate_model(config)
   _validate_train(config)
+  validate_objective(config)
   validate_attack(config.attack)
   validate_machine(config)
   validate_study(config.study)

@@ -172,6 +172,21 @@ def _train() -> dict:
     log_every=50,
     profile_steps=(),  # (first, last): jax.profiler watches these steps and
     # writes to WORKDIR/profile; (): none
+    objective=dict(  # what a step minimises; docs/training.md
+      name='natural',  # 'natural', 'pgd', 'trades', 'mart', 'fast', 'nfgsm',
+      # or 'advmoe', where routers take a step of their own
+      norm='linf',  # of the ball: 'linf', 'l2' or 'l1'
+      eps=8 / 255,  # its radius, in units of pixels in [0, 1]
+      steps=10,  # gradients of the attack; one of 'fast' and 'nfgsm'
+      step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps, of 'fast'
+      # 1.25 * eps, of 'nfgsm' eps
+      beta=6.0,  # weight of the divergence ('trades', 'mart', 'advmoe')
+      ramp=0.0,  # share of all steps in which eps rises from 0
+      clean_share=0.0,  # of a batch that is not attacked (pgd, fast, nfgsm)
+      inner='evaluation',  # the attack sees the model as evaluation does:
+      # dropless and without draws; 'training': as the step trains it
+      route_by_class=False,  # advmoe: routers learn the class modulo E too
+    ),
     monitor=dict(  # PGD on held-out images at each evaluation
       eps=0.0,  # radius in the norm of config.attack; 0: off
       steps=5,

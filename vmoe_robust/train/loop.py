@@ -18,7 +18,7 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.cost import program
-from vmoe_robust.distributed import pod
+from vmoe_robust.distributed import fetch, pod
 from vmoe_robust.evaluate.job import finished
 from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops
@@ -27,13 +27,14 @@ from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness.findings import render
-from vmoe_robust.train import advance, events
+from vmoe_robust.train import advance, events, routers
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
 from vmoe_robust.train.measuring import Measuring, attacked, is_told
+from vmoe_robust.train.objective import forward_passes
 from vmoe_robust.train.profile import Profile
 from vmoe_robust.train.start import Splits, check_same_run, open_splits
 from vmoe_robust.train.stopping import Stopped, Stopping
@@ -111,7 +112,7 @@ class Trainer:
       config.mesh.zero1,
     )
     self.checkpoints = Checkpoints(workdir, config.save)
-    self.step, extra = 0, {}
+    self.step, extra, start = 0, {}, fetch(routers.of(self.state.params))
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
       saved = self.checkpoints.resume()
@@ -119,11 +120,13 @@ class Trainer:
         extra = self._restore(saved, places)
       elif config.init_from:
         self._start_from()
+      if config.init_from:
+        start = routers.start(workdir, self.state.params, saved is None)
       stack.pop_all()  # from here on `train` closes them
     if jax.process_index() == 0:
       save_config(workdir, config, splits.train.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
-    step = step_lib.make(trained, optimizer, rate, config, mesh)
+    step = step_lib.make(trained, optimizer, rate, config, mesh, start)
     self._steps = advance.make(
       step, config, splits.train, mesh, places, extra.get('data')
     )
@@ -225,7 +228,9 @@ class Trainer:
     compiled = self._steps.compile(self.state)
     seconds = time.perf_counter() - start
     counted = program.flops(compiled, self.mesh)
-    wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
+    passes = forward_passes(self.config.train.objective)
+    wanted = passes * self.about['flops_per_image']
+    wanted *= self.config.train.batch_size
     self.speed['compile_seconds'] = seconds
     text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
     if counted is not None:
