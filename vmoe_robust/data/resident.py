@@ -47,8 +47,7 @@ class Resident:
     self._identity = order.identity(data, source, seed)
     self._start = order.consumed(self._identity, state)
     self._taken = 0
-    self._numbers = order.shuffled(len(source), seed)
-    self._examples = len(source)
+    self._order = order.Epochs(len(source), seed)
     self._rows = BatchRows(sharding, batch_size)
     batch = (None, *sharding.spec)
     self._steps = NamedSharding(sharding.mesh, PartitionSpec(*batch))
@@ -79,13 +78,9 @@ class Resident:
     """
     size = self._rows.batch_size
     first = self._start + self._taken * size
-    positions = first + np.arange(steps * size)
-    index = np.array(self._numbers._getitems(positions.tolist()))
+    index, epoch = self._order(first, steps * size)
     self._taken += steps
-    return {
-      'index': self._put(index, most),
-      'epoch': self._put(positions // self._examples, most),
-    }
+    return {'index': self._put(index, most), 'epoch': self._put(epoch, most)}
 
   def state(self) -> dict:
     """That of `TrainBatches`, after the last steps taken."""
@@ -93,7 +88,8 @@ class Resident:
     return dict(self._identity, consumed=consumed)
 
   def close(self) -> None:
-    """Says how many images were skipped."""
+    """Stops preparing the order, and says how many images were skipped."""
+    self._order.close()
     self._skipped.close()
 
   def _put(self, values, most):
