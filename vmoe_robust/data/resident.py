@@ -85,7 +85,7 @@ class Resident:
   def state(self) -> dict:
     """That of `TrainBatches`, after the last steps taken."""
     consumed = self._start + self._taken * self._rows.batch_size
-    return dict(self._identity, consumed=consumed)
+    return dict(self._identity, consumed=consumed, resident=True)
 
   def close(self) -> None:
     """Stops preparing the order, and says how many images were skipped."""

@@ -26,7 +26,6 @@ from vmoe_robust.data import (
   resident_batch,
   train_batches,
 )
-from vmoe_robust.distributed import agreed
 from vmoe_robust.train.state import TrainState
 from vmoe_robust.train.step import Step
 
@@ -57,7 +56,8 @@ def make(
   Raises:
     UserError: the data cannot be resident, or the state is that of others.
   """
-  is_resident = agreed(on_devices(config.data, source))
+  before = None if state is None else state.get('resident', False)
+  is_resident = on_devices(config.data, source, before)
   opened = Resident if is_resident else train_batches
   batches = opened(
     config.data,
@@ -164,11 +164,8 @@ class Pace:
     """
     if jax.process_count() > 1:  # whose clocks differ
       return _MOST
-    while len(self._running) > 1:
-      started, steps, results = self._running.pop(0)
-      jax.block_until_ready(results)
-      begin, self._ready = max(started, self._ready), self._clock()
-      self._seconds.append((self._ready - begin) / steps)
+    if len(self._running) > 1:
+      self._measure()
     if not self._seconds:
       return 1
     return max(1, int(_SECONDS / max(min(self._seconds), 1e-9)))
@@ -177,6 +174,16 @@ class Pace:
     """Called when a program was started, with what it will give."""
     if jax.process_count() == 1:
       self._running.append((self._clock(), steps, results))
+
+  def _measure(self):
+    (started, steps, results), (_, next_steps, _) = self._running
+    jax.block_until_ready(results)
+    begin, self._ready = max(started, self._ready), self._clock()
+    # Where starting a program waits for its end, as loops on a GPU may, this
+    # was the time of the next one. The fewer steps err on the safe side.
+    seconds = (self._ready - begin) / min(steps, next_steps)
+    self._seconds.append(seconds)
+    del self._running[0]
 
 
 def many(step: Step, data: ConfigDict, mesh: Mesh) -> Callable:
