@@ -12,6 +12,7 @@ from vmoe_robust.data import (
   Resident,
   on_devices,
   open_source,
+  order,
   resident,
   resident_batch,
   train_batches,
@@ -90,6 +91,26 @@ def test_the_order_is_the_hosts_over_two_epochs(make_data, both):
   first_epoch = found['image'].reshape(80, -1)[:37, 0]
   assert sorted(first_epoch) == list(range(1, 38))
   assert devices.state() == host.state() | {'resident': True}
+
+
+@pytest.mark.parametrize('examples', [1, 2, 37, 1437, 65_536, 65_538, 200_000])
+def test_an_epoch_at_once_is_grains(examples):
+  epochs, numbers = order.Epochs(examples, 7), order.shuffled(examples, 7)
+  assert epochs._seed is not None  # grain's shuffle is the one we know
+  index, epoch = epochs(0, 3 * examples)
+  epochs.close()
+  some = np.unique(np.linspace(0, 3 * examples - 1, 301).astype(int))
+  assert index[some].tolist() == [numbers[int(i)] for i in some]
+  np.testing.assert_array_equal(epoch, np.arange(3 * examples) // examples)
+
+
+def test_grain_is_asked_if_its_shuffle_is_another(monkeypatch):
+  other = lambda examples, seed: np.arange(examples)
+  monkeypatch.setattr(order, 'permutation', other)
+  epochs, numbers = order.Epochs(50, 7), order.shuffled(50, 7)
+  index, _ = epochs(30, 100)
+  epochs.close()
+  assert index.tolist() == [numbers[30 + i] for i in range(100)]
 
 
 def test_either_goes_on_where_the_other_stopped(make_data, both):

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.cost import program
 from vmoe_robust.data import (
   Resident,
   Source,
@@ -26,11 +27,12 @@ from vmoe_robust.data import (
   resident_batch,
   train_batches,
 )
+from vmoe_robust.report.terminal import say
 from vmoe_robust.train.state import TrainState
 from vmoe_robust.train.step import Step
 
 # A program of many steps takes about so many seconds at most, because a run
-# that is asked to stop waits for the programs in flight.
+# that is asked to stop waits for the programs in flight, which are two.
 _SECONDS = 1.0
 _MOST = 512  # steps of a program; their examples and metrics need memory
 
@@ -70,6 +72,28 @@ def make(
   if is_resident:
     return Many(step, batches, places, config, mesh)
   return Streamed(step, batches, places)
+
+
+def compile_steps(
+  steps: 'Streamed | Many', state: TrainState, wanted: float
+) -> float:
+  """Compiles the program, and says what a step costs; returns the seconds.
+
+  Args:
+    steps: of `make`.
+    state: on its mesh.
+    wanted: FLOPs of a step by formula.
+  """
+  start = time.perf_counter()
+  compiled = steps.compile(state)
+  seconds = time.perf_counter() - start
+  mesh = state.step.sharding.mesh
+  counted = program.flops(compiled, mesh)
+  text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
+  if counted is not None:
+    text += f', {counted * mesh.size / 1e9:,.2f} as compiled'
+  say(f'compiled in {seconds:.1f} s; {text}')
+  return seconds
 
 
 class Streamed:

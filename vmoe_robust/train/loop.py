@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import pathlib
-import time
 from collections.abc import Callable
 
 import jax
@@ -20,7 +19,6 @@ from vmoe_robust.checkpoint import (
   save_config,
 )
 from vmoe_robust.config import batch_size, eps_name, mesh_shape, validate
-from vmoe_robust.cost import program
 from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import accuracy
@@ -150,7 +148,9 @@ class Trainer:
       if self.step >= total:
         return
       log = self._open_log(stack)
-      self._compile()
+      wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
+      seconds = advance.compile_steps(self._steps, self.state, wanted)
+      self.speed['compile_seconds'] = seconds
       folder = pathlib.Path(self.workdir) / 'profile'
       profile = Profile(folder, self.config.train.profile_steps)
       stack.callback(profile.close)
@@ -256,18 +256,6 @@ class Trainer:
   def _last_good(self) -> str | None:
     steps = self.checkpoints.steps()
     return str(self.checkpoints.path(steps[-1])) if steps else None
-
-  def _compile(self):
-    start = time.perf_counter()
-    compiled = self._steps.compile(self.state)
-    seconds = time.perf_counter() - start
-    counted = program.flops(compiled, self.mesh)
-    wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
-    self.speed['compile_seconds'] = seconds
-    text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
-    if counted is not None:
-      text += f', {counted * self.mesh.size / 1e9:,.2f} as compiled'
-    say(f'compiled in {seconds:.1f} s; {text}')
 
   def _restore(self, saved: int, places) -> dict:
     wanted = abstract(self.state.trees(), places.trees())
