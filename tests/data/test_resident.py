@@ -237,6 +237,16 @@ def test_draws_are_uniform():
   assert abs(np.mean(mirrored) - 1 / 2) < 0.04 and abs(both - 1 / 6) < 0.03
 
 
+def test_draws_are_those_of_float32_under_x64():
+  keys = jax.random.split(jax.random.key(0), 50)
+  some = lambda: jax.vmap(lambda k: resident.draws(k, 3))(keys)
+  found = some()
+  with jax.enable_x64(True):
+    for a, b in zip(some(), found, strict=True):
+      assert a.dtype == b.dtype
+      np.testing.assert_array_equal(a, b)
+
+
 def test_the_choice_is_arithmetic(make_data):
   source = Numbered(1000)  # 64 bytes each
   assert size(make_data(), source) == 64_000

@@ -23,6 +23,7 @@ from vmoe_robust.mesh.batch import BatchRows
 
 # Set apart from all other draws from the run's seed ('data' in ASCII).
 _STREAM = 0x64617461
+_HALF = np.float32(0.5)
 _TASK = 256  # examples that are decoded as one task
 
 
@@ -141,7 +142,8 @@ def draws(key: Key[Array, ''], pad: int) -> tuple[Array, Array, Array]:
   """Top and left of a crop in 0 to 2 * `pad`, and whether to mirror."""
   for_crop, for_mirror = jax.random.split(key)
   places = jax.random.randint(for_crop, (2,), 0, 2 * pad + 1, jnp.int32)
-  return places[0], places[1], jax.random.bernoulli(for_mirror)
+  # In float32 whatever the default is, which draws would follow.
+  return places[0], places[1], jax.random.bernoulli(for_mirror, _HALF)
 
 
 def crop(
