@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -146,7 +147,7 @@ class Many:
   def compile(self, state: TrainState) -> jax.stages.Compiled:
     """Compiles the program; to be called first."""
     rows = self.batches.take(0, self._most)
-    count = jnp.int32(0)
+    count = np.int32(0)
     lowered = self._steps.lower(state, self.batches.arrays, rows, count)
     self._steps = lowered.compile()
     return self._steps
@@ -163,7 +164,7 @@ class Many:
     steps = min(steps, self._most, self._pace.steps())
     rows = self.batches.take(steps, self._most)
     state, metrics = self._steps(
-      state, self.batches.arrays, rows, jnp.int32(steps)
+      state, self.batches.arrays, rows, np.int32(steps)
     )
     self._pace.started(steps, metrics)
     return state, metrics, steps
