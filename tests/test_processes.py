@@ -225,6 +225,8 @@ def test_an_error_of_one_process_ends_the_other_in_time(tmp_path):
   bad.write_bytes(bad.read_bytes()[:100])
   arguments = [*SMALL, '--config.data.name=folder']
   arguments.append(f'--config.data.dir={tmp_path}/images')
+  # With resident data both would read it.
+  arguments.append('--config.data.resident=False')
   processes = start_pod(tmp_path / 'run', 2, 2, arguments)
   while all(process.poll() is None for process in processes):
     time.sleep(0.05)

@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
@@ -150,7 +151,7 @@ class Skipped:
     """The names of all."""
     return list(self._named)
 
-  def names(self, indices: Iterable[int]) -> list[str]:
+  def names(self, indices: Int[np.ndarray, 'skipped']) -> list[str]:
     """The names of examples, by their numbers in the split."""
     return [describe_skipped(self._source, int(i)) for i in indices]
 

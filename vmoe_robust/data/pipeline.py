@@ -183,7 +183,7 @@ class TrainBatches(_Batches):
   def state(self) -> dict:
     """What `train_batches` needs to go on after the last batch taken."""
     consumed = self._start + self._taken * self._rows.batch_size
-    return dict(self._identity, consumed=consumed)
+    return dict(self._identity, consumed=consumed, resident=False)
 
 
 class EvalBatches(_Batches):

@@ -1,37 +1,59 @@
 """Whether a training split is kept on the devices."""
 
 import os
+import pathlib
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data.source import Source
+from vmoe_robust.distributed import least
 
 # Of the memory of a device, or of the host, which has to decode the split.
 SHARE = 0.25
+# Of a container's memory, in versions 2 and 1 of control groups.
+_LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 
 
 def on_devices(
-  data: ConfigDict, source: Source, memory: float | None = None
+  data: ConfigDict,
+  source: Source,
+  before: bool | None = None,
+  memory: float | None = None,
 ) -> bool:
-  """Whether `config.data.resident`, or what it leaves open, keeps the split.
+  """Whether a training split is kept on the devices; the same on every process.
 
   Args:
     data: `config.data`.
     source: the training split.
+    before: whether it was when the run was interrupted. A run goes on as it
+      began, unless `data.resident` says otherwise, because augmentation draws
+      differ. None: the run is new.
     memory: bytes of which the split may take `SHARE`; None: see `room`.
 
   Raises:
     UserError: `config.data.resident=True` cannot be.
   """
-  if data.resident is False:
+  wanted = before if data.resident is None else data.resident
+  if wanted is False:
     return False
-  reason = why_not(data, source, room() if memory is None else memory)
-  if data.resident and reason:
+  memory = least(room()) if memory is None else memory
+  reason = why_not(data, source, memory)
+  if reason and data.resident:
     raise UserError(
       f'config.data.resident=True cannot be: {reason}; leave it out, and '
       'batches come from the host'
+    )
+  if reason and before:
+    logging.warning(
+      'batches now come from the host, with other draws of augmentation than '
+      'before, because %s',
+      reason,
     )
   return not reason
 
@@ -85,10 +107,17 @@ def room() -> float:
 
 
 def _free_on_host() -> int:
+  """Bytes that the system has free, or at most allows to this container."""
+  free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   try:
-    with open('/proc/meminfo') as lines:
-      fields = dict(line.split(':') for line in lines)
-    return int(fields['MemAvailable'].split()[0]) * 1024
-  except (OSError, KeyError, ValueError):  # no Linux
-    pages = os.sysconf('SC_PHYS_PAGES')
-    return pages * os.sysconf('SC_PAGE_SIZE')
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+    fields = dict(line.split(':') for line in lines)
+    free = int(fields['MemAvailable'].split()[0]) * 1024
+  except (OSError, KeyError, ValueError):
+    pass  # no Linux
+  for path in _LIMITS:
+    try:
+      free = min(free, int(pathlib.Path(path).read_text()))
+    except (OSError, ValueError):
+      pass  # there is no such limit, or it is 'max'
+  return free

@@ -23,6 +23,7 @@ from vmoe_robust.mesh.batch import BatchRows
 
 # Set apart from all other draws from the run's seed ('data' in ASCII).
 _STREAM = 0x64617461
+_HALF = np.float32(0.5)
 _TASK = 256  # examples that are decoded as one task
 
 
@@ -47,8 +48,7 @@ class Resident:
     self._identity = order.identity(data, source, seed)
     self._start = order.consumed(self._identity, state)
     self._taken = 0
-    self._numbers = order.shuffled(len(source), seed)
-    self._examples = len(source)
+    self._order = order.Epochs(len(source), seed)
     self._rows = BatchRows(sharding, batch_size)
     batch = (None, *sharding.spec)
     self._steps = NamedSharding(sharding.mesh, PartitionSpec(*batch))
@@ -79,21 +79,18 @@ class Resident:
     """
     size = self._rows.batch_size
     first = self._start + self._taken * size
-    positions = first + np.arange(steps * size)
-    index = np.array(self._numbers._getitems(positions.tolist()))
+    index, epoch = self._order(first, steps * size)
     self._taken += steps
-    return {
-      'index': self._put(index, most),
-      'epoch': self._put(positions // self._examples, most),
-    }
+    return {'index': self._put(index, most), 'epoch': self._put(epoch, most)}
 
   def state(self) -> dict:
     """That of `TrainBatches`, after the last steps taken."""
     consumed = self._start + self._taken * self._rows.batch_size
-    return dict(self._identity, consumed=consumed)
+    return dict(self._identity, consumed=consumed, resident=True)
 
   def close(self) -> None:
-    """Says how many images were skipped."""
+    """Stops preparing the order, and says how many images were skipped."""
+    self._order.close()
     self._skipped.close()
 
   def _put(self, values, most):
@@ -145,7 +142,8 @@ def draws(key: Key[Array, ''], pad: int) -> tuple[Array, Array, Array]:
   """Top and left of a crop in 0 to 2 * `pad`, and whether to mirror."""
   for_crop, for_mirror = jax.random.split(key)
   places = jax.random.randint(for_crop, (2,), 0, 2 * pad + 1, jnp.int32)
-  return places[0], places[1], jax.random.bernoulli(for_mirror)
+  # In float32 whatever the default is, which draws would follow.
+  return places[0], places[1], jax.random.bernoulli(for_mirror, _HALF)
 
 
 def crop(

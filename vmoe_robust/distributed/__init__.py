@@ -26,6 +26,14 @@ def agreed(value: _Answer) -> _Answer:
   return kind(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def least(value: float) -> float:
+  """The least of the processes' values, in float32, on all of them."""
+  if jax.process_count() == 1:
+    return value
+  every = multihost_utils.process_allgather(np.asarray(value, np.float32))
+  return float(np.min(every))
+
+
 def fetch(tree: PyTree) -> PyTree:
   """The whole arrays of a tree, on every host."""
   if jax.process_count() == 1:

@@ -13,11 +13,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.cost import program
 from vmoe_robust.data import (
   Resident,
   Source,
@@ -26,12 +28,12 @@ from vmoe_robust.data import (
   resident_batch,
   train_batches,
 )
-from vmoe_robust.distributed import agreed
+from vmoe_robust.report.terminal import say
 from vmoe_robust.train.state import TrainState
 from vmoe_robust.train.step import Step
 
 # A program of many steps takes about so many seconds at most, because a run
-# that is asked to stop waits for the programs in flight.
+# that is asked to stop waits for the programs in flight, which are two.
 _SECONDS = 1.0
 _MOST = 512  # steps of a program; their examples and metrics need memory
 
@@ -57,7 +59,8 @@ def make(
   Raises:
     UserError: the data cannot be resident, or the state is that of others.
   """
-  is_resident = agreed(on_devices(config.data, source))
+  before = None if state is None else state.get('resident', False)
+  is_resident = on_devices(config.data, source, before)
   opened = Resident if is_resident else train_batches
   batches = opened(
     config.data,
@@ -70,6 +73,28 @@ def make(
   if is_resident:
     return Many(step, batches, places, config, mesh)
   return Streamed(step, batches, places)
+
+
+def compile_steps(
+  steps: 'Streamed | Many', state: TrainState, wanted: float
+) -> float:
+  """Compiles the program, and says what a step costs; returns the seconds.
+
+  Args:
+    steps: of `make`.
+    state: on its mesh.
+    wanted: FLOPs of a step by formula.
+  """
+  start = time.perf_counter()
+  compiled = steps.compile(state)
+  seconds = time.perf_counter() - start
+  mesh = state.step.sharding.mesh
+  counted = program.flops(compiled, mesh)
+  text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
+  if counted is not None:
+    text += f', {counted * mesh.size / 1e9:,.2f} as compiled'
+  say(f'compiled in {seconds:.1f} s; {text}')
+  return seconds
 
 
 class Streamed:
@@ -122,7 +147,7 @@ class Many:
   def compile(self, state: TrainState) -> jax.stages.Compiled:
     """Compiles the program; to be called first."""
     rows = self.batches.take(0, self._most)
-    count = jnp.int32(0)
+    count = np.int32(0)
     lowered = self._steps.lower(state, self.batches.arrays, rows, count)
     self._steps = lowered.compile()
     return self._steps
@@ -139,7 +164,7 @@ class Many:
     steps = min(steps, self._most, self._pace.steps())
     rows = self.batches.take(steps, self._most)
     state, metrics = self._steps(
-      state, self.batches.arrays, rows, jnp.int32(steps)
+      state, self.batches.arrays, rows, np.int32(steps)
     )
     self._pace.started(steps, metrics)
     return state, metrics, steps
@@ -164,11 +189,8 @@ class Pace:
     """
     if jax.process_count() > 1:  # whose clocks differ
       return _MOST
-    while len(self._running) > 1:
-      started, steps, results = self._running.pop(0)
-      jax.block_until_ready(results)
-      begin, self._ready = max(started, self._ready), self._clock()
-      self._seconds.append((self._ready - begin) / steps)
+    if len(self._running) > 1:
+      self._measure()
     if not self._seconds:
       return 1
     return max(1, int(_SECONDS / max(min(self._seconds), 1e-9)))
@@ -177,6 +199,16 @@ class Pace:
     """Called when a program was started, with what it will give."""
     if jax.process_count() == 1:
       self._running.append((self._clock(), steps, results))
+
+  def _measure(self):
+    (started, steps, results), (_, next_steps, _) = self._running
+    jax.block_until_ready(results)
+    begin, self._ready = max(started, self._ready), self._clock()
+    # Where starting a program waits for its end, as loops on a GPU may, this
+    # was the time of the next one. The fewer steps err on the safe side.
+    seconds = (self._ready - begin) / min(steps, next_steps)
+    self._seconds.append(seconds)
+    del self._running[0]
 
 
 def many(step: Step, data: ConfigDict, mesh: Mesh) -> Callable:

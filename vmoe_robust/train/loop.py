@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from vmoe_robust.checkpoint import (
   save_config,
 )
 from vmoe_robust.config import mesh_shape, validate
-from vmoe_robust.cost import program
 from vmoe_robust.distributed import fetch, pod
 from vmoe_robust.evaluate.job import finished
 from vmoe_robust.files import local_path, locked, require_writable
@@ -148,7 +146,10 @@ class Trainer:
       if self.step >= total:
         return
       log = self._open_log(stack)
-      self._compile()
+      wanted = forward_passes(self.config.train.objective)
+      wanted *= self.about['flops_per_image'] * self.config.train.batch_size
+      seconds = advance.compile_steps(self._steps, self.state, wanted)
+      self.speed['compile_seconds'] = seconds
       folder = pathlib.Path(self.workdir) / 'profile'
       profile = Profile(folder, self.config.train.profile_steps)
       stack.callback(profile.close)
@@ -222,20 +223,6 @@ class Trainer:
   def _last_good(self) -> str | None:
     steps = self.checkpoints.steps()
     return str(self.checkpoints.path(steps[-1])) if steps else None
-
-  def _compile(self):
-    start = time.perf_counter()
-    compiled = self._steps.compile(self.state)
-    seconds = time.perf_counter() - start
-    counted = program.flops(compiled, self.mesh)
-    passes = forward_passes(self.config.train.objective)
-    wanted = passes * self.about['flops_per_image']
-    wanted *= self.config.train.batch_size
-    self.speed['compile_seconds'] = seconds
-    text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
-    if counted is not None:
-      text += f', {counted * self.mesh.size / 1e9:,.2f} as compiled'
-    say(f'compiled in {seconds:.1f} s; {text}')
 
   def _restore(self, saved: int, places) -> dict:
     wanted = abstract(self.state.trees(), places.trees())
