@@ -46,7 +46,8 @@ def loads(
   found = {}
   for block, record in records.items():
     experts = record.routing.experts
-    count = jax.nn.one_hot(experts, model.experts).sum((0, 1, 2))
+    chosen = jax.nn.one_hot(experts, model.experts, dtype=jnp.float32)
+    count = chosen.sum((0, 1, 2))
     choices = experts[0].size / record.images  # of an image
     load = count * weight * model.experts / choices
     found[PREFIX + block] = jax.lax.with_sharding_constraint(
@@ -74,7 +75,8 @@ def moved(
     if name.startswith(PREFIX):
       block = name.removeprefix(PREFIX)
       moe = encoder[block]['Moe']
+      bias = moe['Router']['bias']
       step = model.router.balance_rate * jnp.sign(1 - load)
-      router = moe['Router'] | {'bias': moe['Router']['bias'] + step}
+      router = moe['Router'] | {'bias': bias + step.astype(bias.dtype)}
       encoder[block] = encoder[block] | {'Moe': moe | {'Router': router}}
   return params | {'Encoder': encoder}
