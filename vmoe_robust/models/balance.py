@@ -16,9 +16,14 @@ from ml_collections import ConfigDict
 from vmoe_robust.mesh import replicated
 from vmoe_robust.models.moe import Record
 
-# Routers that choose experts for a token; of the others the load is even.
-_CHOOSE = ('top_k', 'hash', 'oracle')
+# Routers of which the load is even by design.
+_EVEN = ('expert_choice', 'soft')
 PREFIX = 'load/'  # of a metric, before the name of the block
+
+
+def chooses(model: ConfigDict) -> bool:
+  """Whether tokens have experts chosen for them, in `config.model`."""
+  return model.experts > 0 and model.router.name not in _EVEN
 
 
 def loads(
@@ -41,7 +46,7 @@ def loads(
   Returns:
     'load/BLOCK' of each sparse block whose router chooses experts.
   """
-  if not model.experts or model.router.name not in _CHOOSE:
+  if not chooses(model):
     return {}
   found = {}
   for block, record in records.items():

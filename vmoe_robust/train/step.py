@@ -96,7 +96,7 @@ def _objective(
     'auxiliary_loss': auxiliary,
     'accuracy': mean(right),
   }
-  if config.model.router.name not in ('expert_choice', 'soft'):
+  if balance.chooses(config.model):
     for name, record in aux.records.items():
       wished = record.routing.experts < config.model.experts
       tokens = wished[0].size / record.images  # choices of an image

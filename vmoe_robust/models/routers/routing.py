@@ -131,7 +131,10 @@ def fixed(
   num_experts: int,
   dtype: jnp.dtype,
 ) -> Routing:
-  """A routing to given experts, of equal gates, that nothing is learnt of."""
+  """A routing to given experts, of equal gates, that nothing is learnt of.
+
+  Nothing was scored either: its logits are its probabilities.
+  """
   share, real = 1 / experts.shape[-1], mask[..., None]
   gates = jnp.where(real, jnp.full(experts.shape, share, dtype), 0)
   chosen = share * jax.nn.one_hot(experts, num_experts, dtype=dtype).sum(-2)
