@@ -13,17 +13,11 @@ table for people, then one line of JSON.
 import itertools
 import json
 import statistics
-from functools import partial
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import timing
 from absl import app, flags
-
-from vmoe_robust import config as config_lib
-from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.models.moe import Grouping, Moe
+from subjects import dense, layer_programs, sparse
 
 _TOKENS = flags.DEFINE_list('tokens', ['4096', '1024'], 'Tokens of a batch.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns that each program takes.')
@@ -31,65 +25,6 @@ _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns that each program takes.')
 SIZES = ((192, 768), (512, 2048))  # width and hidden units
 EXPERTS, SELECTED = (8, 32), (1, 2)
 IMAGE_TOKENS = 64
-
-
-def sparse(dim: int, mlp: int, experts: int, selected: int, dropless: bool):
-  """The layer as a function of weights and tokens, and its fresh weights."""
-  config = config_lib.default().model
-  config.update(hidden=dim, mlp=mlp, experts=experts)
-  config.router.selected = selected
-  layer = Moe(config, jnp.float32, mesh_lib.create((1, 1, 1)))
-
-  def grouping(images):
-    return Grouping(
-      mask=jnp.ones(images, bool),
-      index=jnp.arange(images),
-      images=images,
-      dropless=dropless,
-      train=False,
-    )
-
-  def apply(params, x):
-    return layer.apply({'params': params}, x, grouping(len(x)))[0]
-
-  x = jnp.zeros((1, IMAGE_TOKENS, dim))
-  fresh = layer.init(jax.random.key(0), x, grouping(1))['params']
-  return apply, nn.unbox(fresh)
-
-
-def dense(dim: int, mlp: int):
-  """A plain MLP as a function of weights and tokens, and its weights."""
-  keys = jax.random.split(jax.random.key(1))
-  draw = nn.initializers.xavier_uniform()
-  params = dict(
-    w1=draw(keys[0], (dim, mlp)),
-    b1=jnp.zeros(mlp),
-    w2=draw(keys[1], (mlp, dim)),
-    b2=jnp.zeros(dim),
-  )
-
-  def apply(params, x):
-    hidden = nn.gelu(x @ params['w1'] + params['b1'])
-    return hidden @ params['w2'] + params['b2']
-
-  return apply, params
-
-
-def programs(apply, params, x, cotangent) -> dict:
-  """What is timed, compiled: functions of no arguments."""
-
-  def loss(params, x):
-    return (apply(params, x) * cotangent).sum()
-
-  found = {
-    'fwd': apply,
-    'fwd+bwd': jax.value_and_grad(loss, (0, 1)),
-    'grad-x': jax.value_and_grad(loss, 1),
-  }
-  compile_ = lambda f: jax.jit(f).lower(params, x).compile()
-  ready = {name: compile_(f) for name, f in found.items()}
-  call = lambda f: jax.block_until_ready(f(params, x))
-  return {name: partial(call, f) for name, f in ready.items()}
 
 
 def ratios(shape: tuple, tokens: int) -> dict[str, float]:
@@ -104,7 +39,7 @@ def ratios(shape: tuple, tokens: int) -> dict[str, float]:
     'capacity': sparse(*shape, dropless=False),
     'dropless': sparse(*shape, dropless=True),
   }
-  ready = {n: programs(*way, x, cotangent) for n, way in ways.items()}
+  ready = {n: layer_programs(*way, x, cotangent) for n, way in ways.items()}
   found = {}
   for program in ready['dense']:
     runs = {name: ready[name][program] for name in ways}

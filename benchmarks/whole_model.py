@@ -15,20 +15,13 @@ import resource
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import timing
 from absl import app, flags
+from subjects import model_programs
 
 from vmoe_robust import config as config_lib
-from vmoe_robust import mesh as mesh_lib
 from vmoe_robust import presets
-from vmoe_robust.evaluate.attack import Attacker
-from vmoe_robust.models import build, flops
-from vmoe_robust.train import optimizer as optimizer_lib
-from vmoe_robust.train import state as state_lib
-from vmoe_robust.train import step as step_lib
+from vmoe_robust.models import flops
 
 _MODELS = flags.DEFINE_list('models', ['tiny', 's32'], 'Which models.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns that each program takes.')
@@ -52,38 +45,6 @@ def experiment(name: str, experts: int) -> config_lib.ConfigDict:
   return config
 
 
-def programs(config: config_lib.ConfigDict) -> dict:
-  """What is timed, as functions of no arguments."""
-  size, number = config.data.image_size, config.train.batch_size
-  mesh, settings = mesh_lib.create((1, 1, 1), jax.devices()[:1]), config.train
-  model = build(config.model, (size, size, 3), mesh)
-  optimizer = optimizer_lib.make(settings.optimizer, settings.steps)
-  state, _ = state_lib.create(model, optimizer, 0, False, mesh, False, False)
-  rate = optimizer_lib.schedule(settings.optimizer, settings.steps)
-  step = step_lib.make(model, optimizer, rate, config, mesh)
-  rng = np.random.default_rng(0)
-  batch = {
-    'image': rng.integers(0, 256, (number, size, size, 3), np.uint8),
-    'label': rng.integers(0, 1000, number).astype(np.int32),
-    'mask': np.ones(number, bool),
-    'index': np.arange(number, dtype=np.int32),
-  }
-  step, eps = jax.jit(step, donate_argnums=0), np.float32(8 / 255)
-  params = jax.tree.map(jnp.copy, state.params)
-  attack = Attacker(model, config).programs(params).attempt(0)
-  batch_of_attack = batch | {'target': batch['label']}
-
-  def train():
-    nonlocal state
-    state, metrics = step(state, batch)
-    jax.block_until_ready((state, metrics))
-
-  def pgd():
-    jax.block_until_ready(attack(params, batch_of_attack, eps))
-
-  return {'train': train, 'PGD': pgd}
-
-
 def import_megabytes() -> float:
   """Most memory that importing the program takes."""
   code = 'import vmoe_robust.main'
@@ -103,7 +64,7 @@ def main(_):
       for which, config in configs.items()
     }
     expected = work['sparse'] / work['dense']
-    ready = {which: programs(config) for which, config in configs.items()}
+    ready = {which: model_programs(config) for which, config in configs.items()}
     for program in ('train', 'PGD'):
       runs = {which: ready[which][program] for which in configs}
       spent = timing.interleave(runs, _ROUNDS.value)

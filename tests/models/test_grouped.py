@@ -68,7 +68,15 @@ def test_blocks(close, count, sizes):
   close(only * real, expected[1][1] * real)
 
 
-def test_kernel(close):
+@pytest.mark.parametrize(
+  'product',
+  [
+    functools.partial(grouped.megablox, interpret=True),
+    jax.lax.ragged_dot,
+  ],
+  ids=['megablox', 'XLA'],
+)
+def test_by_products(close, product):
   weights, rows, dy = draw(np.random.default_rng(0), 20)
   count = jnp.asarray((4, 0, 9, 3), jnp.int32)
   real = jnp.arange(20)[:, None] < 16
@@ -80,7 +88,7 @@ def test_kernel(close):
     d_weights, d_rows = pull(dy)
     return y, d_weights, jnp.where(real, d_rows, 0)
 
-  kernel = functools.partial(grouped.kernel, interpret=True)
+  kernel = functools.partial(grouped.by_products, product)
   blocks = functools.partial(grouped.blocks, LAYERS, range(4, 21, 4))
   close(pulled(kernel, weights, rows), pulled(blocks, weights, rows))
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
+from vmoe_robust.report.figures import (
+  Bar,
+  BarPlot,
+  ExamplePictures,
+  Line,
+  LinePlot,
+  Matrix,
+)
 
 
 def line(label, panel=''):
@@ -22,8 +29,31 @@ def test_lines_are_drawn_and_kept_as_data(tmp_path, panels):
   found = json.loads((tmp_path / 'curve.json').read_text())
   assert found['lines'][1]['low'] == [0.85, 0.4] and len(found['lines']) == 4
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-    *('curve.json', 'curve.png')
+    *('curve.json', 'curve.png', 'curve.svg')
   ]
+
+
+@pytest.mark.parametrize(
+  'plot',
+  [
+    BarPlot(
+      *('shown', 'what $ buys', 'accuracy'),
+      [Bar('a $', 0.4, 0.3, 0.5), Bar('b', 0.8, 0.7, 0.9, 'other')],
+    ),
+    Matrix(*('shown', 'who', 'to', 'from'), ['a', 'b'], ['c'], [[0.1, 0.9]]),
+  ],
+  ids=lambda plot: type(plot).__name__,
+)
+def test_numbers_are_drawn_and_kept_as_data(tmp_path, plot):
+  plot.draw(tmp_path / 'shown.png')
+  picture = np.asarray(Image.open(tmp_path / 'shown.png').convert('L'))
+  assert picture.std() > 10
+  # The numbers are in the picture as text.
+  svg = (tmp_path / 'shown.svg').read_text()
+  for number in ('40', '80') if isinstance(plot, BarPlot) else ('10.0', '90.0'):
+    assert f'>{number}<' in svg or f'<!-- {number} -->' in svg
+  plot.write_data(tmp_path / plot.data_name)
+  assert json.loads((tmp_path / 'shown.json').read_text())['name'] == 'shown'
 
 
 @pytest.mark.parametrize('channels', [1, 3])

@@ -39,3 +39,19 @@ def test_means_without_an_interval():
   assert statistics.mean(np.ones(1)) == dict(value=1.0, interval=None, n=1)
   found = statistics.mean(np.array([1.0, np.inf]))
   assert found == dict(value=None, interval=None, n=2)
+
+
+def test_pairs_are_compared_image_by_image():
+  # 3 right under both, 5 under the first alone, 1 under the second, 1 neither.
+  first = np.array([1] * 8 + [0] * 2, bool)
+  second = np.array([1] * 3 + [0] * 5 + [1, 0], bool)
+  found = statistics.paired(first, second)
+  counts = [found[k] for k in ('both', 'only_first', 'only_second', 'neither')]
+  assert counts == [3, 5, 1, 1]
+  assert found['difference']['value'] == pytest.approx(0.4)
+  low, high = found['difference']['interval']
+  assert low < 0.4 < high
+  # McNemar's exact test: twice the chance of at most 1 head in 6 throws.
+  assert found['p'] == pytest.approx(2 * (1 + 6) / 2**6)
+  same = statistics.paired(first, first)
+  assert same['p'] == 1 and same['difference']['interval'] == (0, 0)

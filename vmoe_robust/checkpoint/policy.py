@@ -10,7 +10,7 @@ from vmoe_robust.distributed import agreed
 
 # On several processes the first one's clock counts, and every so many steps it
 # is asked, because the others wait for the answer.
-_ASK_EVERY = 20
+ASK_EVERY = 20
 
 
 class Schedule:
@@ -29,7 +29,7 @@ class Schedule:
     if self._every and step % self._every == 0:
       return True
     several = jax.process_count() > 1
-    if not self._seconds or (several and step % _ASK_EVERY):
+    if not self._seconds or (several and step % ASK_EVERY):
       return False
     return bool(agreed(time.monotonic() >= self._last + self._seconds))
 

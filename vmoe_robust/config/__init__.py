@@ -20,7 +20,7 @@ from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS
 from vmoe_robust.config.saved import from_json, to_json
-from vmoe_robust.config.studies import CORRUPTIONS
+from vmoe_robust.config.studies import CORRUPTIONS, attacks
 from vmoe_robust.errors import UserError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
   'ROUTERS',
   'ConfigDict',
   'UserError',
+  'attacks',
   'batch_size',
   'choose',
   'default',

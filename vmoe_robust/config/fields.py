@@ -1,6 +1,7 @@
 """Every field of an experiment once, with its default, meaning and limits."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from vmoe_robust.config.studies import study_fields
 
@@ -86,6 +87,8 @@ def _data() -> dict:
     on_unlabelled='error',  # the same of images whose label is no class
     threads=16,  # that read and decode, a process
     workers=0,  # processes that do so instead; 0: threads only
+    resident=placeholder(bool),  # training: the decoded split is kept on every
+    # device; None: where it fits and is augmented there (docs/architecture.md)
     prefetch=2,  # batches on the device ahead of the step
     cache_bytes=4 * 2**30,  # of decoded images that an attack keeps in memory,
     # a process; 50,000 images of 224 x 224 x 3 bytes are 7.5e9: two processes'

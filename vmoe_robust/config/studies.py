@@ -21,6 +21,13 @@ CORRUPTIONS = (
   *('snow', 'frost', 'fog', 'brightness'),
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
+# Studies that attack, as `config.attack` says.
+_ATTACKS = ('routing_change',)
+
+
+def attacks(config: ConfigDict) -> bool:
+  """Whether `config.attack` is asked for."""
+  return config.mode != 'study' or config.study.name in _ATTACKS
 
 
 def study_fields() -> dict:
@@ -43,6 +50,7 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    routing_change=dict(batch_size=0),  # 0: the evaluation's
   )
 
 
@@ -55,6 +63,9 @@ def validate_study(study: ConfigDict) -> None:
   choose('config.study.name', study.name, [n for n in study if n != 'name'])
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
+  for name, group in study.items():
+    if name != 'name':
+      at_least(f'config.study.{name}.batch_size', group.batch_size, 0)
 
 
 def _validate_corruptions(corruptions: ConfigDict):
@@ -69,13 +80,11 @@ def _validate_corruptions(corruptions: ConfigDict):
       raise UserError(
         f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
       )
-  at_least('config.study.corruptions.batch_size', corruptions.batch_size, 0)
 
 
 def _validate_certificates(certificates: ConfigDict):
   for name in ('n0', 'n', 'every'):
     positive(f'config.study.certificates.{name}', certificates[name])
-  at_least('config.study.certificates.batch_size', certificates.batch_size, 0)
   if not 0 < certificates.sigma < math.inf:
     raise UserError(
       f'config.study.certificates.sigma={certificates.sigma} is no noise; use '

@@ -8,8 +8,12 @@ from vmoe_robust.data.datasets import open_source as open_source
 from vmoe_robust.data.load import describe_skipped as describe_skipped
 from vmoe_robust.data.mixup import mixup as mixup
 from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
+from vmoe_robust.data.pipeline import TrainBatches as TrainBatches
 from vmoe_robust.data.pipeline import eval_batches as eval_batches
 from vmoe_robust.data.pipeline import train_batches as train_batches
+from vmoe_robust.data.residence import on_devices as on_devices
+from vmoe_robust.data.resident import Resident as Resident
+from vmoe_robust.data.resident import resident_batch as resident_batch
 from vmoe_robust.data.rows import examples as examples
 from vmoe_robust.data.source import Every as Every
 from vmoe_robust.data.source import Source as Source

@@ -1,9 +1,11 @@
 """From an example's number to the pixels that the model sees."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NotRequired, TypedDict
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
@@ -11,6 +13,8 @@ from vmoe_robust.data import augment
 from vmoe_robust.data.corruptions import Corruption
 from vmoe_robust.data.decode import CorruptImage, decode_image
 from vmoe_robust.data.source import NoClass, Source, check_label
+
+_NAMED = 10  # so many skipped images are logged by name
 
 
 class Row(TypedDict):
@@ -131,6 +135,45 @@ def describe_skipped(source: Source, index: int) -> str:
   except Exception:  # a record that cannot be read is a corrupt one
     return name
   return name
+
+
+class Skipped:
+  """The images that were skipped, each named once, the first in the log."""
+
+  def __init__(self, source: Source):
+    """None yet, of the examples of `source`."""
+    self._source, self._closed = source, False
+    self._named: dict[str, None] = {}
+
+  @property
+  def named(self) -> list[str]:
+    """The names of all."""
+    return list(self._named)
+
+  def names(self, indices: Iterable[int]) -> list[str]:
+    """The names of examples, by their numbers in the split."""
+    return [describe_skipped(self._source, int(i)) for i in indices]
+
+  def note(self, names: Iterable[str]) -> None:
+    """Takes and logs names that are new."""
+    for name in names:
+      if name in self._named:
+        continue
+      self._named[name] = None
+      if len(self._named) <= _NAMED:
+        logging.warning(
+          'skipped a corrupt or unlabelled image (%d so far): %s',
+          len(self._named),
+          name,
+        )
+
+  def close(self) -> None:
+    """Logs how many there are, if not all were logged."""
+    if len(self._named) > _NAMED and not self._closed:
+      logging.warning(
+        'skipped %d corrupt or unlabelled images in all', len(self._named)
+      )
+    self._closed = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,18 +15,17 @@ from concurrent import futures
 import grain
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from grain import experimental
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError
+from vmoe_robust.data import order
 from vmoe_robust.data.corruptions import Corruption
-from vmoe_robust.data.load import Loader, Variants, describe_skipped
+from vmoe_robust.data.load import Loader, Skipped, Variants
 from vmoe_robust.data.source import Source
 from vmoe_robust.mesh.batch import BatchRows
 
 _CHUNK = 16  # at most so many rows are loaded as one task
-_NAMED = 10  # so many skipped images are logged by name
 
 
 def train_batches(
@@ -51,18 +50,10 @@ def train_batches(
   Raises:
     UserError: the state is that of other data or another seed.
   """
-  identity = dict(
-    name=data.name, split=data.split, examples=len(source), seed=seed
-  )
-  start = _resume(identity, state)
-  # Grain takes seeds of 32 bits and hashes them itself.
-  positions = (
-    grain.MapDataset.range(len(source))
-    .seed(seed % 2**32)
-    .shuffle()
-    .repeat()
-    .random_map(Loader(source, data, train=True))
-  )
+  identity = order.identity(data, source, seed)
+  start = order.consumed(identity, state)
+  numbers = order.shuffled(len(source), seed)
+  positions = numbers.random_map(Loader(source, data, train=True))
   return TrainBatches(
     data, source, positions, batch_size, sharding, start, identity
   )
@@ -112,7 +103,7 @@ class _Batches:
     sharding: jax.sharding.NamedSharding,
     start: int = 0,
   ):
-    self._source, self._start = source, start
+    self._start, self._skipped = start, Skipped(source)
     self._rows = BatchRows(sharding, batch_size)
     mine = self._rows.mine
     rows = ProcessRows(positions, mine, batch_size, start)
@@ -120,8 +111,6 @@ class _Batches:
     self._iterator = iter(_iter_dataset(rows, self._chunks, data))
     self._total = len(rows) // len(mine)  # batches there are
     self._taken = 0
-    self._corrupt: dict[str, None] = {}
-    self._closed = False
     # One thread, so that batches come in order; it waits for the loading
     # threads and starts the transfers, and its errors surface in __next__.
     self._thread = futures.ThreadPoolExecutor(1, 'vmoe-batches')
@@ -142,8 +131,7 @@ class _Batches:
     self._taken += 1
     if self._taken + len(self._ready) < self._total:
       self._ready.append(self._thread.submit(self._load))
-    for name in corrupt:
-      self._note_corrupt(name)
+    self._skipped.note(corrupt)
     return batch
 
   @property
@@ -152,15 +140,12 @@ class _Batches:
 
     They are corrupt, or their label is no class, which their name then says.
     """
-    return list(self._corrupt)
+    return self._skipped.named
 
   def close(self):
     """Stops the threads and worker processes; the iterator is then empty."""
-    if len(self._corrupt) > _NAMED and not self._closed:
-      logging.warning(
-        'skipped %d corrupt or unlabelled images in all', len(self._corrupt)
-      )
-    self._closed, self._ready = True, []
+    self._skipped.close()
+    self._ready = []
     self._thread.shutdown(wait=True, cancel_futures=True)
     self._iterator.close()
 
@@ -171,18 +156,8 @@ class _Batches:
       for name in chunks[0]
     }
     skipped = rows['index'][~rows['mask'] & (rows['index'] >= 0)]
-    corrupt = [describe_skipped(self._source, int(i)) for i in skipped]
+    corrupt = self._skipped.names(skipped)
     return {name: self._rows.put(x) for name, x in rows.items()}, corrupt
-
-  def _note_corrupt(self, name: str):
-    if name not in self._corrupt:
-      self._corrupt[name] = None
-      if len(self._corrupt) <= _NAMED:
-        logging.warning(
-          'skipped a corrupt or unlabelled image (%d so far): %s',
-          len(self._corrupt),
-          name,
-        )
 
 
 class TrainBatches(_Batches):
@@ -267,23 +242,3 @@ def _iter_dataset(rows: ProcessRows, chunks: int, data: ConfigDict):
       num_workers=data.workers, per_worker_buffer_size=chunks
     )
   )
-
-
-def _resume(identity: dict, state: dict | None) -> int:
-  """The number of examples that were consumed."""
-  if state is None:
-    return 0
-  fields = dict(
-    name='config.data.name',
-    split='config.data.split',
-    examples='the number of examples of config.data.split',
-    seed='config.seed',
-  )
-  for name, field in fields.items():
-    if state.get(name) != identity[name]:
-      raise UserError(
-        f'{field}={identity[name]!r} was {state.get(name)!r} when the '
-        'checkpoint was saved, which would change the order of the examples; '
-        'set it back, or start with a new --workdir'
-      )
-  return int(state['consumed'])

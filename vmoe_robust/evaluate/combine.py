@@ -6,6 +6,7 @@ from vmoe_robust.checkpoint import Weights
 from vmoe_robust.config import (
   MACHINE_FIELDS,
   UserError,
+  attacks,
   default,
   differences,
 )
@@ -33,7 +34,8 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
   """The configuration of a mode on the model and the data of saved weights.
 
   Its own are the fields of its name, such as `config.attack`; of `config.study`
-  the name and the fields of the study that it names. Of `config.data`
+  the name and the fields of the study that it names, and `config.attack` if
+  that study attacks. Of `config.data`
   the name, the directory and the split count where they are not empty, and how
   to read; the rest is as the model was trained. Weights that come without a
   configuration tell the model's shapes alone: then all of `config.data` counts,
@@ -54,7 +56,7 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
     )
   out = saved.copy_and_resolve_references()
   own = ('mode', 'seed', 'checkpoint', 'num_selected', config.mode, 'mesh')
-  for name in own:
+  for name in (*own, *(['attack'] if attacks(config) else [])):
     out[name] = config[name]
   select(out, config.num_selected, 'config.num_selected')
   out.data.split = config.data.split or saved.data.eval_split
@@ -69,7 +71,8 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
 def _settings(config: ConfigDict) -> tuple[str, ...]:
   if config.mode != 'study':
     return (f'config.{config.mode}.',)
-  return ('config.study.name', f'config.study.{config.study.name}.')
+  own = ('config.study.name', f'config.study.{config.study.name}.')
+  return (*own, 'config.attack.') if attacks(config) else own
 
 
 def _told(config: ConfigDict, weights: Weights) -> ConfigDict:

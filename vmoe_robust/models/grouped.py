@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 Rows = Float[Array, 'rows dim']
 Counts = Int[Array, 'experts']
 Layer = Callable[[tuple, Rows], Rows]
+Product = Callable[[Rows, Float[Array, 'experts dim outer'], Counts], Array]
 
 # Rows of the smallest unit and of the largest block.
 _UNIT, _BLOCK = 16, 512
@@ -170,39 +171,62 @@ def _blocks_backward(layers, sizes, saved, dy):
 blocks.defvjp(_blocks_forward, _blocks_backward, symbolic_zeros=True)
 
 
-def kernel(
-  weights: tuple, rows: Rows, count: Counts, interpret: bool = False
-) -> Rows:
-  """The same as `blocks` by a TPU's kernel for grouped matrix products.
+def megablox(
+  rows: Rows,
+  matrices: Float[Array, 'experts dim outer'],
+  count: Counts,
+  interpret: bool = False,
+) -> Float[Array, 'rows outer']:
+  """Each run of rows times its own expert's matrix, by a TPU's kernel.
+
+  Rows behind the last run mean nothing.
 
   Args:
-    weights: both layers' kernels and biases, in the type of `rows`.
     rows: sorted by expert.
+    matrices: of the experts.
     count: rows of each expert.
     interpret: run the kernel without a TPU, slowly.
   """
   # Imported late: it takes a second, and other backends do not need it.
   from jax.experimental.pallas.ops.tpu import megablox
 
-  w1, b1, w2, b2 = weights
   size = len(rows)
   rows = jnp.pad(rows, ((0, -size % _TILING[0]), (0, 0)))
+  return megablox.gmm(
+    rows, matrices, count, rows.dtype, _TILING, interpret=interpret
+  )[:size]
+
+
+# The product of each backend that runs experts by one; others take rounds of
+# batched products, and CPUs `blocks`. Measured: docs/results/performance.md.
+PRODUCTS: dict[str, Product] = {'tpu': megablox}
+
+
+def by_products(
+  product: Product, weights: tuple, rows: Rows, count: Counts
+) -> Rows:
+  """The same as `blocks` by a product of all runs at once.
+
+  Args:
+    product: one of `PRODUCTS`.
+    weights: both layers' kernels and biases, in the type of `rows`.
+    rows: sorted by expert.
+    count: rows of each expert.
+  """
+  w1, b1, w2, b2 = weights
   experts = jnp.arange(count.size, dtype=jnp.int32)
   owner = jnp.repeat(experts, count, total_repeat_length=len(rows))
-
+  owner = jax.nn.one_hot(owner, count.size, dtype=rows.dtype)
   real = jnp.arange(len(rows))[:, None] < count.sum()
-  # The kernel does not even write the rows behind the last run.
-  only_real = lambda y: jnp.where(real, y, 0)
 
-  def product(rows, kernel):
-    return only_real(
-      megablox.gmm(
-        rows, kernel, count, rows.dtype, _TILING, interpret=interpret
-      )
-    )
+  def layer(rows, kernel, bias):
+    # Kernels need not write the rows behind the last run. The bias comes by a
+    # product, whose gradient is one too, where a gather's is a slow scatter.
+    y = product(rows, kernel, count)
+    y += jnp.matmul(owner, bias, precision='highest')
+    return jnp.where(real, y, 0)
 
-  hidden = only_real(nn.gelu(product(rows, w1) + b1[owner]))
-  return (product(hidden, w2) + b2[owner])[:size]
+  return layer(nn.gelu(layer(rows, w1, b1)), w2, b2)
 
 
 def pull(

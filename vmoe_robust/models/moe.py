@@ -66,12 +66,17 @@ class ExpertParallel:
   def grouped(self) -> bool:
     """Whether `run` serves here. Measured: docs/results/performance.md."""
     here = self.mesh.shape[EXPERT] * self.mesh.shape[MODEL] == 1
-    return here and not self.plain and self._platform in ('cpu', 'tpu')
+    known = self._platform == 'cpu' or self._product is not None
+    return here and not self.plain and known
 
   @property
   def kernel(self) -> bool:
     """Whether a kernel of the backend's runs the experts."""
-    return self.grouped and self._platform == 'tpu'
+    return self.grouped and self._product is not None
+
+  @property
+  def _product(self):
+    return grouped.PRODUCTS.get(self._platform)
 
   @property
   def _platform(self):
@@ -91,7 +96,8 @@ class ExpertParallel:
   ) -> Float[Array, 'rows dim']:
     """Runs each expert on its run of `count` rows, see `grouped.blocks`."""
     if self.kernel:
-      return grouped.kernel(self._cast(weights), rows, count)
+      weights = self._cast(weights)
+      return grouped.by_products(self._product, weights, rows, count)
     matrix = weights[0].size // count.size
     sizes = grouped.block_sizes(len(rows), count.size, matrix)
     return grouped.blocks(self._layers, sizes, weights, rows, count)

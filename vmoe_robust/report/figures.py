@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import warnings
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ _MARKERS = 'osD^vPX'
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Points with their 95% intervals; rates are between 0 and 1."""
+  """Points with their 95% intervals; None is a point that is not known."""
 
   label: str
   x: Sequence[float]
@@ -31,14 +32,134 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bar:
+  """One number with its 95% interval."""
+
+  label: str
+  value: float
+  low: float
+  high: float
+  group: str = ''  # bars of a group have one colour and one marker
+
+
+@dataclasses.dataclass(frozen=True)
+class BarPlot:
+  """Numbers one below the other, each with its name, as points with intervals.
+
+  Points need no zero to stand on, so that small differences can be seen.
+  """
+
+  name: str
+  title: str
+  x_label: str
+  bars: Sequence[Bar]
+  is_rate: bool = True  # between 0 and 1, and shown in percent
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has the numbers."""
+    return f'{self.name}.json'
+
+  def write_data(self, path: str | os.PathLike) -> None:
+    """Writes the numbers as JSON."""
+    write_json(path, dataclasses.asdict(self))
+
+  def draw(self, path: str | os.PathLike) -> None:
+    """Writes the picture as PNG, and as SVG beside it."""
+    figure, axis = _figure(6.8, 1.3 + 0.28 * len(self.bars))
+    groups = list(dict.fromkeys(bar.group for bar in self.bars))
+    times = 100 if self.is_rate else 1
+    for number, group in enumerate(groups):
+      own = [i for i, bar in enumerate(self.bars) if bar.group == group]
+      found = [self.bars[i] for i in own]
+      value, low, high = (
+        times * np.array([getattr(bar, name) for bar in found], float)
+        for name in ('value', 'low', 'high')
+      )
+      axis.errorbar(
+        value,
+        own,
+        xerr=np.maximum([value - low, high - value], 0),
+        fmt=_MARKERS[number % len(_MARKERS)],
+        color=_COLOURS[number % len(_COLOURS)],
+        markersize=5,
+        elinewidth=1.2,
+        capsize=2.5,
+        label=_plain(group),
+      )
+      for place, x in zip(own, value, strict=True):
+        axis.annotate(
+          f'{x:.3g}',
+          (x, place),
+          (0, 4),
+          textcoords='offset points',
+          ha='center',
+          fontsize=7,
+        )
+    axis.set_yticks(range(len(self.bars)))
+    axis.set_yticklabels([_plain(bar.label) for bar in self.bars], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(_plain(self.x_label) + (' (%)' if self.is_rate else ''))
+    axis.grid(alpha=0.25, linewidth=0.5, axis='x')
+    if groups != ['']:
+      axis.legend(fontsize=7.5, title='bar: 95% interval', title_fontsize=7.5)
+    figure.suptitle(_plain(self.title), fontsize=11)
+    _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """A table of rates as shades, each with its number."""
+
+  name: str
+  title: str
+  x_label: str
+  y_label: str
+  columns: Sequence[str]
+  rows: Sequence[str]
+  values: Sequence[Sequence[float]]  # [rows][columns], between 0 and 1
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has the numbers."""
+    return f'{self.name}.json'
+
+  def write_data(self, path: str | os.PathLike) -> None:
+    """Writes the numbers as JSON."""
+    write_json(path, dataclasses.asdict(self))
+
+  def draw(self, path: str | os.PathLike) -> None:
+    """Writes the picture as PNG, and as SVG beside it."""
+    width = 2.4 + 0.7 * len(self.columns)
+    figure, axis = _figure(width, 1.8 + 0.45 * len(self.rows))
+    values = 100 * np.array(self.values, float)
+    axis.imshow(values, cmap='cividis', vmin=0, vmax=100, aspect='auto')
+    for row, line in enumerate(values):
+      for column, value in enumerate(line):
+        colour = 'white' if value < 50 else 'black'
+        shown = f'{value:.1f}'
+        axis.text(
+          column, row, shown, ha='center', va='center', color=colour, fontsize=8
+        )
+    axis.set_xticks(range(len(self.columns)), map(_plain, self.columns))
+    axis.set_yticks(range(len(self.rows)), map(_plain, self.rows))
+    axis.tick_params(axis='x', labelrotation=30)
+    axis.set_xlabel(_plain(self.x_label))
+    axis.set_ylabel(_plain(self.y_label))
+    figure.suptitle(_plain(self.title), fontsize=11)
+    _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
 class LinePlot:
-  """Rates against something, in one panel or several."""
+  """Numbers against something, in one panel or several."""
 
   name: str
   title: str
   x_label: str
   y_label: str
   lines: Sequence[Line]
+  is_rate: bool = True  # between 0 and 1, and shown in percent
 
   @property
   def data_name(self) -> str:
@@ -50,7 +171,7 @@ class LinePlot:
     write_json(path, dataclasses.asdict(self))
 
   def draw(self, path: str | os.PathLike) -> None:
-    """Writes the picture as PNG."""
+    """Writes the picture as PNG, and as SVG beside it."""
     panels = list(dict.fromkeys(line.panel for line in self.lines))
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
@@ -93,7 +214,7 @@ class ExamplePictures:
       )
 
   def draw(self, path: str | os.PathLike) -> None:
-    """Writes the picture as PNG."""
+    """Writes the picture as PNG, and as SVG beside it."""
     count = len(self.images)
     figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
     axes = np.asarray(axes).reshape(3, count)
@@ -120,7 +241,10 @@ def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
   lines = [line for line in plot.lines if line.panel == panel]
   for number, line in enumerate(lines):
     colour = _COLOURS[number % len(_COLOURS)]
-    y, low, high = (100 * np.asarray(v) for v in (line.y, line.low, line.high))
+    times = 100 if plot.is_rate else 1
+    y, low, high = (
+      times * np.array(v, float) for v in (line.y, line.low, line.high)
+    )
     axis.plot(
       line.x,
       y,
@@ -135,8 +259,9 @@ def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
     if len(line.x) == 1:  # a band needs two points
       axis.vlines(line.x, low, high, color=colour)
   axis.set_xlabel(_plain(plot.x_label))
-  axis.set_ylabel(_plain(plot.y_label) + ' (%)')
-  axis.set_ylim(-2, 102)
+  axis.set_ylabel(_plain(plot.y_label) + (' (%)' if plot.is_rate else ''))
+  if plot.is_rate:
+    axis.set_ylim(-2, 102)
   axis.grid(alpha=0.25, linewidth=0.5)
   if panel:
     axis.set_title(_plain(panel), fontsize=10)
@@ -153,9 +278,13 @@ def _figure(width, height, rows=1, columns=1):
 
 
 def _save(figure, path):
-  with replacing(path) as draft, warnings.catch_warnings():
+  path = pathlib.Path(path)
+  with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Glyph .* missing from')  # a box is shown
-    figure.savefig(draft, format='png', dpi=150)
+    with replacing(path.with_suffix('.svg')) as draft:
+      figure.savefig(draft, format='svg')
+    with replacing(path) as draft:
+      figure.savefig(draft, format='png', dpi=150)
 
 
 def _plain(text: str) -> str:

@@ -41,6 +41,38 @@ def mean(values: Num[np.ndarray, 'images']) -> Estimate:
   }
 
 
+def paired(
+  first: Bool[np.ndarray, 'images'], second: Bool[np.ndarray, 'images']
+) -> dict[str, Any]:
+  """Two shares on the same images, compared image by image.
+
+  Args:
+    first: whether each image is right under one condition.
+    second: the same images under another one.
+
+  Returns:
+    'both', 'only_first', 'only_second' and 'neither' count images;
+    'difference' is the estimate of the first share less the second, with a
+    percentile bootstrap interval over images; 'p' is that of McNemar's exact
+    test (McNemar 1947), 1 where no image differs.
+  """
+  first, second = np.asarray(first, bool), np.asarray(second, bool)
+  only_first, only_second = (
+    int((first > second).sum()),
+    int((first < second).sum()),
+  )
+  differ = only_first + only_second
+  p = stats.binomtest(only_first, differ).pvalue if differ else 1.0
+  return {
+    'both': int((first & second).sum()),
+    'only_first': only_first,
+    'only_second': only_second,
+    'neither': int((~first & ~second).sum()),
+    'difference': mean(first.astype(float) - second),
+    'p': float(p),
+  }
+
+
 def wilson(right: Bool[np.ndarray, 'images']) -> tuple[float, float]:
   """Wilson's 95% interval of a share."""
   test = stats.binomtest(int(np.sum(right)), len(right))

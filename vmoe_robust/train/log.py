@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
@@ -42,20 +43,28 @@ class Log:
     """
     self._config, self._last_good = config, last_good
     self._writer, self._progress = writer, progress
-    self._pending: list[tuple[int, dict]] = []
+    # The last step of each program, how many it took, and their metrics.
+    self._pending: list[tuple[int, int, dict]] = []
     self._mark: tuple[float, int] | None = None  # time and step of a reading
     self._seconds, self._steps = 0.0, 0  # between readings
     self._loads = Loads()
 
-  def add(self, step: int, metrics: dict) -> None:
-    """Takes a step's metrics; now and then reads those of the steps before.
+  def add(self, step: int, metrics: dict, steps: int = 1) -> None:
+    """Takes metrics of steps; now and then reads those of the steps before.
+
+    Args:
+      step: the last of them.
+      metrics: scalars of one step, or arrays whose first axis is the steps,
+        and may be longer.
+      steps: how many they are.
 
     Raises:
       UserError: the loss or the gradient of one was not finite.
     """
-    self._pending.append((step, metrics))
+    self._pending.append((step, steps, metrics))
     jax.block_until_ready(self._pending[:-_AHEAD])
-    due = len(self._pending) > self._config.train.log_every
+    waiting = sum(steps for _, steps, _ in self._pending)
+    due = waiting > self._config.train.log_every
     if jax.process_count() == 1:  # several must find a divergence together
       since = self._mark[0] if self._mark else -math.inf
       due |= time.perf_counter() > since + _READ_EVERY
@@ -86,8 +95,8 @@ class Log:
   def _read(self, pending):
     if not pending:
       return
-    found = jax.device_get([metrics for _, metrics in pending])
-    for (step, _), metrics in zip(pending, found, strict=True):
+    found = _by_step(pending)
+    for step, metrics in found.items():
       for name in ('loss', 'gradient_norm', 'update_norm'):
         if not math.isfinite(metrics[name]):
           raise UserError(self._diverged(step, name, float(metrics[name])))
@@ -97,14 +106,14 @@ class Log:
       self._steps += step - self._mark[1]
     self._mark = now, step
     every, total = self._config.train.log_every, self._config.train.steps
-    for (step, _), metrics in zip(pending, found, strict=True):
+    for step, metrics in found.items():
       metrics = self._loads.take(metrics)
       if step % every == 0 or step in (1, total):
         self.write(step, metrics | self._speed() | self._load(step))
     if self._progress:
-      last = found[-1]
+      last = found[pending[-1][0]]
       text = f'loss {last["loss"]:.3f}, accuracy {last["accuracy"]:.3f}'
-      images = len(pending) * self._config.train.batch_size
+      images = len(found) * self._config.train.batch_size
       self._progress.update(pending[-1][0], images, text)
 
   def _speed(self) -> dict[str, float]:
@@ -142,3 +151,15 @@ class Log:
       'lower config.train.optimizer.learning_rate, more .warmup_steps, a '
       "lower .clip_norm or config.model.compute_dtype='float32'"
     )
+
+
+def _by_step(pending: list[tuple[int, int, dict]]) -> dict[int, dict]:
+  """The metrics of each step, as NumPy has them."""
+  found = {}
+  values = jax.device_get([metrics for _, _, metrics in pending])
+  for (last, steps, _), metrics in zip(pending, values, strict=True):
+    many = np.ndim(metrics['loss']) > 0  # of several steps in one program
+    for i in range(steps):
+      of_one = {name: x[i] if many else x for name, x in metrics.items()}
+      found[last - steps + 1 + i] = of_one
+  return found

@@ -21,7 +21,7 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import batch_size, eps_name, mesh_shape, validate
 from vmoe_robust.cost import program
-from vmoe_robust.data import Source, eval_batches, open_source, train_batches
+from vmoe_robust.data import Source, eval_batches, open_source
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import accuracy
 from vmoe_robust.evaluate.attack import Attacker, attack
@@ -34,6 +34,7 @@ from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness.findings import render
+from vmoe_robust.train import advance, events
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
@@ -132,15 +133,7 @@ class Trainer:
       save_config(workdir, config, source.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
     step = step_lib.make(trained, optimizer, rate, config, mesh)
-    self._step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-    self.batches = train_batches(
-      config.data,
-      source,
-      batch_size=train.batch_size,
-      seed=config.seed,
-      sharding=mesh_lib.batch_sharding(mesh),
-      state=data_state,
-    )
+    self._steps = advance.make(step, config, source, mesh, places, data_state)
     self.speed = {}
     self.about = {
       'parameters': sum(x.size for x in jax.tree.leaves(self.state.params)),
@@ -152,22 +145,22 @@ class Trainer:
     total = self.config.train.steps
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
-      stack.callback(self.batches.close)
+      stack.callback(self._steps.batches.close)
       stack.enter_context(pod.closing_in_time())
       if self.step >= total:
         return
       log = self._open_log(stack)
-      batch = next(self.batches)
-      step = self._compile(batch)
+      self._compile()
       folder = pathlib.Path(self.workdir) / 'profile'
       profile = Profile(folder, self.config.train.profile_steps)
       stack.callback(profile.close)
       while True:
         profile.before(self.step + 1)
-        self.state, metrics = step(self.state, batch)
-        self.step += 1
+        ahead = events.steps_ahead(self.config, self.step)
+        self.state, metrics, steps = self._steps(self.state, ahead)
+        self.step += steps
         profile.after(self.step, metrics)
-        log.add(self.step, metrics)
+        log.add(self.step, metrics, steps)
         last, stop = self.step == total, stopping()
         measured = {}
         if not stop:
@@ -182,15 +175,14 @@ class Trainer:
           self._save(measured, last or stop)
         if last or stop:
           break
-        batch = next(self.batches)
       self.speed['trained_images_per_second'] = log.rate()
 
   def _measure(
     self, log: Log, last: bool, stopping: Stopping, measured: dict[str, float]
   ):
     """Evaluates and attacks if it is time to, until it is asked to stop."""
-    evaluates = last or _due(self.step, self.config.eval.every_steps)
-    attacks = not last and _due(self.step, self.config.attack.every_steps)
+    evaluates = last or events.due(self.step, self.config.eval.every_steps)
+    attacks = not last and events.due(self.step, self.config.attack.every_steps)
     if not (evaluates or attacks):
       return
     log.drain()
@@ -277,9 +269,9 @@ class Trainer:
     steps = self.checkpoints.steps()
     return str(self.checkpoints.path(steps[-1])) if steps else None
 
-  def _compile(self, batch):
+  def _compile(self):
     start = time.perf_counter()
-    compiled = self._step.lower(self.state, batch).compile()
+    compiled = self._steps.compile(self.state)
     seconds = time.perf_counter() - start
     counted = program.flops(compiled, self.mesh)
     wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
@@ -288,7 +280,6 @@ class Trainer:
     if counted is not None:
       text += f', {counted * self.mesh.size / 1e9:,.2f} as compiled'
     say(f'compiled in {seconds:.1f} s; {text}')
-    return compiled
 
   def _restore(self, saved: int, places) -> dict:
     wanted = abstract(self.state.trees(), places.trees())
@@ -306,7 +297,7 @@ class Trainer:
     self.state = self.state.replace(params=params, ema=ema)
 
   def _save(self, measured: dict[str, float], now: bool):
-    extra = {'data': self.batches.state()}
+    extra = {'data': self._steps.batches.state()}
     trees = self.state.trees()
     self.checkpoints.save(self.step, trees, extra, measured, now)
 
@@ -316,10 +307,6 @@ def _attacked(config: ConfigDict) -> ConfigDict:
   config = config.copy_and_resolve_references()
   config.data.split = config.data.eval_split
   return config
-
-
-def _due(step: int, every: int) -> bool:
-  return every > 0 and step % every == 0
 
 
 def _robust_accuracies(results: dict) -> dict[str, float]:

@@ -18,7 +18,7 @@ _FREE = (
   *MACHINE_FIELDS,
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
-  'config.data.on_unlabelled',
+  *('config.data.on_unlabelled', 'config.data.resident'),
 )
 
 

@@ -1,0 +1,118 @@
+"""What benchmarks time: the sparse layer, its dense twin, and whole models."""
+
+from concurrent import futures
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.evaluate.attack import Attacker
+from vmoe_robust.models import build
+from vmoe_robust.models.moe import Grouping, Moe
+from vmoe_robust.train import optimizer as optimizer_lib
+from vmoe_robust.train import state as state_lib
+from vmoe_robust.train import step as step_lib
+
+
+def sparse(
+  dim: int,
+  mlp: int,
+  experts: int,
+  selected: int,
+  dropless: bool,
+  dtype: jnp.dtype = jnp.float32,
+  tokens: int = 64,
+):
+  """The layer as a function of weights and tokens, and its fresh weights."""
+  config = config_lib.default().model
+  config.update(hidden=dim, mlp=mlp, experts=experts)
+  config.router.selected = selected
+  layer = Moe(config, dtype, mesh_lib.create((1, 1, 1)))
+
+  def grouping(images):
+    return Grouping(
+      mask=jnp.ones(images, bool),
+      index=jnp.arange(images),
+      images=images,
+      dropless=dropless,
+      train=False,
+    )
+
+  def apply(params, x):
+    return layer.apply({'params': params}, x, grouping(len(x)))[0]
+
+  x = jnp.zeros((1, tokens, dim))
+  fresh = layer.init(jax.random.key(0), x, grouping(1))['params']
+  return apply, nn.unbox(fresh)
+
+
+def dense(dim: int, mlp: int):
+  """A plain MLP as a function of weights and tokens, and its weights."""
+  keys = jax.random.split(jax.random.key(1))
+  draw = nn.initializers.xavier_uniform()
+  params = dict(
+    w1=draw(keys[0], (dim, mlp)),
+    b1=jnp.zeros(mlp),
+    w2=draw(keys[1], (mlp, dim)),
+    b2=jnp.zeros(dim),
+  )
+
+  def apply(params, x):
+    hidden = nn.gelu(x @ params['w1'] + params['b1'])
+    return hidden @ params['w2'] + params['b2']
+
+  return apply, params
+
+
+def layer_programs(apply, params, x, cotangent) -> dict:
+  """What is timed, compiled: functions of no arguments."""
+
+  def loss(params, x):
+    return (apply(params, x) * cotangent).sum()
+
+  found = {
+    'fwd': apply,
+    'fwd+bwd': jax.value_and_grad(loss, (0, 1)),
+    'grad-x': jax.value_and_grad(loss, 1),
+  }
+  lowered = [jax.jit(f).lower(params, x) for f in found.values()]
+  with futures.ThreadPoolExecutor(len(found)) as threads:
+    ready = list(threads.map(lambda f: f.compile(), lowered))
+  call = lambda f: jax.block_until_ready(f(params, x))
+  return {name: partial(call, f) for name, f in zip(found, ready, strict=True)}
+
+
+def model_programs(config: config_lib.ConfigDict) -> dict:
+  """What is timed, as functions of no arguments."""
+  size, number = config.data.image_size, config.train.batch_size
+  mesh, settings = mesh_lib.create((1, 1, 1), jax.devices()[:1]), config.train
+  model = build(config.model, (size, size, 3), mesh)
+  optimizer = optimizer_lib.make(settings.optimizer, settings.steps)
+  state, _ = state_lib.create(model, optimizer, 0, False, mesh, False, False)
+  rate = optimizer_lib.schedule(settings.optimizer, settings.steps)
+  step = step_lib.make(model, optimizer, rate, config, mesh)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (number, size, size, 3), np.uint8),
+    'label': rng.integers(0, 1000, number).astype(np.int32),
+    'mask': np.ones(number, bool),
+    'index': np.arange(number, dtype=np.int32),
+  }
+  step, eps = jax.jit(step, donate_argnums=0), np.float32(8 / 255)
+  params = jax.tree.map(jnp.copy, state.params)
+  attack = Attacker(model, config).programs(params).attempt(0)
+  batch_of_attack = batch | {'target': batch['label']}
+
+  def train():
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+
+  def pgd():
+    jax.block_until_ready(attack(params, batch_of_attack, eps))
+
+  return {'train': train, 'PGD': pgd}

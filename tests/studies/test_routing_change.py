@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate.attack import Attacker
+from vmoe_robust.evaluate.job import write
+from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.studies import routing_change
+
+
+@pytest.fixture
+def config(config):
+  config.mode, config.study.name = 'study', 'routing_change'
+  config.study.routing_change.batch_size = 8
+  return config
+
+
+def test_the_attack_is_that_of_the_attack_mode(
+  config, in_memory, model_of, opened, tmp_path, check_form
+):
+  model, params = model_of(config)
+  source = in_memory(11)
+  job = opened(config, source, model, params, tmp_path)
+  write(job, routing_change.run(job))
+  results = check_form(tmp_path)
+  swept = Attacker(model, config)(params, source, Unfinished(None, {}))
+  for row in results['rows'][1:]:
+    here = np.isclose(swept.columns['eps'], row['eps'])
+    after = swept.columns['prediction_after'][here]
+    right = after == swept.columns['label'][here]
+    assert row['accuracy']['value'] == pytest.approx(right.mean())
+    for block in ('encoderblock_0', 'encoderblock_1'):
+      for ours, theirs in (
+        ('selected', 'routing_change'),
+        ('official', 'routing_change_official'),
+      ):
+        expected = swept.columns[f'{theirs}/{block}'][here].mean()
+        assert row[ours][block]['value'] == pytest.approx(expected, abs=1e-6)
+        assert expected > 0
+  assert results['rows'][0]['selected']['encoderblock_0']['value'] == 0
+
+
+def test_a_router_that_ignores_its_input_changes_nothing(
+  config, in_memory, model_of, opened
+):
+  model, params = model_of(config)
+  for block in ('encoderblock_0', 'encoderblock_1'):
+    router = params['Encoder'][block]['Moe']['Router']['dense']
+    router['kernel'] = np.zeros_like(router['kernel'])  # ties: the first ones
+  found = routing_change.run(opened(config, in_memory(8), model, params))
+  for row in found.rows:
+    for name in ('selected', 'official', 'top_1'):
+      assert [v['value'] for v in row[name].values()] == [0, 0]
+
+
+def test_a_dense_model_is_told(config, in_memory, model_of, opened):
+  config.model.experts = 0
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='asks about experts.*is dense'):
+    routing_change.run(opened(config, in_memory(8), model, params))

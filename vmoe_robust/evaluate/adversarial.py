@@ -1,0 +1,77 @@
+"""x_adv of whole batches in one program, for studies that look at them."""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from vmoe_robust import attacks
+from vmoe_robust.attacks import Images
+from vmoe_robust.config import UserError
+from vmoe_robust.config.judging import WHOLE_ATTACKS
+from vmoe_robust.evaluate import target
+from vmoe_robust.models import Aux, Model
+from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.robustness.slots import Goal
+
+Batch = dict[str, Array]
+# (params, images, mask, context) to logits and what else the model returned.
+Forward = Callable[[PyTree, Images, Array, PyTree], tuple[Array, Aux]]
+# (logits, what else the model returned, goal) to what the attack raises.
+Value = Callable[[Array, Aux, Goal], Float[Array, 'batch']]
+Attack = Callable[..., Images]
+
+
+def plain(model: Model) -> Forward:
+  """The model as it is: dropless, so that each image is predicted alone."""
+
+  def forward(params, images, mask, context):
+    del context
+    return model.apply(params, images, experts='dropless', mask=mask)
+
+  return forward
+
+
+def attack(
+  forward: Forward, config: ConfigDict, value: Value | None = None
+) -> Attack:
+  """`(params, images, batch, eps, context=()) -> x_adv`, not yet jitted.
+
+  It draws as `config.mode='attack'` does, and so finds the same x_adv for the
+  same settings.
+
+  Args:
+    forward: what is attacked.
+    config: `config.attack` says how, `config.seed` what is drawn.
+    value: what is raised; None: the loss that `config.attack` says. `context`
+      reaches it as `goal.context`.
+
+  Raises:
+    UserError: `config.attack` names an attack that images leave as they fall.
+  """
+  settings = config.attack
+  if settings.name not in WHOLE_ATTACKS or settings.target:
+    field = 'target' if settings.target else 'name'
+    raise UserError(
+      f'config.attack.{field}={settings[field]!r} does not fit a study, which '
+      "attacks every image to the end; use config.attack.name='pgd' without a "
+      'target'
+    )
+  run = attacks.build(settings)
+  value = value or target.loss(settings, config.train.loss)
+
+  def attacked(params, images, batch, eps, context=()) -> Images:
+    label, mask = batch['label'], batch['mask']
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = fold(jax.random.key(config.seed), batch['index'])
+    goal = Goal(label, label, context)
+
+    def loss(x):
+      logits, aux = forward(params, x, mask, context)
+      wrong = ~is_right(classes(logits), label)
+      return value(logits, aux, goal).astype(x.dtype), wrong
+
+    return run(loss, images, keys, eps)
+
+  return attacked

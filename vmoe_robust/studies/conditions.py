@@ -1,0 +1,174 @@
+"""Every example under several conditions: the common form of most studies.
+
+A study names its conditions and gives one program for a batch under all of
+them. Here the program is run over the split, goes on after the last batch that
+was finished, and a row is kept of each example under each condition.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from vmoe_robust.config import UserError, batch_size, eps_name, moe_blocks
+from vmoe_robust.data import eval_batches
+from vmoe_robust.distributed import fetch
+from vmoe_robust.evaluate.batches import progress, rows_of
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.report.findings import Columns
+from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.robustness.target import as_floats
+
+CLEAN = 'clean'
+_OF_EXAMPLES = ('mask', 'label', 'index')
+# (params, images in [0, 1], batch) to columns [conditions, batch, ...].
+Program = Callable[[PyTree, Array, dict[str, Array]], Mapping[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+  """What every example is measured under.
+
+  Args:
+    name: as the rows of results and the records have it.
+    about: what else a row says of it, such as the layer.
+  """
+
+  name: str
+  about: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def at_radii(radii: Sequence[float]) -> list[Condition]:
+  """The clean image, and then each radius of an attack."""
+  return [
+    Condition(CLEAN, {'eps': 0.0}),
+    *(Condition(f'eps {eps_name(eps)}', {'eps': eps}) for eps in radii),
+  ]
+
+
+def measured(
+  job: Job, what: str, conditions: Sequence[Condition], program: Program
+) -> tuple[Columns, set[int]]:
+  """A row for each example and condition, and the examples skipped.
+
+  Args:
+    job: what is judged.
+    what: the study's name, shown while it runs.
+    conditions: in the order of the rows.
+    program: is jitted here and compiled once; all conditions have the same
+      columns, of which 'prediction_after' is one.
+
+  Returns:
+    Columns with 'condition', 'index' and 'label'; all examples of a condition
+    come before the next condition, by index.
+  """
+  config, subject = job.config, job.classifier
+  place = batch_sharding(subject.mesh)
+
+  def run(params, batch):
+    found = program(params, as_floats(batch['image']), batch)
+    # The batch first, as it lies on the devices.
+    return {name: jnp.moveaxis(x, 0, 1) for name, x in found.items()}
+
+  run = jax.jit(run, out_shardings=place)
+  size = batch_size(config, 'study')
+  total = -(-len(job.source) // size)
+
+  def batches(first):
+    return eval_batches(
+      config.data, job.source, batch_size=size, sharding=place, first=first
+    )
+
+  with progress(total, what, 'batch') as update:
+
+    def find(number, batch):
+      found = run(subject.params, batch)
+      row = fetch({name: batch[name] for name in _OF_EXAMPLES} | found)
+      update(number + 1, int(row['mask'].sum()))
+      return row
+
+    columns, skipped = rows_of(job, batches, find)
+  return _stacked(columns, conditions), skipped
+
+
+def _stacked(columns: Columns, conditions: Sequence[Condition]) -> Columns:
+  """The columns of all conditions, one below the other."""
+  order = np.argsort(columns['index'], kind='stable')
+  out = {}
+  for name, column in columns.items():
+    column = column[order]
+    if name in _OF_EXAMPLES:
+      column = np.stack([column] * len(conditions), 1)
+    out[name] = np.concatenate(np.moveaxis(column, 1, 0))
+  labels = [condition.name for condition in conditions]
+  out['condition'] = np.repeat(np.array(labels), len(order))
+  return out
+
+
+def of(columns: Columns, condition: Condition | str) -> Columns:
+  """The columns of one condition, examples by index."""
+  name = condition if isinstance(condition, str) else condition.name
+  here = columns['condition'] == name
+  return {key: column[here] for key, column in columns.items()}
+
+
+def right(columns: Columns) -> np.ndarray:
+  """Whether each row is right, by the verdict that everything here has."""
+  return is_right(columns['prediction_after'], columns['label'])
+
+
+def rows(
+  columns: Columns,
+  conditions: Sequence[Condition],
+  means: Sequence[str] = (),
+) -> list[dict]:
+  """A row of results for each condition.
+
+  Args:
+    columns: of `measured`.
+    conditions: as it had them.
+    means: columns of numbers whose mean over images is given.
+  """
+  found = []
+  for condition in conditions:
+    here = of(columns, condition)
+    row = {'condition': condition.name, **condition.about}
+    row['accuracy'] = rate(right(here))
+    row['not_finite'] = int((here['prediction_after'] < 0).sum())
+    found.append(row | {name: mean(here[name]) for name in means})
+  return found
+
+
+def require_experts(job: Job, study: str) -> tuple[str, ...]:
+  """The names of the sparse blocks.
+
+  Raises:
+    UserError: the model is dense.
+  """
+  config = job.config.model
+  if not config.experts:
+    raise UserError(
+      f'config.study.name={study!r} asks about experts, and the model of '
+      f'config.checkpoint={job.config.checkpoint!r} is dense; use a V-MoE, or '
+      'a study of dense models such as corruptions'
+    )
+  return tuple(f'encoderblock_{i}' for i in moe_blocks(config))
+
+
+def require_router(job: Job, study: str, names: Sequence[str]) -> None:
+  """Refuses a router that a study is not defined for.
+
+  Raises:
+    UserError: it is another one than `names`.
+  """
+  name = job.config.model.router.name
+  if name not in names:
+    raise UserError(
+      f'config.study.name={study!r} is about routers {", ".join(names)}; the '
+      f'model has config.model.router.name={name!r}'
+    )

@@ -1,0 +1,141 @@
+"""`config.study.name = 'routing_change'`: does an attack change the experts?
+
+How many tokens does an attack send to other experts (arXiv:2210.10253)? For
+each sparse block and radius: 1 - IoU of a token's experts, mean over tokens and
+then over images, by two definitions, and the share of tokens whose first expert
+changed.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from vmoe_robust.evaluate import adversarial, routing
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.models import Record
+from vmoe_robust.report.figures import Line, LinePlot
+from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.statistics import mean
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import conditions as under
+
+# What each number is called in the records, before the block's name.
+_MEASURES = ('selected', 'official', 'top_1')
+
+
+def run(job: Job) -> Findings:
+  """Changes of routing at each radius, of the dropless model.
+
+  It takes a forward pass an image, and a radius 3 + 2 x `config.attack.steps`
+  more (a gradient counts as two).
+
+  Raises:
+    UserError: the model is dense, or the attack is of another kind.
+  """
+  blocks = under.require_experts(job, 'routing_change')
+  config, model = job.config, job.classifier.model
+  shown = under.at_radii(config.attack.eps)
+  forward = adversarial.plain(model)
+  attack = adversarial.attack(forward, config)
+
+  def program(params, images, batch):
+    mask = batch['mask']
+    logits, clean = forward(params, images, mask, ())
+    found = [_columns(logits, clean, clean, config)]
+    for eps in config.attack.eps:
+      x_adv = attack(params, images, batch, jnp.float32(eps))
+      logits, now = forward(params, x_adv, mask, ())
+      found.append(_columns(logits, clean, now, config))
+    return {name: jnp.stack([f[name] for f in found]) for name in found[0]}
+
+  columns, skipped = under.measured(job, 'routing change', shown, program)
+  rows = [
+    row
+    | {
+      name: {
+        block: mean(under.of(columns, condition)[f'{name}/{block}'])
+        for block in blocks
+      }
+      for name in _MEASURES
+    }
+    for condition, row in zip(shown, under.rows(columns, shown), strict=True)
+  ]
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={'blocks': list(blocks), 'attack': config.attack.name},
+    figures=[_figure(rows, blocks, config)],
+  )
+
+
+def _columns(logits, before, after, config) -> dict[str, Array]:
+  """Of each image: its class, and how each block's routing changed."""
+  out, batch = {'prediction_after': classes(logits)}, len(logits)
+  for block, record in before.records.items():
+    wish, kept = routing.selected(record, config.model, batch)
+    now, now_kept = routing.selected(after.records[block], config.model, batch)
+    out[f'selected/{block}'] = routing.change(wish, now)
+    out[f'official/{block}'] = routing.change(kept, now_kept, nothing=0.0)
+    first, then = (
+      heaviest(r, config, batch) for r in (record, after.records[block])
+    )
+    out[f'top_1/{block}'] = (first != then).mean(-1)
+  return out
+
+
+def heaviest(
+  record: Record, config: ConfigDict, batch: int
+) -> Int[Array, 'batch tokens']:
+  """Each token's expert of the largest gate; -1 is none."""
+  first = routing.by_weight(record, config.model)[..., 0]
+  images = first.shape[0] * record.images
+  return first.reshape(images, -1)[:batch]
+
+
+def _figure(rows, blocks, config) -> LinePlot:
+  lines, x = [], [255 * row['eps'] for row in rows]
+  for measure in _MEASURES:
+    for block in blocks:
+      found = [row[measure][block] for row in rows]
+      low, high = zip(*(_interval(one) for one in found), strict=True)
+      y = [np.nan if f['value'] is None else f['value'] for f in found]
+      panel = {
+        'selected': '1 - IoU of the selected experts',
+        'official': '1 - IoU after capacity, as the paper counts',
+        'top_1': 'tokens whose first expert changed',
+      }[measure]
+      lines.append(Line(block, x, y, low, high, panel=panel))
+  n = rows[0]['accuracy']['n']
+  settings = config.attack
+  title = (
+    f'Routing under {settings.name} ({settings.steps} steps, '
+    f'{settings.norm}), {n:,} examples'
+  )
+  return LinePlot('routing_change', title, 'eps x 255', 'changed', lines)
+
+
+def _interval(estimate):
+  return estimate['interval'] or (np.nan, np.nan)
+
+
+def render(results: dict) -> str:
+  """Accuracy and changes, a line a radius and block."""
+  lines = []
+  for row in results['rows']:
+    for block in results['summary']['blocks']:
+      shown = [row[name][block]['value'] for name in _MEASURES]
+      lines.append(
+        [
+          row['condition'],
+          block,
+          percent(row['accuracy']['value']),
+          *('-' if value is None else percent(value) for value in shown),
+        ]
+      )
+  return table(
+    ['condition', 'block', 'accuracy', '1 - IoU', 'official', 'top-1 changed'],
+    lines,
+  )
