@@ -157,7 +157,7 @@ def test_attack_of_a_checkpoint_fits_its_own_batch_alone():
     ({'every_minutes': -1.0}, 'config.save.every_minutes=-1.0'),
     ({'on_damage': 'fallback'}, "did you mean 'fall_back'"),
     ({'best': 'eval_acc'}, "did you mean 'eval_accuracy'"),
-    ({'best': 'eval_loss'}, 'config.eval.every_steps=0'),
+    ({'best': 'eval_loss'}, 'set config.data.validation'),
     ({'best': 'robust_accuracy/0.1'}, "config.save.best='robust_accuracy/0.1'"),
   ],
   ids=str,
@@ -190,8 +190,33 @@ def test_starts_that_would_be_ignored(changes, words):
 def test_the_best_under_attack_needs_attacks():
   config = config_lib.default()
   config.attack.update(dict(eps=(0.1,), every_steps=10))
-  config.save.best = 'robust_accuracy/0.1'
+  config.data.validation, config.save.best = 0.1, 'robust_accuracy/0.1'
   config_lib.validate(config, 1)
+  config.attack.every_steps = 0
+  config.train.monitor.eps = 0.1  # measures it too, at each evaluation
+  with pytest.raises(UserError, match='config.eval.every_steps=0; set that'):
+    config_lib.validate(config, 1)
+  config.eval.every_steps = 10
+  config_lib.validate(config, 1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'data.validation': 1.0}, 'config.data.validation=1.0 is the share'),
+    ({'train.monitor.eps': 0.1}, 'config.data.validation=0 holds none out'),
+    ({'train.monitor.eps': -1.0}, 'config.train.monitor.eps=-1.0 is no radius'),
+    ({'train.monitor.max_fall': 0.0}, 'config.train.monitor.max_fall=0.0'),
+    ({'train.monitor.on_fall': 'halt'}, "on_fall='halt'"),
+    ({'train.monitor.steps': 0}, 'config.train.monitor.steps=0'),
+  ],
+  ids=str,
+)
+def test_watching_that_makes_no_sense(changes, words):
+  config = config_lib.default()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=words):
+    config_lib.validate(config, 1)
 
 
 def test_a_foreign_configuration_is_refused():

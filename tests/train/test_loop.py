@@ -217,11 +217,9 @@ class StopAt(loop.Stopping):
 
 def train_on(devices, shape, config, workdir, until):
   """Trains to a step on some of the devices there are; returns the trainer."""
-  source = open_source(config.data, 'train')
-  held_out = open_source(config.data, 'test')
-  config, held_out = start.resolve(config, source, held_out)
+  config, splits = start.open_splits(config)
   mesh = mesh_lib.create(shape, jax.devices()[:devices])
-  trainer = loop.Trainer(config, workdir, mesh, source, held_out)
+  trainer = loop.Trainer(config, workdir, mesh, splits)
   trainer.train(StopAt(until - trainer.step))
   return trainer
 
@@ -276,6 +274,7 @@ def test_a_full_disk_does_not_end_training(
   monkeypatch.setattr(Checkpoints, 'save', save_to_a_full_disk)
   config = small(**TINY, **{'train.steps': 8, 'save.every_steps': 2})
   config.save.update(dict(keep=1, best='eval_accuracy'))
+  config.data.validation = 0.1
   config.eval.every_steps = 2
   loop.run(config, str(tmp_path))
   assert 'step 4 was not written' in caplog.text

@@ -20,6 +20,7 @@ from vmoe_robust.config.limits import (
 )
 from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.config.model import validate_model
+from vmoe_robust.config.objective import validate_objective
 from vmoe_robust.config.studies import validate_study
 from vmoe_robust.errors import UserError
 
@@ -72,6 +73,7 @@ def validate(config: ConfigDict, devices: int) -> None:
   _validate_data(config.data)
   validate_model(config)
   _validate_train(config)
+  validate_objective(config)
   validate_attack(config.attack)
   validate_machine(config)
   validate_study(config.study)
@@ -107,6 +109,11 @@ def _validate_data(data: ConfigDict):
   choose('config.data.crop', data.crop, CROPS)
   for name in ('on_corrupt', 'on_unlabelled'):
     choose(f'config.data.{name}', data[name], ('error', 'skip'))
+  if not 0 <= data.validation < 1:
+    raise UserError(
+      f'config.data.validation={data.validation} is the share of the training '
+      'examples that is held out; use a number from 0 to below 1, such as 0.1'
+    )
   positive('config.data.image_size', data.image_size)
   positive('config.data.threads', data.threads)
   positive('config.data.prefetch', data.prefetch)

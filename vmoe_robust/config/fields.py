@@ -56,7 +56,7 @@ def default() -> ConfigDict:
       save=dict(
         every_steps=1000,  # 0: not by steps; at the end in any case
         every_minutes=0.0,  # besides: so long after the last one; 0: never
-        best='',  # save when this improves, and keep the best one:
+        best='',  # save when this improves on data.validation, and keep it:
         # 'eval_accuracy', 'eval_loss' or 'robust_accuracy/EPS'
         keep=2,  # the newest checkpoints that stay
         keep_every=0,  # every k-th step stays for ever; 0: none
@@ -74,6 +74,8 @@ def _data() -> dict:
     dir='',  # where the data are; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     split='train',  # TFDS syntax; other modes: what to judge, '': eval_split
     eval_split='test',
+    validation=0.0,  # share of the training examples that is held out of it:
+    # what is measured while training is measured there, and selects
     image_size=8,  # height and width of what the model sees
     resize=0,  # evaluation: shorter side before the central crop; 0: no margin
     crop='none',  # training: 'none' (as evaluation), 'pad' or 'inception'
@@ -170,6 +172,28 @@ def _train() -> dict:
     log_every=50,
     profile_steps=(),  # (first, last): jax.profiler watches these steps and
     # writes to WORKDIR/profile; (): none
+    objective=dict(  # what a step minimises; docs/training.md
+      name='natural',  # 'natural', 'pgd', 'trades', 'mart', 'fast', 'nfgsm',
+      # or 'advmoe', where routers take a step of their own
+      norm='linf',  # of the ball: 'linf', 'l2' or 'l1'
+      eps=8 / 255,  # its radius, in units of pixels in [0, 1]
+      steps=10,  # gradients of the attack; one of 'fast' and 'nfgsm'
+      step_size=0.0,  # in the units of eps; 0: 2.5 * eps / steps, of 'fast'
+      # 1.25 * eps, of 'nfgsm' eps
+      beta=6.0,  # weight of the divergence ('trades', 'mart', 'advmoe')
+      ramp=0.0,  # share of all steps in which eps rises from 0
+      clean_share=0.0,  # of a batch that is not attacked (pgd, fast, nfgsm)
+      inner='evaluation',  # the attack sees the model as evaluation does:
+      # dropless and without draws; 'training': as the step trains it
+      route_by_class=False,  # advmoe: routers learn the class modulo E too
+    ),
+    monitor=dict(  # PGD on held-out images at each evaluation
+      eps=0.0,  # radius in the norm of config.attack; 0: off
+      steps=5,
+      examples=512,
+      max_fall=0.2,  # below its best by more is catastrophic overfitting
+      on_fall='warn',  # or 'stop'
+    ),
     optimizer=dict(
       name='adamw',  # 'adamw', 'sgd' or 'adafactor'
       learning_rate=1e-3,

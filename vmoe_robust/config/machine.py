@@ -1,5 +1,7 @@
 """Refusing ways to carry a run out that cannot work."""
 
+import math
+
 from vmoe_robust.config.fields import VERSION, ConfigDict, eps_name
 from vmoe_robust.config.limits import at_least, choose, positive
 from vmoe_robust.errors import UserError
@@ -14,6 +16,7 @@ def validate_machine(config: ConfigDict) -> None:
   _validate_version(config.version)
   _validate_profile(config.train.profile_steps)
   _validate_save(config)
+  _validate_monitor(config)
 
 
 def _validate_version(version: object) -> None:
@@ -42,11 +45,47 @@ def _validate_save(config: ConfigDict) -> None:
     at_least(f'config.save.{name}', save[name], 0)
   choose('config.save.on_damage', save.on_damage, ('fall_back', 'error'))
   measured = ['', 'eval_accuracy', 'eval_loss']
-  if config.attack.every_steps:
-    measured += [f'robust_accuracy/{eps_name(e)}' for e in config.attack.eps]
+  attacked = config.attack.eps if config.attack.every_steps else ()
+  monitored = config.train.monitor.eps
+  radii = (*attacked, monitored) if monitored else attacked
+  measured += [f'robust_accuracy/{eps_name(eps)}' for eps in radii]
   choose('config.save.best', save.best, measured)
-  if save.best.startswith('eval_') and not config.eval.every_steps:
+  if save.best and not config.data.validation:
+    raise UserError(
+      f'config.save.best={save.best!r} selects, and no part of the training '
+      'data is held out for that; set config.data.validation, to 0.1 for '
+      'example (what a run is judged on at its end must not select it)'
+    )
+  attacked = [f'robust_accuracy/{eps_name(eps)}' for eps in attacked]
+  if save.best and save.best not in attacked and not config.eval.every_steps:
     raise UserError(
       f'config.save.best={save.best!r} is measured at the last step alone with '
       'config.eval.every_steps=0; set that, to 1000 for example'
+    )
+
+
+def _validate_monitor(config: ConfigDict) -> None:
+  monitor = config.train.monitor
+  choose('config.train.monitor.on_fall', monitor.on_fall, ('warn', 'stop'))
+  for name in ('steps', 'examples'):
+    positive(f'config.train.monitor.{name}', monitor[name])
+  if not 0 <= monitor.eps < math.inf:
+    raise UserError(
+      f'config.train.monitor.eps={monitor.eps} is no radius; use 0 (off) or '
+      'more, such as 8 / 255'
+    )
+  if not 0 < monitor.max_fall <= 1:
+    raise UserError(
+      f'config.train.monitor.max_fall={monitor.max_fall} is a share of the '
+      'images; use a number above 0 and at most 1, such as 0.2'
+    )
+  if monitor.eps and not config.data.validation:
+    raise UserError(
+      f'config.train.monitor.eps={monitor.eps} watches held-out images, and '
+      'config.data.validation=0 holds none out; set that, to 0.1 for example'
+    )
+  if monitor.eps and config.train.loss != 'softmax':
+    raise UserError(
+      f'config.train.monitor.eps={monitor.eps} needs one label an image, but '
+      f'config.train.loss={config.train.loss!r}; set it to 0'
     )

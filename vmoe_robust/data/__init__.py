@@ -5,6 +5,7 @@ from vmoe_robust.data.classes import names_compare as names_compare
 from vmoe_robust.data.classes import require_one_order as require_one_order
 from vmoe_robust.data.corruptions import Corruption as Corruption
 from vmoe_robust.data.datasets import open_source as open_source
+from vmoe_robust.data.hold_out import hold_out as hold_out
 from vmoe_robust.data.load import describe_skipped as describe_skipped
 from vmoe_robust.data.mixup import mixup as mixup
 from vmoe_robust.data.pipeline import EvalBatches as EvalBatches
@@ -15,6 +16,6 @@ from vmoe_robust.data.residence import on_devices as on_devices
 from vmoe_robust.data.resident import Resident as Resident
 from vmoe_robust.data.resident import resident_batch as resident_batch
 from vmoe_robust.data.rows import examples as examples
-from vmoe_robust.data.source import Every as Every
+from vmoe_robust.data.source import Part as Part
 from vmoe_robust.data.source import Source as Source
 from vmoe_robust.data.textures import load_frost as load_frost

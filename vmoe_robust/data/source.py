@@ -3,6 +3,7 @@
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 
 class Example(TypedDict):
@@ -71,22 +72,23 @@ class Source(Protocol):
     ...
 
 
-class Every:
-  """Every k-th example of a source, the first included."""
+class Part:
+  """Some examples of a source."""
 
-  def __init__(self, source: Source, step: int):
-    self._source, self._step = source, step
+  def __init__(self, source: Source, numbers: Int[np.ndarray, 'part']):
+    """`numbers` are those of the examples in the source, in their order."""
+    self._source, self._numbers = source, numbers
     self.num_classes, self.channels = source.num_classes, source.channels
     self.class_names, self.multi_label = source.class_names, source.multi_label
 
   def __len__(self) -> int:
     """The number of examples."""
-    return -(-len(self._source) // self._step)
+    return len(self._numbers)
 
   def __getitem__(self, index: int) -> Example:
     """The example, not decoded."""
-    return self._source[index * self._step]
+    return self._source[int(self._numbers[index])]
 
   def describe(self, index: int) -> str:
     """A name by which a person finds the example."""
-    return self._source.describe(index * self._step)
+    return self._source.describe(int(self._numbers[index]))

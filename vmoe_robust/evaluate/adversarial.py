@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
@@ -72,6 +73,6 @@ def attack(
       wrong = ~is_right(classes(logits), label)
       return value(logits, aux, goal).astype(x.dtype), wrong
 
-    return run(loss, images, keys, eps)
+    return run(loss, images, keys, jnp.asarray(eps, images.dtype))
 
   return attacked

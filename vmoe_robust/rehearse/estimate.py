@@ -12,9 +12,6 @@ from vmoe_robust.config import batch_size
 from vmoe_robust.cost.hardware import Chip
 from vmoe_robust.cost.program import Costs
 
-# A step of training: the loss, and its gradient by the weights and activations.
-TRAINING_PASSES = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:

@@ -22,6 +22,7 @@ from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import advice, datasets, estimate, topology
 from vmoe_robust.rehearse.programs import JUDGE, TRAIN, Programs
+from vmoe_robust.train.objective import forward_passes
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # What libtpu says of a program that is too large.
@@ -138,7 +139,8 @@ def _train(programs: Programs) -> dict:
   sizes.setdefault('total', sum(sizes.values()))
   # What stays whatever the batch; the gradient is one of the weights.
   state = sum(parts.values()) - parts['batch'] + parts['weights']
-  out = _part(programs, 'train', found, sizes, state, estimate.TRAINING_PASSES)
+  passes = forward_passes(config.train.objective)
+  out = _part(programs, 'train', found, sizes, state, passes)
   return out | _hours(out, config.train.steps, programs.mesh.size)
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from vmoe_robust.config import batch_size
-from vmoe_robust.data import Every, eval_batches
+from vmoe_robust.data import Part, eval_batches
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate.batches import progress, rows_of
 from vmoe_robust.evaluate.job import Job
@@ -128,7 +128,7 @@ def counter(model: Model, config: ConfigDict, copies: int) -> Callable:
 def certificates(job: Job) -> tuple[Columns, set[int]]:
   """A row an example, and the examples skipped."""
   config, settings = job.config, job.config.study.certificates
-  source = Every(job.source, settings.every)
+  source = Part(job.source, np.arange(0, len(job.source), settings.every))
   images, copies = _shape(
     len(source),
     batch_size(config, 'study'),

@@ -15,6 +15,7 @@ from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
 from vmoe_robust.train.load import Loads
+from vmoe_robust.train.objective import forward_passes
 
 # Seconds between readings, if `config.train.log_every` steps take longer.
 _READ_EVERY = 1.0
@@ -125,7 +126,8 @@ class Log:
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak:
       model, size = self._config.model, self._config.data.image_size
-      image = 3 * flops.forward(model, size, model.channels)
+      passes = forward_passes(self._config.train.objective)
+      image = passes * flops.forward(model, size, model.channels)
       out['mfu'] = rate * image / (peak * jax.device_count())
     return out
 

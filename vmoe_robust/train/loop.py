@@ -1,11 +1,9 @@
 """The story of a run, from configuration to results."""
 
 import contextlib
-import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +14,12 @@ from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import (
   Checkpoints,
   abstract,
-  fingerprint,
   save_config,
 )
-from vmoe_robust.config import batch_size, eps_name, mesh_shape, validate
+from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.cost import program
-from vmoe_robust.data import Source, eval_batches, open_source
-from vmoe_robust.distributed import pod
-from vmoe_robust.evaluate import accuracy
-from vmoe_robust.evaluate.attack import Attacker, attack
-from vmoe_robust.evaluate.classifier import Classifier
-from vmoe_robust.evaluate.job import PROGRESS, Job, finished
+from vmoe_robust.distributed import fetch, pod
+from vmoe_robust.evaluate.job import finished
 from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops
 from vmoe_robust.report.closing import closing
@@ -34,14 +27,16 @@ from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness.findings import render
-from vmoe_robust.train import advance, events
+from vmoe_robust.train import advance, events, routers
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
 from vmoe_robust.train.log import Log
+from vmoe_robust.train.measuring import Measuring, attacked, is_told
+from vmoe_robust.train.objective import forward_passes
 from vmoe_robust.train.profile import Profile
-from vmoe_robust.train.start import check_same_run, resolve
+from vmoe_robust.train.start import Splits, check_same_run, open_splits
 from vmoe_robust.train.stopping import Stopped, Stopping
 
 
@@ -53,38 +48,36 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
       or the loss was not finite.
   """
   validate(config, jax.device_count())
-  source = open_source(config.data, config.data.split)
-  held_out = open_source(config.data, config.data.eval_split)
-  config, held_out = resolve(config, source, held_out)
+  config, splits = open_splits(config)
   workdir = local_path(workdir, '--workdir')
-  if _is_finished(config, workdir, source):  # its disk may be read-only
+  if _is_finished(config, workdir, splits):  # its disk may be read-only
     return
   require_writable(workdir)
   with locked(workdir):
     # Another run may have ended just now.
-    if not _is_finished(config, workdir, source):
-      _run(config, workdir, source, held_out)
+    if not _is_finished(config, workdir, splits):
+      _run(config, workdir, splits)
 
 
 def _is_finished(
-  config: ConfigDict, workdir: pathlib.Path, source: Source
+  config: ConfigDict, workdir: pathlib.Path, splits: Splits
 ) -> bool:
   """Whether there is nothing left to do; if so, shows the results."""
-  check_same_run(config, workdir, source.class_names)
+  check_same_run(config, workdir, splits.train.class_names)
   steps = config.train.steps
-  return finished(_attacked(config), workdir, render, steps)
+  return finished(attacked(config), workdir, render, steps)
 
 
-def _run(config, workdir, source, held_out):
+def _run(config, workdir, splits):
   mesh = mesh_lib.create(mesh_shape(config, jax.device_count()))
   with Stopping() as stopping:
-    trainer = Trainer(config, workdir, mesh, source, held_out)
+    trainer = Trainer(config, workdir, mesh, splits)
     trainer.train(stopping)
     if trainer.step < config.train.steps:
       say(f'stopped at step {trainer.step} and saved; the same command resumes')
     elif config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
-      results = trainer.attack(PROGRESS)
+      results = trainer.measuring.final(trainer.state, trainer.speed)
       say('\n' + closing(results, workdir, render))
     else:
       say(f'finished; checkpoints are in {workdir}/checkpoints')
@@ -98,12 +91,11 @@ class Trainer:
     config: ConfigDict,
     workdir: str | os.PathLike,
     mesh: Mesh,
-    source: Source,
-    held_out: Source,
+    splits: Splits,
   ):
     """Builds everything and goes back to the newest whole checkpoint."""
     self.config, self.workdir, self.mesh = config, workdir, mesh
-    self.source, self.held_out = source, held_out
+    self.splits = splits
     size, train = config.data.image_size, config.train
     shape = (size, size, config.model.channels)
     # What saves a training's memory would only slow an attack down.
@@ -120,20 +112,26 @@ class Trainer:
       config.mesh.zero1,
     )
     self.checkpoints = Checkpoints(workdir, config.save)
-    self.step, data_state = 0, None
+    self.step, extra, start = 0, {}, fetch(routers.of(self.state.params))
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
       saved = self.checkpoints.resume()
       if saved is not None:
-        data_state = self._restore(saved, places)
+        extra = self._restore(saved, places)
       elif config.init_from:
         self._start_from()
+      if config.init_from:
+        start = routers.start(workdir, self.state.params, saved is None)
       stack.pop_all()  # from here on `train` closes them
     if jax.process_index() == 0:
-      save_config(workdir, config, source.class_names)
+      save_config(workdir, config, splits.train.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
-    step = step_lib.make(trained, optimizer, rate, config, mesh)
-    self._steps = advance.make(step, config, source, mesh, places, data_state)
+    step = step_lib.make(trained, optimizer, rate, config, mesh, start)
+    self._steps = advance.make(
+      step, config, splits.train, mesh, places, extra.get('data')
+    )
+    best = extra.get('best_robust', 0.0)
+    self.measuring = Measuring(self.model, config, mesh, splits, workdir, best)
     self.speed = {}
     self.about = {
       'parameters': sum(x.size for x in jax.tree.leaves(self.state.params)),
@@ -180,79 +178,35 @@ class Trainer:
   def _measure(
     self, log: Log, last: bool, stopping: Stopping, measured: dict[str, float]
   ):
-    """Evaluates and attacks if it is time to, until it is asked to stop."""
-    evaluates = last or events.due(self.step, self.config.eval.every_steps)
-    attacks = not last and events.due(self.step, self.config.attack.every_steps)
+    """Evaluates and attacks if it is time to, until it is asked to stop.
+
+    What is found on the test, if there is something else to select on, is no
+    part of `measured`.
+    """
+    config, state = self.config, self.state
+    evaluates = last or events.due(self.step, config.eval.every_steps)
+    attacks = not last and events.due(self.step, config.attack.every_steps)
     if not (evaluates or attacks):
       return
     log.drain()
     if evaluates:
-      measured |= self.evaluate(stopping.between)
+      measured |= self.measuring.accuracy(state, stopping.between)
       log.write(self.step, measured)
+    if last and (found := self.measuring.test(state, stopping.between)):
+      log.write(self.step, found)
     if attacks:
-      robust = _robust_accuracies(self.attack(on_turn=stopping.check))
+      robust = self.measuring.robustness(state, stopping.check)
       log.write(self.step, robust)
       measured |= robust
     log.pause()
-
-  def evaluate(self, between: Callable = iter) -> dict[str, float]:
-    """Clean accuracy and loss on the evaluation split.
-
-    Args:
-      between: what goes over the batches, and may raise.
-    """
-    batches = eval_batches(
-      self.config.data,
-      self.held_out,
-      batch_size=batch_size(self.config, 'eval'),
-      sharding=mesh_lib.batch_sharding(self.mesh),
-    )
-    with contextlib.closing(batches):
-      params = self.state.evaluated()
-      found = accuracy.evaluate(self._forward, params, between(batches))
-    told = '_given_class' if self._is_told else ''
-    return {f'eval_{name}{told}': value for name, value in found.items()}
-
-  def attack(
-    self,
-    progress: str | None = None,
-    on_turn: Callable[[], None] = lambda: None,
-  ) -> dict:
-    """Attacks the evaluation split and writes the results; see `attack`."""
-    classifier = Classifier(
-      self.model,
-      self.state.evaluated(),
-      self.config,
-      self.mesh,
-      str(self.workdir),
-      self.step,
-      fingerprint(self.workdir, self.step),
-    )
-    config = self._attacker.config
-    job = Job(classifier, self.held_out, config, self.workdir)
-    return attack(job, self._attacker, progress, on_turn, self.speed)
-
-  @property
-  def _is_told(self) -> bool:
-    """Whether the router is told the class, so that nothing is classified."""
-    model = self.config.model
-    return bool(model.experts) and model.router.name == 'oracle'
-
-  @functools.cached_property
-  def _forward(self):
-    return accuracy.make(self.model, self.config)
-
-  @functools.cached_property
-  def _attacker(self):
-    return Attacker(self.model, _attacked(self.config))
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(
       f'{self.workdir}: {self.about["parameters"]:,} parameters, '
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
-      f'{len(self.source):,} images, mesh {dict(self.mesh.shape)}'
+      f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
-    if self._is_told:
+    if is_told(self.config):
       say(
         'the oracle router is told the class of each image: accuracies of this '
         'run are no classification'
@@ -274,7 +228,9 @@ class Trainer:
     compiled = self._steps.compile(self.state)
     seconds = time.perf_counter() - start
     counted = program.flops(compiled, self.mesh)
-    wanted = 3 * self.about['flops_per_image'] * self.config.train.batch_size
+    passes = forward_passes(self.config.train.objective)
+    wanted = passes * self.about['flops_per_image']
+    wanted *= self.config.train.batch_size
     self.speed['compile_seconds'] = seconds
     text = f'a step is {wanted / 1e9:,.2f} GFLOP by formula'
     if counted is not None:
@@ -287,30 +243,18 @@ class Trainer:
     self.state = state_lib.TrainState.of(trees)
     self.step = saved
     say(f'resumed from step {saved} of {self.workdir}')
-    return extra['data']
+    return extra
 
   def _start_from(self):
-    params = start_from(
-      self.config, self.state.params, self.workdir, self.source.class_names
-    )
+    classes = self.splits.train.class_names
+    params = start_from(self.config, self.state.params, self.workdir, classes)
     ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else ()
     self.state = self.state.replace(params=params, ema=ema)
 
   def _save(self, measured: dict[str, float], now: bool):
-    extra = {'data': self._steps.batches.state()}
+    extra = {
+      'data': self._steps.batches.state(),
+      'best_robust': self.measuring.best_robust,
+    }
     trees = self.state.trees()
     self.checkpoints.save(self.step, trees, extra, measured, now)
-
-
-def _attacked(config: ConfigDict) -> ConfigDict:
-  """The configuration of the attack that ends a run."""
-  config = config.copy_and_resolve_references()
-  config.data.split = config.data.eval_split
-  return config
-
-
-def _robust_accuracies(results: dict) -> dict[str, float]:
-  return {
-    f'robust_accuracy/{eps_name(row["eps"])}': row['robust_accuracy']['value']
-    for row in results['rows']
-  }

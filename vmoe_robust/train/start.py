@@ -1,5 +1,6 @@
 """What is settled before anything is built: fields, and which run it is."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -9,7 +10,12 @@ from vmoe_robust import files
 from vmoe_robust.checkpoint import read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
-from vmoe_robust.data import Source, require_one_order
+from vmoe_robust.data import (
+  Source,
+  hold_out,
+  open_source,
+  require_one_order,
+)
 from vmoe_robust.evaluate.fit import check_fit
 
 # Fields that may change when a run resumes: they alter neither the model nor
@@ -20,6 +26,43 @@ _FREE = (
   *('config.data.eval_split', 'config.data.on_corrupt'),
   *('config.data.on_unlabelled', 'config.data.resident'),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+  """The examples of a run.
+
+  Args:
+    train: to train on.
+    test: to judge on in the end.
+    validation: a part of the training examples that is held out, or None.
+  """
+
+  train: Source
+  test: Source
+  validation: Source | None = None
+
+  @property
+  def watched(self) -> Source:
+    """What is measured on while training: not the test, if that can be."""
+    return self.test if self.validation is None else self.validation
+
+
+def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
+  """Opens the data, and fills in what they decide.
+
+  Returns:
+    The configuration, and the splits, of which the test has the classes of the
+    training split.
+
+  Raises:
+    UserError: there are no such data, or the model was told otherwise.
+  """
+  data = config.data
+  source, validation = hold_out(open_source(data, data.split), data.validation)
+  test = open_source(data, data.eval_split)
+  config, test = resolve(config, source, test)
+  return config, Splits(source, test, validation)
 
 
 def resolve(

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from tests.evaluate.conftest import InMemory
+from vmoe_robust.config import UserError
+from vmoe_robust.data import hold_out
+
+
+def numbers(part):
+  return [int(part.describe(i).split()[1]) for i in range(len(part))]
+
+
+def test_every_example_is_in_one_part_in_its_order():
+  source = InMemory(50)
+  train, held_out = hold_out(source, 0.1)
+  assert len(held_out) == 5
+  assert sorted(numbers(train) + numbers(held_out)) == list(range(50))
+  for part in (train, held_out):
+    assert numbers(part) == sorted(numbers(part))
+    for i, number in enumerate(numbers(part)):
+      np.testing.assert_array_equal(part[i]['image'], source.images[number])
+      assert part[i]['label'] == source.labels[number]
+    assert part.class_names == source.class_names
+  again, _ = hold_out(source, 0.1)
+  assert numbers(again) == numbers(train)
+
+
+def test_nothing_is_held_out_unless_asked():
+  source = InMemory(5)
+  assert hold_out(source, 0.0) == (source, None)
+
+
+@pytest.mark.parametrize('share', [0.01, 0.99])
+def test_a_part_without_examples_is_refused(share):
+  with pytest.raises(UserError, match=f'config.data.validation={share}.*both'):
+    hold_out(InMemory(5), share)
