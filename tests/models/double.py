@@ -18,18 +18,18 @@ from vmoe_robust.models import build, unbox  # noqa: E402
 SHAPE = (8, 8, 3)
 
 
-def model_of(name, mesh, **fields):
+def model_of(name, mesh, router=None, **fields):
   config = config_lib.default().model
   config.update(dict(patch=4, hidden=16, layers=1, heads=2, mlp=24))
   config.update(dict(head='gap', num_classes=5, experts=4, moe_every=1))
   config.update(fields)
-  config.router.update(dict(name=name, selected=2))
+  config.router.update(dict(name=name, selected=2) | (router or {}))
   devices = jax.devices()[: int(np.prod(mesh))]
   return build(config, SHAPE, mesh_lib.create(mesh, devices))
 
 
-def check(name, experts, mesh, **fields):
-  model, rng = model_of(name, mesh, **fields), np.random.default_rng(0)
+def check(name, experts, mesh, router=None, **fields):
+  model, rng = model_of(name, mesh, router, **fields), np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: unbox(model.init(jax.random.key(0))))
   double = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape), shapes)
   single = jax.tree.map(lambda a: a.astype(np.float32), double)
@@ -65,5 +65,9 @@ KEY = jax.random.key(1)
 check('top_k', 'dropless', (1, 1, 1))
 check('top_k', 'capacity', (1, 2, 1))
 check('expert_choice', 'capacity', (1, 1, 1))
+modern = dict(gate='sigmoid', renormalize=True, unit='image')
+modern |= dict(balance_rate=0.001, load_weight=0.0)
+check('top_k', 'dropless', (1, 1, 1), modern)
+check('hash', 'capacity', (1, 2, 1))
 small = dict(stem='conv', head='seqpool', layer_scale=0.1)
 check('soft', 'capacity', (1, 1, 1), **small)

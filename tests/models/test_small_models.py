@@ -172,6 +172,7 @@ def test_what_makes_a_model_is_not():
 @pytest.mark.parametrize('shape', [(2, 2, 2), (4, 2, 1)], ids=str)
 def test_no_mesh_changes_them(vmoe, weights_of, shape):
   fields = dict(stem='conv', head='seqpool', layer_scale=0.1)
+  fields |= dict(expert_mlp=12, shared_experts=1)
   alone, spread = vmoe(**fields), vmoe(shape, **fields)
   params = weights_of(alone)
   images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))

@@ -111,10 +111,19 @@ def test_a_frozen_router_stays_as_it_was_drawn(config, run_of):
   np.testing.assert_array_equal(router_of(run.state.params)['frozen'], before)
 
 
-@pytest.mark.parametrize('name', ['hash', 'oracle'])
-def test_controls_train_on_any_mesh(config, run_of, name):
-  config.model.router.name = name
-  config.data.mixup = 0.5 * (name == 'hash')
+@pytest.mark.parametrize(
+  'router',
+  [
+    dict(name='hash'),
+    dict(name='oracle'),
+    dict(gate='sigmoid', renormalize=True, unit='image'),
+  ],
+  ids=lambda router: router.get('name', 'image'),
+)
+def test_others_train_on_any_mesh(config, run_of, router):
+  config.model.router.update(router)
+  config.model.update(dict(expert_mlp=8, shared_experts=1))
+  config.data.mixup = 0.5 * ('name' not in router)
   alone = run_of(config, (1, 1, 1)).losses(3)
   spread = run_of(config, (2, 2, 2)).losses(3)
   np.testing.assert_allclose(spread, alone, atol=1e-5)

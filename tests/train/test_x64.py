@@ -8,17 +8,21 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from tests.train.conftest import Run, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def three_steps():
+def three_steps(balance_rate):
   """What three steps of every kind of draw and sum leave."""
   config = small()
   config.data.mixup = 0.5
   config.model.router.update(dict(gshard_weight=0.01, z_weight=0.01))
+  if balance_rate:
+    router = dict(balance_rate=balance_rate, load_weight=0.0, gate='sigmoid')
+    config.model.router.update(router)
   config.train.update(dict(accumulate=2, ema=0.9, label_smoothing=0.1))
   optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=2)
   config.train.optimizer.update(optimizer)
@@ -28,15 +32,16 @@ def three_steps():
   found = []
   for i in range(3):
     run.state, metrics = run.step(run.state, run.batch(i))
-    found.append({name: float(x) for name, x in metrics.items()})
+    found.append({name: x.tolist() for name, x in metrics.items()})
   assert types() == before, 'each step would be compiled again'
   return {'types': before, 'metrics': found}
 
 
-def test_three_steps_are_those_of_float32():
+@pytest.mark.parametrize('balance_rate', [0.0, 0.01])
+def test_three_steps_are_those_of_float32(balance_rate):
   program = (
     'import json; from tests.train.test_x64 import three_steps; '
-    'print(json.dumps(three_steps()))'
+    f'print(json.dumps(three_steps({balance_rate})))'
   )
   done = subprocess.run(
     [sys.executable, '-c', program],
@@ -47,7 +52,10 @@ def test_three_steps_are_those_of_float32():
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  there, here = json.loads(done.stdout.splitlines()[-1]), three_steps()
+  there, here = (
+    json.loads(done.stdout.splitlines()[-1]),
+    three_steps(balance_rate),
+  )
   assert there['types'] == here['types'] and 'float64' not in here['types']
   for found, expected in zip(there['metrics'], here['metrics'], strict=True):
     assert found.keys() == expected.keys()

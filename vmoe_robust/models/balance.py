@@ -16,9 +16,14 @@ from ml_collections import ConfigDict
 from vmoe_robust.mesh import replicated
 from vmoe_robust.models.moe import Record
 
-# Routers that choose experts for a token; of the others the load is even.
-_CHOOSE = ('top_k', 'hash', 'oracle')
+# Routers of which the load is even by design.
+_EVEN = ('expert_choice', 'soft')
 PREFIX = 'load/'  # of a metric, before the name of the block
+
+
+def chooses(model: ConfigDict) -> bool:
+  """Whether tokens have experts chosen for them, in `config.model`."""
+  return model.experts > 0 and model.router.name not in _EVEN
 
 
 def loads(
@@ -41,12 +46,13 @@ def loads(
   Returns:
     'load/BLOCK' of each sparse block whose router chooses experts.
   """
-  if not model.experts or model.router.name not in _CHOOSE:
+  if not chooses(model):
     return {}
   found = {}
   for block, record in records.items():
     experts = record.routing.experts
-    count = jax.nn.one_hot(experts, model.experts).sum((0, 1, 2))
+    chosen = jax.nn.one_hot(experts, model.experts, dtype=jnp.float32)
+    count = chosen.sum((0, 1, 2))
     choices = experts[0].size / record.images  # of an image
     load = count * weight * model.experts / choices
     found[PREFIX + block] = jax.lax.with_sharding_constraint(
@@ -74,7 +80,8 @@ def moved(
     if name.startswith(PREFIX):
       block = name.removeprefix(PREFIX)
       moe = encoder[block]['Moe']
+      bias = moe['Router']['bias']
       step = model.router.balance_rate * jnp.sign(1 - load)
-      router = moe['Router'] | {'bias': moe['Router']['bias'] + step}
+      router = moe['Router'] | {'bias': bias + step.astype(bias.dtype)}
       encoder[block] = encoder[block] | {'Moe': moe | {'Router': router}}
   return params | {'Encoder': encoder}

@@ -25,9 +25,12 @@ Which fields mean something differs by router:
   leaves the block by its residual connection alone. `gates` weigh the choices
   and need not sum to one; the first one orders the queue under
   `batch_priority`. `probabilities` holds the gates of experts that were not
-  chosen, noise included. `logits` are read no more. An expert may be chosen
-  twice by a token; in capacity mode it never has more slots than its group has
-  tokens, rounded up to four.
+  chosen, noise included; with `router.renormalize` or a uniform gate, `gates`
+  are made of them and are others. `logits` are read no more. An expert may be
+  chosen twice by a token; in capacity mode it never has more slots than its
+  group has tokens, rounded up to four.
+- hash, oracle: as top_k; `logits` and `probabilities` are 1 / K for the chosen
+  experts and 0 for all others.
 - expert_choice: `gates`, of all experts, say both whom an expert picks (the
   highest first) and with what weight; a gate of zero adds nothing. `experts`
   is expert e in column e, or none: it is for `Placement.kept` alone. `logits`

@@ -190,7 +190,7 @@ def _metrics(found: Found, given: Given, weight, model, config) -> Metrics:
     metrics[f'{name}cross_entropy'] = mean(loss)
     metrics[f'{name}accuracy'] = mean(right)
   records = found.aux.records
-  if config.model.router.name not in ('expert_choice', 'soft'):
+  if balance.chooses(config.model):
     for name, record in records.items():
       wished = record.routing.experts < config.model.experts
       tokens = wished[0].size / record.images  # choices of an image

@@ -174,6 +174,14 @@ def test_losses_of_sigmoid_gates_are_of_their_shares(layer_of, layer_inputs):
   assert np.isclose(np.asarray(routing.losses['gshard']).mean(), 1, atol=0.6)
 
 
+def test_no_load_loss_where_a_bias_chooses(layer_of, layer_inputs):
+  params, x, _ = layer_inputs(IMAGES, TOKENS, BIASED)
+  layer = jax.jit(layer_of(BALANCED, GROUP, noisy=True))
+  more = None, jnp.arange(IMAGES), jax.random.key(0)
+  found = layer(params, x, *more)[1].routing.losses
+  assert set(found) == {'importance', 'gshard', 'z'}
+
+
 def test_losses_of_images_are_of_their_routes(layer_of, layer_inputs):
   params, x, _ = layer_inputs(IMAGES, TOKENS, LEARNT)
   image = jax.jit(layer_of(dict(unit='image', z_weight=1.0), GROUP))

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models.routers import top_k
-from vmoe_robust.models.routers.routing import Given, Routing, fixed
+from vmoe_robust.models.routers.routing import (
+  Given,
+  Routing,
+  at_least_float32,
+  fixed,
+)
 
 run = top_k.run
 
@@ -38,7 +43,8 @@ class Router(nn.Module):
     )
     experts = jnp.tile(jnp.asarray(one), (given.images, 1))
     experts = jnp.broadcast_to(experts, (groups, *experts.shape))
-    return fixed(experts, given.mask, self.num_experts)
+    dtype = at_least_float32(x).dtype
+    return fixed(experts, given.mask, self.num_experts, dtype)
 
 
 def experts_of(

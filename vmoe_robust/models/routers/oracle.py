@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vmoe_robust.models.routers import top_k
-from vmoe_robust.models.routers.routing import Given, Routing, fixed, repeated
+from vmoe_robust.models.routers.routing import (
+  Given,
+  Routing,
+  at_least_float32,
+  fixed,
+  repeated,
+)
 
 run = top_k.run
 
@@ -30,4 +36,5 @@ class Router(nn.Module):
     labels = given.labels.astype(jnp.int32)
     experts = (labels[..., None] + choices) % self.num_experts
     experts = repeated(experts, x.shape[1])
-    return fixed(experts, given.mask, self.num_experts)
+    dtype = at_least_float32(x).dtype
+    return fixed(experts, given.mask, self.num_experts, dtype)

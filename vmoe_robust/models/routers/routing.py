@@ -129,12 +129,15 @@ def fixed(
   experts: Int[Array, 'groups tokens selected'],
   mask: Bool[Array, 'groups tokens'],
   num_experts: int,
+  dtype: jnp.dtype,
 ) -> Routing:
-  """A routing to given experts, of equal gates, that nothing is learnt of."""
-  share = 1 / experts.shape[-1]
-  real = mask[..., None]
-  gates = jnp.where(real, jnp.full(experts.shape, share, jnp.float32), 0)
-  chosen = share * jax.nn.one_hot(experts, num_experts).sum(-2)
+  """A routing to given experts, of equal gates, that nothing is learnt of.
+
+  Nothing was scored either: its logits are its probabilities.
+  """
+  share, real = 1 / experts.shape[-1], mask[..., None]
+  gates = jnp.where(real, jnp.full(experts.shape, share, dtype), 0)
+  chosen = share * jax.nn.one_hot(experts, num_experts, dtype=dtype).sum(-2)
   experts = jnp.where(real, experts, num_experts)
   none = jnp.zeros(mask.shape[:1], jnp.float32)
   return Routing(chosen, experts, gates, {}, none, chosen)
