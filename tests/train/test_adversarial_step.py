@@ -158,6 +158,20 @@ def test_passes_are_those_of_the_compiled_step(
   assert compiled_flops(run) == pytest.approx(wanted, rel=0.06)
 
 
+def test_an_attack_keeps_nothing_for_the_gradient(config, run_of):
+  """However many steps it has, a step needs the memory of a natural one."""
+  config.model.update(dict(experts=0, hidden=64, mlp=256, layers=4))
+
+  def temporaries(name, **fields):
+    run = run_of(adversarial(config, name, **fields), (1, 1, 1))
+    compiled = run.step.lower(run.state, run.batch(0)).compile()
+    return program.memory(compiled).temporaries
+
+  natural = temporaries('natural')
+  few, many = temporaries('pgd', steps=2), temporaries('pgd', steps=9)
+  assert few == many < 1.2 * natural
+
+
 def test_passes_of_advmoe(config, run_of):
   """Its second step has no gradient by the weights of the model.
 
