@@ -187,8 +187,8 @@ DIGITS_VIT = dict(
 
 # Trained against PGD (arXiv:1706.06083) and watched on held-out training
 # images, on which the recipe was chosen too: a radius somewhat above the
-# attacked one, images moved by up to a pixel, and twice the steps. Mixed classes
-# would blunt the attack.
+# attacked one, images moved by up to a pixel, and twice the steps. Mixed
+# classes would blunt the attack.
 DIGITS_ADVERSARIAL = dict(
   data=dict(mixup=0.0, validation=0.1, crop='pad', pad=1),
   train=dict(
