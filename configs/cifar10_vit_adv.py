@@ -10,7 +10,7 @@ Command:
 Hardware: any accelerator; 2 CPU cores take 13/3 of the time of
 configs/cifar10_vit.py.
 
-Expected: docs/training.md.
+Expected: not yet measured.
 """
 
 from vmoe_robust import config as config_lib

@@ -1,4 +1,4 @@
-r"""A V-MoE on the digits of scikit-learn, trained against PGD at 16/255.
+r"""A V-MoE on the digits of scikit-learn, trained to resist 16/255.
 
 The model of configs/digits_moe.py. Its dense twin is configs/digits_vit_adv.py.
 

@@ -1,4 +1,4 @@
-r"""A ViT on the digits of scikit-learn, trained against PGD at 16/255.
+r"""A ViT on the digits of scikit-learn, trained to resist 16/255.
 
 The model of configs/digits_vit.py, the dense twin of configs/digits_moe_adv.py.
 

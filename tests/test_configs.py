@@ -42,6 +42,8 @@ def fields(config, prefix='config'):
 def test_the_experiments_are_there():
   assert set(NAMES) == {
     *('digits_moe', 'digits_vit', 'cifar10_moe', 'cifar10_vit'),
+    *('digits_moe_adv', 'digits_vit_adv'),
+    *('cifar10_moe_adv', 'cifar10_vit_adv', 'finetune_vmoe_s32_adv'),
     *('moe_b16', 'moe_b32', 'moe_s32', 'moe_l16', 'moe_h14'),
     *('vit_b16', 'vit_b32', 'vit_s32', 'vit_l16'),
     *('vit_bp32', 'vit_bpp32', 'vit_bppp32'),
@@ -49,7 +51,7 @@ def test_the_experiments_are_there():
     *('attack_vmoe_s32', 'attack_vmoe_s32_384', 'attack_vmoe_b16_384'),
     *('finetune_384', 'finetune_vmoe_s32', 'finetune_vmoe_b16'),
   }
-  assert len(TWINS) == 6
+  assert len(TWINS) == 8
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -39,6 +39,12 @@ def validate_objective(config: ConfigDict) -> None:
         f'{field}.{name}={objective[name]} is a share; use 0 or more and less '
         'than 1'
       )
+  if 0 < objective.clean_share * config.train.batch_size < 1:
+    raise UserError(
+      f'{field}.clean_share={objective.clean_share} of config.train.batch_size='
+      f'{config.train.batch_size} is less than one image; use '
+      f'{1 / config.train.batch_size:.6g} or more, or 0'
+    )
   _validate_idle(objective)
   _validate_fit(config)
 
@@ -58,8 +64,8 @@ def _validate_idle(objective: ConfigDict):
     if is_idle and objective[field] != usual[field]:
       raise UserError(
         f'config.train.objective.{field}={objective[field]!r} has no effect '
-        f'with config.train.objective.name={name!r}; leave it out, or choose '
-        'another objective'
+        f'with config.train.objective.name={name!r}; leave it out, set it to '
+        f'its default of {usual[field]!r}, or choose another objective'
       )
 
 
@@ -85,6 +91,11 @@ def _validate_fit(config: ConfigDict):
     raise UserError(
       f"{asked} needs a router that scores experts for each token, 'top_k', "
       f"not config.model.router.name={router.name!r}; use 'trades'"
+    )
+  if name == 'advmoe' and router.gate == 'sigmoid':
+    raise UserError(
+      f"{asked} compares the softmax of routers' scores, and "
+      f"config.model.router.gate={router.gate!r}; use 'softmax', or 'trades'"
     )
   if name == 'advmoe' and router.frozen:
     raise UserError(

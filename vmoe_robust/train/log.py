@@ -113,7 +113,10 @@ class Log:
         self.write(step, metrics | self._speed() | self._load(step))
     if self._progress:
       last = found[pending[-1][0]]
-      text = f'loss {last["loss"]:.3f}, accuracy {last["accuracy"]:.3f}'
+      text = f'loss {last["loss"]:.3f}'
+      for name in ('accuracy', 'adversarial_accuracy'):
+        if name in last:
+          text += f', {name.replace("_", " ")} {last[name]:.3f}'
       images = len(found) * self._config.train.batch_size
       self._progress.update(pending[-1][0], images, text)
 

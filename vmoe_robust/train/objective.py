@@ -19,9 +19,14 @@ from ml_collections import ConfigDict
 from vmoe_robust.attacks import LOSSES, norms
 from vmoe_robust.attacks.interface import Images
 from vmoe_robust.models import Aux, losses
+from vmoe_robust.train.divergence import (
+  Logits,
+  Values,
+  divergence,
+  route_divergence,
+  scores,
+)
 
-Logits = Float[Array, 'batch classes']
-Values = Float[Array, 'batch']
 # Images to logits and what the routers decided.
 Answers = Callable[[Images], tuple[Logits, Aux]]
 
@@ -43,7 +48,7 @@ class Given:
   keys: Key[Array, 'batch']  # for what an attack draws
   eps: Float[Array, '']  # radius of this step
   kind: str = flax.struct.field(pytree_node=False)  # 'softmax' or 'sigmoid'
-  # Whether an image has one class, however smoothed, and not several or a mix.
+  # Whether the loss is the softmax's of one class an image, however smoothed.
   one_class: bool = flax.struct.field(pytree_node=False)
 
 
@@ -110,13 +115,21 @@ def _ascended(
   The last, not the worst one that was seen (arXiv:1706.06083): so a step costs
   one gradient, and nothing is looked at besides.
   """
-  size = settings.step_size or 2.5 * given.eps / settings.steps
+  size = _step_size(given, settings, 2.5 / settings.steps)
 
   def move(_, x):
     x += size * _steepest(value, x, settings.norm)
     return norms.project(x, given.images, given.eps, settings.norm)
 
   return jax.lax.fori_loop(0, settings.steps, move, x)
+
+
+def _step_size(
+  given: Given, settings: ConfigDict, radii: float
+) -> Float[Array, '']:
+  """The length of a step, by default in radii; it rises as the radius does."""
+  usual = settings.step_size / settings.eps or radii
+  return usual * given.eps
 
 
 def _steepest(value, x: Images, norm: str) -> Images:
@@ -166,7 +179,7 @@ def _pgd(answers, given, settings):
 def _fast(answers, given, settings):
   """One step from a random point (arXiv:2001.03994)."""
   value, x = _class_loss(answers, given), _uniform(given, settings)
-  size = settings.step_size or _FAST_STEP * given.eps
+  size = _step_size(given, settings, _FAST_STEP)
   x += size * _steepest(value, x, settings.norm)
   return norms.project(x, given.images, given.eps, settings.norm)
 
@@ -175,7 +188,7 @@ def _nfgsm(answers, given, settings):
   """One step from stronger noise, without a projection (arXiv:2202.01181)."""
   value = _class_loss(answers, given)
   x = _uniform(given, settings, _NFGSM_NOISE)
-  size = settings.step_size or _NFGSM_STEP * given.eps
+  size = _step_size(given, settings, _NFGSM_STEP)
   return jnp.clip(x + size * _steepest(value, x, settings.norm), 0, 1)
 
 
@@ -259,38 +272,11 @@ def _router_loss(answers, given, x_adv, settings):
   loss = settings.beta * route_divergence(before, after, len(clean))
   if settings.route_by_class:
     for record in before.records.values():
-      mean = jax.nn.softmax(_scores(record, len(clean))).mean(1)
+      mean = jax.nn.softmax(scores(record, len(clean))).mean(1)
       wanted = given.wanted.argmax(-1) % mean.shape[-1]
       own = (mean * jax.nn.one_hot(wanted, mean.shape[-1])).sum(-1)
       loss -= settings.beta * jnp.log(own + 1e-12)
   return Found(loss, clean, adversarial, after, router)
-
-
-def divergence(clean: Logits, adversarial: Logits) -> Values:
-  """KL(clean || adversarial) of each image's classes, in nats."""
-  before, after = jax.nn.log_softmax(clean), jax.nn.log_softmax(adversarial)
-  return (jnp.exp(before) * (before - after)).sum(-1)
-
-
-def route_divergence(clean: Aux, adversarial: Aux, batch: int) -> Values:
-  """KL(clean || adversarial) of the routers' softmax, in nats.
-
-  Mean over the tokens of an image, summed over sparse blocks.
-  """
-  total = jnp.zeros(batch)
-  for block in clean.records:
-    before, after = (
-      jax.nn.log_softmax(_scores(aux.records[block], batch))
-      for aux in (clean, adversarial)
-    )
-    total += (jnp.exp(before) * (before - after)).sum(-1).mean(-1)
-  return total
-
-
-def _scores(record, batch) -> Float[Array, 'batch tokens experts']:
-  logits = record.routing.logits
-  images = len(logits) * record.images  # groups may be padded
-  return logits.reshape(images, -1, logits.shape[-1])[:batch]
 
 
 # By the names that `config.train.objective.name` may have.
@@ -303,7 +289,8 @@ OBJECTIVES = {
   'mart': Objective(_mart_loss, lambda steps: 6 + 2 * steps, _mart),
   'advmoe': Objective(
     _trades_loss,
-    lambda steps: 2 * (7 + 2 * steps),
+    # The routers' step has no gradient by the other weights.
+    lambda steps: 7 + 2 * steps + 5 + 2 * steps,
     _advmoe,
     _router_loss,
   ),

@@ -69,6 +69,11 @@ def merged(rest: PyTree, routers: PyTree) -> PyTree:
   )
 
 
+def alone(params: PyTree) -> PyTree:
+  """The same weights, of which the routers alone have a gradient."""
+  return merged(jax.lax.stop_gradient(params), params)
+
+
 def metrics(
   params: PyTree, gradient: PyTree, start: Weights | None
 ) -> dict[str, Float[Array, '']]:

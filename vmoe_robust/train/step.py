@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,14 @@ Batch = dict[str, Array]
 # Scalars, but for the load of each expert.
 Metrics = dict[str, Float[Array, '...']]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Weights(NamedTuple):
+  """1 / the number of images of the whole batch, without padding."""
+
+  images: Float[Array, '']
+  clean: Float[Array, '']  # that stay clean
+  attacked: Float[Array, '']  # that do not
 
 
 def make(
@@ -56,15 +65,17 @@ def make(
     key = jax.random.fold_in(key, state.step)
     batch = dict(batch, index=jnp.arange(batch['mask'].shape[0]))
     eps = objective_lib.eps_at(settings, state.step, config.train.steps)
-    weight = 1 / jnp.maximum(batch['mask'].sum(dtype=jnp.float32), 1)
+    batch |= {'stays': _stays(batch['index'], settings.clean_share)}
+    weights = _weights(batch['mask'], batch['stays'])
 
-    def gradient_of(loss, params):
+    def gradient_of(loss, params, learns=lambda params: params):
       part = partial(
         _part,
         loss=loss,
+        learns=learns,
         key=key,
         eps=eps,
-        weight=weight,
+        weights=weights,
         model=model,
         config=config,
       )
@@ -73,20 +84,28 @@ def make(
       parts = jax.tree.map(partial(_split, n=accumulate, mesh=mesh), batch)
       return _accumulate(part, params, parts)
 
+    def updated(gradient):
+      return optimizer.update(gradient, state.opt_state, state.params)
+
     gradient, metrics = gradient_of(objective.loss, state.params)
-    if objective.router_loss is not None:
-      # The routers' step is of the weights that the model's step leads to.
-      rest = routers.without(gradient)
-      updates, _ = optimizer.update(rest, state.opt_state, state.params)
+    if objective.router_loss is None:
+      updates, opt_state = updated(gradient)
+    else:
+      # Two steps, each of which is clipped alone. The routers' is of the
+      # weights that the model's step leads to.
+      gradient = routers.without(gradient)
+      updates, opt_state = updated(gradient)
       ahead = routers.merged(
         optax.apply_updates(state.params, updates), state.params
       )
-      of_routers, found = gradient_of(objective.router_loss, ahead)
-      gradient = routers.merged(gradient, of_routers)
+      of_routers, found = gradient_of(
+        objective.router_loss, ahead, routers.alone
+      )
       metrics['router_loss'] = found['loss']
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
+      gradient = routers.merged(gradient, of_routers)
+      updates, opt_state = routers.merged(
+        (updates, opt_state), updated(of_routers)
+      )
     params = optax.apply_updates(state.params, updates)
     params = balance.moved(params, metrics, config.model)
     ema = state.ema
@@ -106,10 +125,13 @@ def make(
   return step
 
 
-def _part(params, batch: Batch, *, loss, key, eps, weight, model, config):
+def _part(
+  params, batch: Batch, *, loss, learns, key, eps, weights, model, config
+):
   """A microbatch's share of the gradient of the whole batch, and its metrics.
 
-  x_adv are found first, with weights that nothing differentiates.
+  x_adv are found first, with weights that nothing differentiates. `learns` cuts
+  the gradient off from the weights that this loss does not teach.
   """
   settings = config.train.objective
   objective = OBJECTIVES[settings.name]
@@ -132,12 +154,12 @@ def _part(params, batch: Batch, *, loss, key, eps, weight, model, config):
   if objective.attack is not None:
     inner = as_trained if settings.inner == 'training' else ('dropless', None)
     x_adv = objective.attack(partial(answers, params, *inner), given, settings)
-    stays = _stays(given.index, settings.clean_share)
-    x_adv = where(stays, given.images, x_adv)
+    x_adv = where(batch['stays'], given.images, x_adv)
 
   def total(params):
-    found = loss(partial(answers, params, *as_trained), given, x_adv, settings)
-    metrics = _metrics(found, given, weight, model, config)
+    answer = partial(answers, learns(params), *as_trained)
+    found = loss(answer, given, x_adv, settings)
+    metrics = _metrics(found, given, batch['stays'], weights, model, config)
     return metrics['loss'], metrics
 
   (_, metrics), gradient = jax.value_and_grad(total, has_aux=True)(params)
@@ -162,7 +184,7 @@ def _given(batch: Batch, for_mixup, key, eps, config: ConfigDict) -> Given:
     keys=jax.vmap(jax.random.fold_in, (None, 0))(for_attack, batch['index']),
     eps=eps,
     kind=config.train.loss,
-    one_class=batch['label'].ndim == 1 and not config.data.mixup,
+    one_class=_is_one_class(batch['label'], config),
   )
 
 
@@ -172,31 +194,50 @@ def _stays(index: Array, share: float) -> Array:
   return after > before
 
 
-def _metrics(found: Found, given: Given, weight, model, config) -> Metrics:
+def _weights(mask: Array, stays: Array) -> Weights:
+  each = lambda chosen: 1 / jnp.maximum(chosen.sum(dtype=jnp.float32), 1)
+  return Weights(each(mask), each(mask & stays), each(mask & ~stays))
+
+
+def _is_one_class(label: Array, config: ConfigDict) -> bool:
+  softmax = config.train.loss == 'softmax'
+  return softmax and label.ndim == 1 and not config.data.mixup
+
+
+def _metrics(
+  found: Found, given: Given, stays, weights: Weights, model, config
+) -> Metrics:
   """A microbatch's share of the metrics of the whole batch.
 
-  'accuracy' and 'cross_entropy' are of the clean images where the objective
-  asks for these, and otherwise of what it asks for, x_adv.
+  'accuracy' and 'cross_entropy' are of images as they are, 'adversarial_' of
+  x_adv, and each is there only where the objective asks the model about such.
   """
-  mean = lambda x: jnp.where(given.mask, x, 0).sum() * weight
+  mean = lambda x: jnp.where(given.mask, x, 0).sum() * weights.images
   auxiliary = found.router_loss / config.train.accumulate
   metrics = {'loss': mean(found.loss) + auxiliary, 'auxiliary_loss': auxiliary}
-  shown = {'': found.adversarial if found.clean is None else found.clean}
+  shown = []
+  if found.clean is not None:
+    shown.append(('', found.clean, given.mask, weights.images))
   if found.adversarial is not None:
-    shown['adversarial_'] = found.adversarial
-  for name, logits in shown.items():
+    here, there = given.mask & stays, given.mask & ~stays
+    both = found.adversarial
+    if config.train.objective.clean_share:
+      shown.append(('', both, here, weights.clean))
+    shown.append(('adversarial_', both, there, weights.attacked))
+  for name, logits, which, weight in shown:
     loss = losses.classification(logits, given.wanted, given.kind)
     right = losses.top_is_right(logits, given.wanted)
-    metrics[f'{name}cross_entropy'] = mean(loss)
-    metrics[f'{name}accuracy'] = mean(right)
+    metrics[f'{name}cross_entropy'] = jnp.where(which, loss, 0).sum() * weight
+    metrics[f'{name}accuracy'] = jnp.where(which, right, 0).sum() * weight
   records = found.aux.records
   if balance.chooses(config.model):
     for name, record in records.items():
       wished = record.routing.experts < config.model.experts
       tokens = wished[0].size / record.images  # choices of an image
       lost = (wished & ~record.placement.kept).sum()
-      metrics[f'dropped/{name}'] = lost * weight / tokens
-  loads = balance.loads(records, config.model, weight, model.module.mesh)
+      metrics[f'dropped/{name}'] = lost * weights.images / tokens
+  mesh = model.module.mesh
+  loads = balance.loads(records, config.model, weights.images, mesh)
   return metrics | loads
 
 
