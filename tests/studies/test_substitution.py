@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
+from vmoe_robust.models.routers.routing import Routing
 from vmoe_robust.studies import substitution
 
 
@@ -36,3 +38,27 @@ def test_a_dense_model_is_told(config, in_memory, model_of, opened):
   model, params = model_of(config)
   with pytest.raises(UserError, match='asks about experts.*is dense'):
     substitution.run(opened(config, in_memory(8), model, params))
+
+
+def test_what_each_change_makes_of_a_decision():
+  # One image of two tokens, three experts, two choices.
+  probabilities = jnp.array([[[0.5, 0.2, 0.3], [0.1, 0.3, 0.6]]])
+  gates, experts = jax.lax.top_k(probabilities, 2)
+  routing = Routing(probabilities, probabilities, experts, gates, {})
+  keys = jax.random.split(jax.random.key(0), 1)
+
+  def of(kind, number=0):
+    options = substitution._options(routing, number, keys, 3)
+    new, weights = options[substitution._KINDS.index(kind)]()
+    return new.tolist()[0], np.asarray(weights)[0]
+
+  assert of('unchanged')[0] == [[0, 2], [2, 1]]
+  assert of('rank', 2)[0] == [[2, 2], [1, 1]]
+  assert of('rank', 3)[0] == [[1, 2], [0, 1]]
+  assert of('dropped', 1)[0] == [[3, 2], [3, 1]]
+  assert of('dropped', 2)[0] == [[0, 3], [2, 3]]
+  assert sorted(of('shuffled')[0]) == [[0, 2], [2, 1]]
+  first = [token[0] for token in of('random')[0]]
+  assert first[0] in (1, 2) and first[1] in (0, 1)
+  np.testing.assert_allclose(of('rank', 3)[1], gates[0])
+  np.testing.assert_allclose(of('uniform')[1], [[0.4, 0.4], [0.45, 0.45]])

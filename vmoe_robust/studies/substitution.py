@@ -8,7 +8,6 @@ the expert is another one.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import eps_name
@@ -30,10 +29,16 @@ _ALL = 'all'
 def run(job: Job) -> Findings:
   """Accuracy under each substitution, of the dropless model.
 
-  With E experts, K choices and L sparse blocks there are C = 1 + (L + 1) x
-  (E + 1 + K) conditions, one block fewer counted for L = 1, and one fewer a
-  place for K = 1. An image takes C forward passes, and a radius C + 2 x
-  `config.attack.steps` more (a gradient counts as two).
+  There is the unchanged model, and for each sparse block and for all of them
+  together E + 1 + K changes, of E experts and K choices, one more for K > 1
+  (uniform gates). With C such conditions an image takes C forward passes, and
+  a radius C + 2 x `config.attack.steps` more (a gradient counts as two).
+  One program serves all: a condition is data to it.
+
+  A choice keeps its gate. Rank r <= K is a choice already, so that this
+  expert then runs twice. A random expert is another one than the first. Of
+  shuffled tokens each takes the choices of another token of its image.
+  Uniform gates keep their sum.
 
   Raises:
     UserError: the model is dense, or its router is not top_k, or the attack is
