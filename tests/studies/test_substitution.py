@@ -44,7 +44,8 @@ def test_what_each_change_makes_of_a_decision():
   # One image of two tokens, three experts, two choices.
   probabilities = jnp.array([[[0.5, 0.2, 0.3], [0.1, 0.3, 0.6]]])
   gates, experts = jax.lax.top_k(probabilities, 2)
-  routing = Routing(probabilities, probabilities, experts, gates, {})
+  nothing = jnp.zeros(1)
+  routing = Routing(probabilities, experts, gates, {}, nothing, probabilities)
   keys = jax.random.split(jax.random.key(0), 1)
 
   def of(kind, number=0):
