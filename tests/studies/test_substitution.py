@@ -5,6 +5,7 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.models.routers.routing import Routing
+from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import substitution
 
 
@@ -63,3 +64,38 @@ def test_what_each_change_makes_of_a_decision():
   assert first[0] in (1, 2) and first[1] in (0, 1)
   np.testing.assert_allclose(of('rank', 3)[1], gates[0])
   np.testing.assert_allclose(of('uniform')[1], [[0.4, 0.4], [0.45, 0.45]])
+
+
+def test_of_two_experts_rank_2_is_the_model_with_experts_exchanged(
+  config, in_memory, model_of, opened
+):
+  config.model.experts, config.model.router.selected = 2, 1
+  config.attack.eps = ()
+  model, params = model_of(config)
+  source = in_memory(32)
+  found = substitution.run(opened(config, source, model, params)).columns
+  mlp = params['Encoder']['encoderblock_1']['Moe']['Mlp']
+  params['Encoder']['encoderblock_1']['Moe']['Mlp'] = jax.tree.map(
+    lambda a: np.asarray(a)[::-1].copy(), mlp
+  )
+  exchanged = substitution.run(opened(config, source, model, params)).columns
+
+  def predicted(columns, name):
+    return under.of(columns, f'eps 0, {name}')['prediction_after']
+
+  before = predicted(found, 'unchanged')
+  assert (before != predicted(exchanged, 'unchanged')).any()
+  for change in ('rank 2', 'random'):
+    np.testing.assert_array_equal(
+      predicted(found, f'{change}, encoderblock_1'),
+      predicted(exchanged, 'unchanged'),
+    )
+
+
+def test_a_router_that_has_no_ranks_is_told(
+  config, in_memory, model_of, opened
+):
+  config.model.router.name = 'expert_choice'
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='about routers top_k.*expert_choice'):
+    substitution.run(opened(config, in_memory(8), model, params))
