@@ -22,7 +22,7 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('routing_change',)
+_ATTACKS = ('routing_change', 'substitution')
 
 
 def attacks(config: ConfigDict) -> bool:
@@ -51,6 +51,7 @@ def study_fields() -> dict:
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
+    substitution=dict(batch_size=0),  # 0: the evaluation's
   )
 
 

@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.models.routers.routing import Routing
+from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import substitution
+
+
+@pytest.fixture
+def config(config):
+  config.mode, config.study.name = 'study', 'substitution'
+  config.study.substitution.batch_size = 8
+  config.attack.update(dict(steps=2, eps=(0.1,)))
+  return config
+
+
+def test_identical_experts_can_stand_for_each_other(
+  config, in_memory, model_of, opened
+):
+  model, params = model_of(config)
+  for block in ('encoderblock_0', 'encoderblock_1'):
+    mlp = params['Encoder'][block]['Moe']['Mlp']
+    params['Encoder'][block]['Moe']['Mlp'] = jax.tree.map(
+      lambda a: np.broadcast_to(np.asarray(a)[:1], a.shape).copy(), mlp
+    )
+  found = substitution.run(opened(config, in_memory(11), model, params))
+  same = [r for r in found.rows if r['kind'] in ('rank', 'random')]
+  assert same
+  for row in same:
+    both = row['against_unchanged']
+    assert (both['only_first'], both['only_second']) == (0, 0), row
+
+
+def test_a_dense_model_is_told(config, in_memory, model_of, opened):
+  config.model.experts = 0
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='asks about experts.*is dense'):
+    substitution.run(opened(config, in_memory(8), model, params))
+
+
+def test_what_each_change_makes_of_a_decision():
+  # One image of two tokens, three experts, two choices.
+  probabilities = jnp.array([[[0.5, 0.2, 0.3], [0.1, 0.3, 0.6]]])
+  gates, experts = jax.lax.top_k(probabilities, 2)
+  nothing = jnp.zeros(1)
+  routing = Routing(probabilities, experts, gates, {}, nothing, probabilities)
+  keys = jax.random.split(jax.random.key(0), 1)
+
+  def of(kind, number=0):
+    options = substitution._options(routing, number, keys, 3)
+    new, weights = options[substitution._KINDS.index(kind)]()
+    return new.tolist()[0], np.asarray(weights)[0]
+
+  assert of('unchanged')[0] == [[0, 2], [2, 1]]
+  assert of('rank', 2)[0] == [[2, 2], [1, 1]]
+  assert of('rank', 3)[0] == [[1, 2], [0, 1]]
+  assert of('dropped', 1)[0] == [[3, 2], [3, 1]]
+  assert of('dropped', 2)[0] == [[0, 3], [2, 3]]
+  assert sorted(of('shuffled')[0]) == [[0, 2], [2, 1]]
+  first = [token[0] for token in of('random')[0]]
+  assert first[0] in (1, 2) and first[1] in (0, 1)
+  np.testing.assert_allclose(of('rank', 3)[1], gates[0])
+  np.testing.assert_allclose(of('uniform')[1], [[0.4, 0.4], [0.45, 0.45]])
+
+
+def test_of_two_experts_rank_2_is_the_model_with_experts_exchanged(
+  config, in_memory, model_of, opened
+):
+  config.model.experts, config.model.router.selected = 2, 1
+  config.attack.eps = ()
+  model, params = model_of(config)
+  source = in_memory(32)
+  found = substitution.run(opened(config, source, model, params)).columns
+  mlp = params['Encoder']['encoderblock_1']['Moe']['Mlp']
+  params['Encoder']['encoderblock_1']['Moe']['Mlp'] = jax.tree.map(
+    lambda a: np.asarray(a)[::-1].copy(), mlp
+  )
+  exchanged = substitution.run(opened(config, source, model, params)).columns
+
+  def predicted(columns, name):
+    return under.of(columns, f'eps 0, {name}')['prediction_after']
+
+  before = predicted(found, 'unchanged')
+  assert (before != predicted(exchanged, 'unchanged')).any()
+  for change in ('rank 2', 'random'):
+    np.testing.assert_array_equal(
+      predicted(found, f'{change}, encoderblock_1'),
+      predicted(exchanged, 'unchanged'),
+    )
+
+
+def test_a_router_that_has_no_ranks_is_told(
+  config, in_memory, model_of, opened
+):
+  config.model.router.name = 'expert_choice'
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='about routers top_k.*expert_choice'):
+    substitution.run(opened(config, in_memory(8), model, params))
