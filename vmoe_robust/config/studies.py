@@ -50,6 +50,10 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    jacobian=dict(
+      iterations=30,  # of the power method, for each term and layer
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
   )
 
@@ -63,6 +67,7 @@ def validate_study(study: ConfigDict) -> None:
   choose('config.study.name', study.name, [n for n in study if n != 'name'])
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
+  positive('config.study.jacobian.iterations', study.jacobian.iterations)
   for name, group in study.items():
     if name != 'name':
       at_least(f'config.study.{name}.batch_size', group.batch_size, 0)
