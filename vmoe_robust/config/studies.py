@@ -22,7 +22,7 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('routing_change',)
+_ATTACKS = ('frozen_routing', 'routing_change')
 
 
 def attacks(config: ConfigDict) -> bool:
@@ -50,6 +50,7 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    frozen_routing=dict(batch_size=0),  # 0: the evaluation's
     jacobian=dict(
       iterations=30,  # of the power method, for each term and layer
       batch_size=0,  # 0: the evaluation's

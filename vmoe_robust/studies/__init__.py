@@ -7,6 +7,7 @@ of that name in `config/studies.py`.
 from vmoe_robust.studies import (
   certificates,
   corruptions,
+  frozen_routing,
   jacobian,
   routing_change,
 )
@@ -15,6 +16,7 @@ from vmoe_robust.studies import (
 STUDIES = {
   'certificates': certificates,
   'corruptions': corruptions,
+  'frozen_routing': frozen_routing,
   'jacobian': jacobian,
   'routing_change': routing_change,
 }
