@@ -16,7 +16,7 @@ from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Aux, Model
 from vmoe_robust.models.routers.routing import Routing
-from vmoe_robust.report.figures import Line, LinePlot
+from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
@@ -84,7 +84,7 @@ def run(job: Job) -> Findings:
       'attack': config.attack.name,
       'compared': compared,
     },
-    figures=[_figure(rows, config)],
+    figures=[_figure(rows, config), _differences(compared, rows, config)],
   )
 
 
@@ -158,6 +158,27 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     f'{settings.norm}), {n:,} examples'
   )
   return LinePlot('frozen_routing', title, 'eps x 255', 'accuracy', lines)
+
+
+def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
+  """The lines of the other figure lie close; these are paired."""
+  bars = []
+  for pair in PAIRS:
+    for at, found in compared.items():
+      one = found[pair]['difference']
+      value = 100 * one['value']
+      low, high = (100 * end for end in one['interval'] or (one['value'],) * 2)
+      label = pair.replace('_', ' ')
+      bars.append(Bar(at, value, low, high, label))
+  n, settings = rows[0]['accuracy']['n'], config.attack
+  return BarPlot(
+    'frozen_routing_differences',
+    f'What routing changes under {settings.name} ({settings.steps} steps, '
+    f'{settings.norm}), {n:,} examples',
+    'accuracy, paired difference in points',
+    bars,
+    is_rate=False,
+  )
 
 
 def render(results: dict) -> str:
