@@ -22,7 +22,7 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('frozen_routing', 'routing_change')
+_ATTACKS = ('frozen_routing', 'routing_attacks', 'routing_change')
 
 
 def attacks(config: ConfigDict) -> bool:
@@ -55,6 +55,12 @@ def study_fields() -> dict:
       iterations=30,  # of the power method, for each term and layer
       batch_size=0,  # 0: the evaluation's
     ),
+    routing_attacks=dict(
+      left_by='autoattack',  # an attack as config.attack.name; which of the
+      # images that it left do the others break?
+      lambdas=(0.0, 0.1, 1.0, 10.0),  # weights of the divergence of routing
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
   )
 
@@ -69,6 +75,11 @@ def validate_study(study: ConfigDict) -> None:
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
   positive('config.study.jacobian.iterations', study.jacobian.iterations)
+  lambdas = 'config.study.routing_attacks.lambdas'
+  several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
+  numbers(lambdas, study.routing_attacks.lambdas)
+  for value in study.routing_attacks.lambdas:
+    at_least(lambdas, value, 0)
   for name, group in study.items():
     if name != 'name':
       at_least(f'config.study.{name}.batch_size', group.batch_size, 0)

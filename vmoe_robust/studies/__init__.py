@@ -9,6 +9,7 @@ from vmoe_robust.studies import (
   corruptions,
   frozen_routing,
   jacobian,
+  routing_attacks,
   routing_change,
 )
 
@@ -18,5 +19,6 @@ STUDIES = {
   'corruptions': corruptions,
   'frozen_routing': frozen_routing,
   'jacobian': jacobian,
+  'routing_attacks': routing_attacks,
   'routing_change': routing_change,
 }
