@@ -68,13 +68,7 @@ def run(job: Job) -> Findings:
   shown = _conditions(config.attack.eps)
   columns, skipped = under.measured(job, 'frozen routing', shown, program)
   rows = under.rows(columns, shown)
-  compared = {
-    f'eps {eps_name(eps)}': {
-      name: paired(*(_right(columns, eps, way) for way in ways))
-      for name, ways in PAIRS.items()
-    }
-    for eps in config.attack.eps
-  }
+  compared = _compared(columns, config.attack.eps)
   return Findings(
     columns=columns,
     skipped=sorted(skipped),
@@ -106,6 +100,17 @@ def frozen(model: Model) -> adversarial.Forward:
     )
 
   return forward
+
+
+def _compared(columns, radii) -> dict:
+  """The differences of `PAIRS` at each radius."""
+  return {
+    f'eps {eps_name(eps)}': {
+      name: paired(*(_right(columns, eps, way) for way in ways))
+      for name, ways in PAIRS.items()
+    }
+    for eps in radii
+  }
 
 
 def _conditions(radii) -> list[under.Condition]:

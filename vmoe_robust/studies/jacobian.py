@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vmoe_robust.evaluate.job import Job
@@ -68,17 +69,11 @@ def run(job: Job) -> Findings:
   shown = [under.Condition(under.CLEAN)]
   columns, skipped = under.measured(job, 'jacobian', shown, program)
   (row,) = under.rows(columns, shown)
-  every = (*TERMS, TOTAL)
-  for place in (*blocks, MARGIN):
-    row[place] = {term: mean(columns[f'{place}/{term}']) for term in every}
-    row[place]['error'] = float(columns[f'{place}/error'].max())
-    shares = _shares(columns, place)
-    if place == MARGIN:
-      row[place]['of_layer'] = {
-        block: {t: mean(columns[f'{MARGIN}/{t}/{block}']) for t in TERMS[1:]}
-        for block in blocks
-      }
-    row[place]['share'] = {term: mean(x) for term, x in shares.items()}
+  row |= {place: _place(columns, place) for place in (*blocks, MARGIN)}
+  row[MARGIN]['of_layer'] = {
+    block: {t: mean(columns[f'{MARGIN}/{t}/{block}']) for t in TERMS[1:]}
+    for block in blocks
+  }
   return Findings(
     columns=columns,
     skipped=sorted(skipped),
@@ -250,18 +245,20 @@ def _unit(v: Array) -> Array:
   return v / jnp.where(size > 0, size, 1)
 
 
-def _shares(columns, place):
-  """Each term's norm over that of J, of the images whose J is not zero."""
-  total = columns[f'{place}/{TOTAL}']
-  some = total > 0
-  return {t: columns[f'{place}/{t}'][some] / total[some] for t in TERMS}
+def _place(columns, place) -> dict:
+  """Means of norms, and of their shares of J's (0 where J is 0)."""
+  norms = {term: columns[f'{place}/{term}'] for term in (*TERMS, TOTAL)}
+  total = np.where(norms[TOTAL] > 0, norms[TOTAL], np.inf)
+  shares = {term: mean(norms[term] / total) for term in TERMS}
+  error = float(columns[f'{place}/error'].max())
+  found = {term: mean(norm) for term, norm in norms.items()}
+  return found | {'share': shares, 'error': error}
 
 
 def _warnings(row, places) -> list[str]:
   return [
-    f'the terms of {place} add up to its Jacobian only to '
-    f'{row[place]["error"]:.1e} of their size, not to {_TOLERANCE:.0e}; do not '
-    "trust them, and use config.model.compute_dtype='float32'"
+    f'the terms of {place} miss its Jacobian by {row[place]["error"]:.1e} of '
+    "their size: use a model of config.model.compute_dtype='float32'"
     for place in places
     if not row[place]['error'] <= _TOLERANCE
   ]
@@ -270,20 +267,16 @@ def _warnings(row, places) -> list[str]:
 def _figure(row, places) -> BarPlot:
   bars = []
   for place in places:
+    name = 'logit margin' if place == MARGIN else place
     for term in TERMS:
       found = row[place]['share'][term]
-      low, high = found['interval'] or (found['value'], found['value'])
-      name = 'logit margin' if place == MARGIN else place
+      low, high = found['interval'] or (found['value'],) * 2
       shown = f'{name}: {term.replace("_", " ")}'
       bars.append(Bar(shown, found['value'], low, high, name))
   n = row['accuracy']['n']
-  return BarPlot(
-    'jacobian',
-    f'Terms of the Jacobian, {n:,} clean examples',
-    'norm of the term / norm of J',
-    bars,
-    is_rate=False,
-  )
+  title = f'Terms of the Jacobian, {n:,} clean examples'
+  x_label = 'norm of the term / norm of J'
+  return BarPlot('jacobian', title, x_label, bars, is_rate=False)
 
 
 def render(results: dict) -> str:
@@ -291,22 +284,17 @@ def render(results: dict) -> str:
   (row,) = results['rows']
   lines = []
   for place in (*results['summary']['blocks'], MARGIN):
+    found = row[place]
     for term in (*TERMS, TOTAL):
-      found = row[place][term]
-      share_of = row[place]['share'].get(term)
-      lines.append(
-        [
-          place,
-          term.replace('_', ' '),
-          _number(found),
-          '' if share_of is None else _number(share_of),
-        ]
-      )
+      share_of = _number(found['share'][term]) if term in TERMS else ''
+      name = term.replace('_', ' ')
+      lines.append([place, name, _number(found[term]), share_of])
   return table(['Jacobian of', 'term', 'norm', 'over norm of J'], lines)
 
 
 def _number(estimate) -> str:
-  if estimate['interval'] is None:
-    return '-' if estimate['value'] is None else f'{estimate["value"]:.4g}'
-  low, high = estimate['interval']
-  return f'{estimate["value"]:.4g} ({low:.4g} to {high:.4g})'
+  if estimate['value'] is None:
+    return '-'
+  ends = estimate['interval'] or ()
+  shown = f' ({" to ".join(f"{end:.4g}" for end in ends)})' if ends else ''
+  return f'{estimate["value"]:.4g}{shown}'
