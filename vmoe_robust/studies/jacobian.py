@@ -63,6 +63,7 @@ def run(job: Job) -> Findings:
     for block, tokens in inputs(model, params, images, batch['mask']).items():
       apply = partial(layer, model, params, block, batch['mask'])
       norms = layer_norms(apply, tokens, iterations)
+      found[f'{block}/error'] = norms.pop('error').max(-1)  # of tokens
       found |= {f'{block}/{n}': x.mean(-1) for n, x in norms.items()}
     return {name: x[None] for name, x in found.items()}
 
@@ -246,11 +247,11 @@ def _unit(v: Array) -> Array:
 
 
 def _place(columns, place) -> dict:
-  """Means of norms, and of their shares of J's (0 where J is 0)."""
+  """Means of norms and of their shares (0 of none); 1 is the worst error."""
   norms = {term: columns[f'{place}/{term}'] for term in (*TERMS, TOTAL)}
   total = np.where(norms[TOTAL] > 0, norms[TOTAL], np.inf)
   shares = {term: mean(norms[term] / total) for term in TERMS}
-  error = float(columns[f'{place}/error'].max())
+  error = float(np.nan_to_num(columns[f'{place}/error'], nan=1).max())
   found = {term: mean(norm) for term, norm in norms.items()}
   return found | {'share': shares, 'error': error}
 
@@ -273,8 +274,7 @@ def _figure(row, places) -> BarPlot:
       low, high = found['interval'] or (found['value'],) * 2
       shown = f'{name}: {term.replace("_", " ")}'
       bars.append(Bar(shown, found['value'], low, high, name))
-  n = row['accuracy']['n']
-  title = f'Terms of the Jacobian, {n:,} clean examples'
+  title = f'Terms of the Jacobian, {row["accuracy"]["n"]:,} clean examples'
   x_label = 'norm of the term / norm of J'
   return BarPlot('jacobian', title, x_label, bars, is_rate=False)
 
