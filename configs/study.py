@@ -6,7 +6,7 @@ Command:
 
 WORKDIR is that of a training run. The model and the data are the run's own;
 --config.data.split='test[:1000]' takes a part. Studies that attack do it as
---config.attack says, by PGD unless they say otherwise.
+--config.attack says, by default with PGD at the radii of config.attack.eps.
 
 Hardware: any.
 
@@ -21,7 +21,4 @@ def get_config():
   config.mode = 'study'
   config.study.name = 'routing_change'
   config.data.update(name='', split='')  # as trained
-  config.attack.update(
-    name='pgd', norm='linf', eps=(4 / 255, 8 / 255, 16 / 255), steps=20
-  )
   return config

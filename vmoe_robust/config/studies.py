@@ -22,7 +22,12 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('routing_change', 'substitution')
+_ATTACKS = (
+  'frozen_routing',
+  'routing_attacks',
+  'routing_change',
+  'substitution',
+)
 
 
 def attacks(config: ConfigDict) -> bool:
@@ -50,6 +55,17 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    frozen_routing=dict(batch_size=0),  # 0: the evaluation's
+    jacobian=dict(
+      iterations=30,  # of the power method, for each term and layer
+      batch_size=0,  # 0: the evaluation's
+    ),
+    routing_attacks=dict(
+      left_by='autoattack',  # an attack as config.attack.name; which of the
+      # images that it left do the others break?
+      lambdas=(0.0, 0.1, 1.0, 10.0),  # weights of the divergence of routing
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     substitution=dict(batch_size=0),  # 0: the evaluation's
   )
@@ -64,6 +80,12 @@ def validate_study(study: ConfigDict) -> None:
   choose('config.study.name', study.name, [n for n in study if n != 'name'])
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
+  positive('config.study.jacobian.iterations', study.jacobian.iterations)
+  lambdas = 'config.study.routing_attacks.lambdas'
+  several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
+  numbers(lambdas, study.routing_attacks.lambdas)
+  for value in study.routing_attacks.lambdas:
+    at_least(lambdas, value, 0)
   for name, group in study.items():
     if name != 'name':
       at_least(f'config.study.{name}.batch_size', group.batch_size, 0)

@@ -7,6 +7,9 @@ of that name in `config/studies.py`.
 from vmoe_robust.studies import (
   certificates,
   corruptions,
+  frozen_routing,
+  jacobian,
+  routing_attacks,
   routing_change,
   substitution,
 )
@@ -15,6 +18,9 @@ from vmoe_robust.studies import (
 STUDIES = {
   'certificates': certificates,
   'corruptions': corruptions,
+  'frozen_routing': frozen_routing,
+  'jacobian': jacobian,
+  'routing_attacks': routing_attacks,
   'routing_change': routing_change,
   'substitution': substitution,
 }

@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.studies import conditions, routing_attacks
+
+EPS = 0.2
+BLOCKS = ('encoderblock_0', 'encoderblock_1')
+
+
+@pytest.fixture
+def config(config):
+  config.mode, config.study.name = 'study', 'routing_attacks'
+  config.study.routing_attacks.update(dict(left_by='apgd_ce', lambdas=(0.0, 1)))
+  config.study.routing_attacks.batch_size = 8
+  config.attack.update(dict(eps=(EPS,), steps=2))
+  return config
+
+
+def ignore_input(params):
+  for block in BLOCKS:
+    router = params['Encoder'][block]['Moe']['Router']['dense']
+    router['kernel'] = np.zeros_like(router['kernel'])
+
+
+def test_divergence_and_margin_by_hand(config, model_of):
+  model, params = model_of(config)
+  x, y = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 1))
+  before, after = (model.apply(params, z)[1] for z in (x, y))
+  expected = np.zeros(3)
+  for block in BLOCKS:
+    p, q = (
+      np.array(aux.records[block].routing.probabilities, np.float64)
+      for aux in (before, after)
+    )
+    expected += (p * np.log(p / q)).sum(-1).mean(-1)
+  scores = routing_attacks.scores(before)
+  found = routing_attacks.divergence(scores, after)
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(
+    routing_attacks.divergence(scores, before), 0, atol=1e-7
+  )
+  logits = jnp.array([[1.0, 3, 2], [5, 1, 2]])
+  margin = routing_attacks.margin(logits, jnp.array([1, 2]))
+  np.testing.assert_array_equal(margin, [-1, 3])
+  several = jnp.array([[1, 1, 0], [0, 1, 1]])
+  margin = routing_attacks.margin(logits, several)
+  np.testing.assert_array_equal(margin, [-1, 3])
+
+
+def test_the_first_attempt_that_breaks_an_image_counts():
+  predictions = jnp.array([[0, 1, 1], [2, 0, 1], [3, 0, 1]])
+  divergences = jnp.arange(9.0).reshape(3, 3)
+  found = routing_attacks.worst(predictions, divergences, jnp.array([0, 1, 1]))
+  np.testing.assert_array_equal(found[0], [2, 0, 1])
+  np.testing.assert_array_equal(found[1], [3, 4, 2])
+
+
+def test_without_gates_only_the_gradient_changes(config, model_of):
+  model, params = model_of(config)
+  x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+  mask = jnp.ones(2, bool)
+
+  def of(forward):
+    logits = lambda x: forward(params, x, mask, ())[0]
+    return logits(x), jax.grad(lambda x: logits(x).sum())(x)
+
+  same, full = of(adversarial.plain(model))
+  logits, part = of(routing_attacks.without_gates(model))
+  np.testing.assert_array_equal(logits, same)
+  assert jnp.abs(full - part).max() > 1e-4
+
+
+def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
+  model, params = model_of(config)
+  ignore_input(params)
+  found = routing_attacks.run(opened(config, in_memory(8), model, params))
+  for row in found.rows:
+    if row['attack'] in routing_attacks.OURS:
+      assert row['divergence']['value'] == pytest.approx(0, abs=1e-6)
+  # Its gradient is that of the experts alone.
+  plain, expert = (
+    conditions.of(found.columns, f'eps 0.2, {kind}')['prediction_after']
+    for kind in ('attack', 'expert_only')
+  )
+  np.testing.assert_array_equal(plain, expert)
+  (fallen,) = found.summary['fallen'].values()
+  first = conditions.of(found.columns, 'eps 0.2, first')
+  joint = conditions.of(found.columns, 'eps 0.2, joint')
+  left, right = conditions.right(first), conditions.right(joint)
+  assert fallen['left'] == left.sum()
+  assert fallen['joint']['fallen'] == (left & ~right).sum()
+
+
+def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
+  config.attack.random_start = False
+  model, params = model_of(config)
+  with pytest.raises(UserError, match=r'random_start=False .* no gradient'):
+    routing_attacks.run(opened(config, in_memory(8), model, params))
+  config.model.router.name = 'soft'
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='about routers top_k, expert_choice'):
+    routing_attacks.run(opened(config, in_memory(8), model, params))

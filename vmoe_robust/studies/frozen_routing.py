@@ -1,0 +1,220 @@
+"""`config.study.name = 'frozen_routing'`: does routing break, or do experts?
+
+Each example is attacked twice: freely, and with the routing held at that of the
+clean image. Each x_adv is then judged twice: with its own routing and with the
+clean image's. What clean routing wins back of a free attack is damage by
+routing; what a free attack breaks under clean routing is damage by experts (and
+by all other layers).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import eps_name
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.models import Aux, Model
+from vmoe_robust.models.routers.routing import Routing
+from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
+from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.statistics import paired
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import conditions as under
+
+FREE, FROZEN = 'free', 'frozen'
+OWN, CLEAN_ROUTING = 'own', 'clean'
+# Attacked and judged with which routing.
+WAYS = tuple((a, j) for a in (FREE, FROZEN) for j in (OWN, CLEAN_ROUTING))
+# What is compared: the first accuracy less the second.
+PAIRS = {
+  'routing_damage_of_free_attack': ((FREE, CLEAN_ROUTING), (FREE, OWN)),
+  'routing_damage_of_frozen_attack': ((FROZEN, CLEAN_ROUTING), (FROZEN, OWN)),
+  'gain_of_the_attack_by_routing': ((FROZEN, CLEAN_ROUTING), (FREE, OWN)),
+}
+
+
+def run(job: Job) -> Findings:
+  """Accuracy at each radius, attacked and judged with either routing.
+
+  Clean routing is both which experts a token has and with which gates, so that
+  a frozen routing has no gradient. It takes a forward pass an image, and a
+  radius 8 + 4 x `config.attack.steps` more (a gradient counts as two).
+
+  Raises:
+    UserError: the model is dense, or the attack is of another kind.
+  """
+  blocks = under.require_experts(job, 'frozen_routing')
+  config, model = job.config, job.classifier.model
+  forward, held = adversarial.plain(model), frozen(model)
+  attacks = {
+    FREE: adversarial.attack(forward, config),
+    FROZEN: adversarial.attack(held, config),
+  }
+
+  def program(params, images, batch):
+    mask = batch['mask']
+    logits, clean = forward(params, images, mask, ())
+    routing = routing_of(clean)
+    found = [logits]
+    for eps in config.attack.eps:
+      for attack in attacks.values():
+        x_adv = attack(params, images, batch, jnp.float32(eps), routing)
+        for judge in (forward, held):
+          found.append(judge(params, x_adv, mask, routing)[0])
+    return {'prediction_after': jnp.stack([classes(x) for x in found])}
+
+  shown = _conditions(config.attack.eps)
+  columns, skipped = under.measured(job, 'frozen routing', shown, program)
+  rows = under.rows(columns, shown)
+  compared = _compared(columns, config.attack.eps)
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={
+      'blocks': list(blocks),
+      'attack': config.attack.name,
+      'compared': compared,
+    },
+    figures=[_figure(rows, config), _differences(compared, rows, config)],
+  )
+
+
+def routing_of(aux: Aux) -> dict[str, Routing]:
+  """What was decided in each sparse block."""
+  return {block: record.routing for block, record in aux.records.items()}
+
+
+def frozen(model: Model) -> adversarial.Forward:
+  """The model with the routing that it is given as context, by block."""
+
+  def forward(params, images, mask, context: dict[str, Routing]):
+    def hold(block, tokens, routing):
+      del routing
+      return tokens, context[block]
+
+    return model.apply(
+      params, images, experts='dropless', mask=mask, intervene=hold
+    )
+
+  return forward
+
+
+def _compared(columns, radii) -> dict:
+  """The differences of `PAIRS` at each radius."""
+  return {
+    f'eps {eps_name(eps)}': {
+      name: paired(*(_right(columns, eps, way) for way in ways))
+      for name, ways in PAIRS.items()
+    }
+    for eps in radii
+  }
+
+
+def _conditions(radii) -> list[under.Condition]:
+  clean = {'eps': 0.0, 'attacked': None, 'judged': OWN}
+  return [
+    under.Condition(under.CLEAN, clean),
+    *(
+      under.Condition(
+        _name(eps, way), {'eps': eps, 'attacked': way[0], 'judged': way[1]}
+      )
+      for eps in radii
+      for way in WAYS
+    ),
+  ]
+
+
+def _name(eps: float, way: tuple[str, str]) -> str:
+  return f'eps {eps_name(eps)}, {way[0]} attack, {way[1]} routing'
+
+
+def _right(columns, eps, way) -> np.ndarray:
+  return under.right(under.of(columns, _name(eps, way)))
+
+
+def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
+  clean, *rest = rows
+  lines = []
+  for attacked, judged in WAYS:
+    here = [
+      row
+      for row in rest
+      if (row['attacked'], row['judged']) == (attacked, judged)
+    ]
+    here = sorted([clean, *here], key=lambda row: row['eps'])
+    found = [row['accuracy'] for row in here]
+    low, high = zip(*(f['interval'] for f in found), strict=True)
+    lines.append(
+      Line(
+        f'{attacked} attack, judged with {judged} routing',
+        [255 * row['eps'] for row in here],
+        [f['value'] for f in found],
+        low,
+        high,
+        dashed=judged == CLEAN_ROUTING,
+      )
+    )
+  n, settings = clean['accuracy']['n'], config.attack
+  title = (
+    f'Frozen routing under {settings.name} ({settings.steps} steps, '
+    f'{settings.norm}), {n:,} examples'
+  )
+  return LinePlot('frozen_routing', title, 'eps x 255', 'accuracy', lines)
+
+
+def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
+  """The lines of the other figure lie close; these are paired."""
+  bars = []
+  for pair in PAIRS:
+    for at, found in compared.items():
+      one = found[pair]['difference']
+      value = 100 * one['value']
+      low, high = (100 * end for end in one['interval'] or (one['value'],) * 2)
+      label = pair.replace('_', ' ')
+      bars.append(Bar(at, value, low, high, label))
+  n, settings = rows[0]['accuracy']['n'], config.attack
+  return BarPlot(
+    'frozen_routing_differences',
+    f'What routing changes under {settings.name} ({settings.steps} steps, '
+    f'{settings.norm}), {n:,} examples',
+    'accuracy, paired difference in points',
+    bars,
+    is_rate=False,
+  )
+
+
+def render(results: dict) -> str:
+  """Accuracies, a line a radius, and the paired differences below."""
+  clean, *rest = results['rows']
+  at = {(r['eps'], r['attacked'], r['judged']): r['accuracy'] for r in rest}
+  lines = [['clean', percent(clean['accuracy']['value']), *[''] * 3]]
+  compared = []
+  radii = dict.fromkeys(row['eps'] for row in rest)
+  for eps in radii:
+    name = f'eps {eps_name(eps)}'
+    found = results['summary']['compared'][name]
+    values = (percent(at[eps, *way]['value']) for way in WAYS)
+    lines.append([name, *values])
+    for pair in PAIRS:
+      one = found[pair]
+      low, high = one['difference']['interval'] or (float('nan'),) * 2
+      compared.append(
+        [
+          name,
+          pair.replace('_', ' '),
+          f'{100 * one["difference"]["value"]:+.1f}'
+          f' ({100 * low:+.1f} to {100 * high:+.1f})',
+          f'{one["only_first"]} / {one["only_second"]}',
+          f'{one["p"]:.2g}',
+        ]
+      )
+  heads = [f'{a} attack, {j} routing' for a, j in WAYS]
+  return '\n\n'.join(
+    [
+      table(['accuracy', *heads], lines),
+      table(['at', 'difference', 'points', 'images won / lost', 'p'], compared),
+    ]
+  )

@@ -1,0 +1,286 @@
+"""`config.study.name = 'routing_attacks'`: attacks that know of the routing.
+
+- router_only raises the divergence: KL of the clean image's router
+  probabilities to those of x_adv, mean over tokens, summed over layers.
+- expert_only raises the loss of `config.attack` with a gradient that does not
+  pass the gates.
+- joint raises margin + lambda x divergence for each of several lambdas, and an
+  image falls if it falls for one of them. It is the adaptive attack: does it
+  break images that another attack left?
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vmoe_robust.config import UserError, eps_name, validate_attack
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.attack import Attacker
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.models import Aux, Model
+from vmoe_robust.report.figures import Line, LinePlot
+from vmoe_robust.report.findings import Columns, Findings
+from vmoe_robust.report.statistics import mean, paired, rate
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.studies import conditions as under
+
+FIRST, PLAIN = 'first', 'attack'
+ROUTER, EXPERT, JOINT = 'router_only', 'expert_only', 'joint'
+OURS = (PLAIN, ROUTER, EXPERT, JOINT)
+
+
+def run(job: Job) -> Findings:
+  """Accuracy under each attack, and which images that one left others break.
+
+  It takes a forward pass an image, and a radius (3 + lambdas) x (3 + 2 x
+  `config.attack.steps`) more (a gradient counts as two), and those of
+  `config.study.routing_attacks.left_by`, which begins again in a run that goes
+  on after it was cut short.
+
+  Raises:
+    UserError: the model is dense or its router scores no experts, or the
+      attacks do not fit.
+  """
+  name, config = 'routing_attacks', job.config
+  under.require_experts(job, name)
+  under.require_router(job, name, ('top_k', 'expert_choice'))
+  if not config.attack.random_start:
+    raise UserError(
+      'config.attack.random_start=False begins where the divergence of routing '
+      'is least and has no gradient; use True'
+    )
+  attacker = _first(job)
+  program = _program(job)
+  first = attacker(job.classifier.params, job.source, Unfinished(None, {}))
+  radii = config.attack.eps
+  shown = [
+    under.Condition(under.CLEAN, {'eps': 0.0, 'attack': None}),
+    *(_condition(eps, kind) for eps in radii for kind in OURS),
+  ]
+  columns, skipped = under.measured(job, 'routing attacks', shown, program)
+  columns = _joined(columns, first.columns, radii)
+  shown += [_condition(eps, FIRST) for eps in radii]
+  rows = under.rows(columns, shown)
+  for row in rows:
+    if row['attack'] in OURS:
+      here = under.of(columns, row['condition'])
+      row['divergence'] = mean(here['divergence'])
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={
+      'first': config.study.routing_attacks.left_by,
+      'lambdas': list(config.study.routing_attacks.lambdas),
+      'fallen': {
+        f'eps {eps_name(eps)}': _fallen(columns, eps) for eps in radii
+      },
+    },
+    figures=[_figure(rows, job)],
+  )
+
+
+def _condition(eps: float, kind: str) -> under.Condition:
+  about = {'eps': eps, 'attack': kind}
+  return under.Condition(f'eps {eps_name(eps)}, {kind}', about)
+
+
+def _first(job: Job) -> Attacker:
+  """The attack that leaves images to the others."""
+  config = job.config.copy_and_resolve_references()
+  config.attack.name = config.study.routing_attacks.left_by
+  validate_attack(config.attack)
+  return Attacker(job.classifier.model, config)
+
+
+def _program(job: Job) -> under.Program:
+  config, model = job.config, job.classifier.model
+  forward = adversarial.plain(model)
+  lambdas = jnp.array(config.study.routing_attacks.lambdas, jnp.float32)
+  attacks = {
+    PLAIN: adversarial.attack(forward, config),
+    ROUTER: adversarial.attack(
+      forward, config, lambda _, aux, goal: divergence(goal.context, aux)
+    ),
+    EXPERT: adversarial.attack(without_gates(model), config),
+  }
+  joint = adversarial.attack(forward, config, joint_value)
+
+  def program(params, images, batch):
+    mask, label = batch['mask'], batch['label']
+    logits, aux = forward(params, images, mask, ())
+    before = scores(aux)
+
+    def judged(x_adv):
+      logits, aux = forward(params, x_adv, mask, ())
+      return classes(logits), divergence(before, aux)
+
+    def at_lambda(pair):
+      weight, eps = pair
+      x_adv = joint(params, images, batch, eps, (before, weight))
+      return judged(x_adv)
+
+    def at_radius(eps):
+      found = [
+        judged(attack(params, images, batch, eps, before))
+        for attack in attacks.values()
+      ]
+      weights = (lambdas, jnp.full(len(lambdas), eps))
+      found.append(worst(*jax.lax.map(at_lambda, weights), label))
+      return [jnp.stack(part) for part in zip(*found, strict=True)]
+
+    found = jax.lax.map(at_radius, jnp.array(config.attack.eps, jnp.float32))
+    clean = classes(logits), jnp.zeros(len(images))
+    names = ('prediction_after', 'divergence')
+    return {
+      name: jnp.concatenate([was[None], now.reshape(-1, len(images))])
+      for name, was, now in zip(names, clean, found, strict=True)
+    }
+
+  return program
+
+
+def scores(aux: Aux) -> dict[str, Float[Array, 'groups tokens experts']]:
+  """The routers' logits in each sparse block."""
+  return {b: record.routing.logits for b, record in aux.records.items()}
+
+
+def divergence(
+  before: Mapping[str, Array], after: Aux
+) -> Float[Array, 'batch']:
+  """KL of router probabilities, mean over tokens, summed over blocks.
+
+  Args:
+    before: the routers' logits of the clean images, by block; it is KL(before
+      || after), in nats.
+    after: what the model returned of x_adv, each image routed alone.
+  """
+  total = 0.0
+  for block, now in scores(after).items():
+    p = jax.nn.log_softmax(before[block])
+    kl = (jnp.exp(p) * (p - jax.nn.log_softmax(now))).sum(-1)
+    total += kl.mean(-1)
+  return total
+
+
+def margin(logits: Array, label: Array) -> Float[Array, 'batch']:
+  """The largest logit of another class, less the largest of its own."""
+  own = label > 0
+  if label.ndim == 1:
+    own = label[:, None] == jnp.arange(logits.shape[1])
+  largest = lambda some: jnp.where(some, logits, -jnp.inf).max(-1)
+  return largest(~own) - largest(own)
+
+
+def joint_value(logits, aux, goal) -> Float[Array, 'batch']:
+  """The margin and lambda x divergence; the context is (scores, lambda)."""
+  before, weight = goal.context
+  return margin(logits, goal.label) + weight * divergence(before, aux)
+
+
+def without_gates(model: Model) -> adversarial.Forward:
+  """The model with a gradient that does not pass the gates."""
+
+  def stop(block, tokens, routing):
+    del block
+    return tokens, jax.lax.stop_gradient(routing)
+
+  def forward(params, images, mask, context):
+    del context
+    return model.apply(
+      params, images, experts='dropless', mask=mask, intervene=stop
+    )
+
+  return forward
+
+
+def worst(
+  predictions: Array, divergences: Array, label: Array
+) -> tuple[Array, Array]:
+  """Of each image the first attempt [attempts, batch] that broke it, if any."""
+  wrong = jax.vmap(lambda found: ~is_right(found, label))(predictions)
+  chosen = wrong.argmax(0)[None]
+  take = lambda x: jnp.take_along_axis(x, chosen, 0)[0]
+  return take(predictions), take(divergences)
+
+
+def _joined(columns: Columns, first: Columns, radii) -> Columns:
+  """The columns, and below them those of the first attack."""
+  parts = [columns]
+  for eps in radii:
+    here = np.isclose(first['eps'], eps)
+    part = {n: first[n][here] for n in ('index', 'label', 'prediction_after')}
+    part['divergence'] = np.full(here.sum(), np.nan, np.float32)
+    order = np.argsort(part['index'], kind='stable')
+    part = {name: column[order] for name, column in part.items()}
+    name = _condition(eps, FIRST).name
+    part['condition'] = np.repeat(np.array([name]), len(order))
+    parts.append(part)
+  return {n: np.concatenate([part[n] for part in parts]) for n in columns}
+
+
+def _fallen(columns: Columns, eps: float) -> dict:
+  """Of the images that the first attack left, how many each attack breaks."""
+  right = {
+    kind: under.right(under.of(columns, _condition(eps, kind)))
+    for kind in (FIRST, *OURS)
+  }
+  left = right[FIRST]
+  found = {'left': int(left.sum())}
+  for kind in OURS:
+    fell = left & ~right[kind]
+    share = rate(~right[kind][left]) if left.any() else None
+    found[kind] = {
+      'fallen': int(fell.sum()),
+      'share_of_left': share,
+      'first_less_this': paired(left, right[kind]),
+    }
+  return found
+
+
+def _figure(rows, job: Job) -> LinePlot:
+  config, lines = job.config, []
+  first = config.study.routing_attacks.left_by
+  names = {FIRST: first, PLAIN: f'{config.attack.name}, loss of the class'}
+  for kind in (FIRST, *OURS):
+    here = [row for row in rows if row['attack'] in (None, kind)]
+    here = sorted(here, key=lambda row: row['eps'])
+    found = [row['accuracy'] for row in here]
+    low, high = zip(*(f['interval'] for f in found), strict=True)
+    x, y = [255 * row['eps'] for row in here], [f['value'] for f in found]
+    label = names.get(kind, kind.replace('_', ' '))
+    lines.append(Line(label, x, y, low, high, dashed=kind == FIRST))
+  n, settings = rows[0]['accuracy']['n'], config.attack
+  title = (
+    f'Attacks on routing ({settings.steps} steps, {settings.norm}), '
+    f'{n:,} examples'
+  )
+  return LinePlot('routing_attacks', title, 'eps x 255', 'accuracy', lines)
+
+
+def render(results: dict) -> str:
+  """Accuracies, a line a radius, and which images fell below."""
+  clean, *rest = results['rows']
+  at = {(row['eps'], row['attack']): row for row in rest}
+  first = results['summary']['first']
+  lines, fallen = [], []
+  for eps in dict.fromkeys(row['eps'] for row in rest):
+    name = f'eps {eps_name(eps)}'
+    found = results['summary']['fallen'][name]
+    shown = [at[eps, k]['accuracy']['value'] for k in (FIRST, *OURS)]
+    lines.append([name, *map(percent, shown)])
+    fell = [f'{found[kind]["fallen"]} of {found["left"]}' for kind in OURS]
+    fallen.append([name, *fell])
+  heads = [kind.replace('_', ' ') for kind in OURS]
+  clean = percent(clean['accuracy']['value'])
+  return '\n\n'.join(
+    [
+      table([f'accuracy (clean {clean})', first, *heads], lines),
+      table([f'left by {first} and broken by', *heads], fallen),
+    ]
+  )
