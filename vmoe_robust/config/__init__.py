@@ -24,7 +24,7 @@ from vmoe_robust.config.fields import (
 from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.saved import from_json, to_json
-from vmoe_robust.config.studies import CORRUPTIONS, attacks
+from vmoe_robust.config.studies import CORRUPTIONS, attacks, needs_checkpoint
 from vmoe_robust.errors import UserError
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
   'from_json',
   'mesh_shape',
   'moe_blocks',
+  'needs_checkpoint',
   'to_json',
   'validate',
   'validate_attack',

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config.limits import (
   at_least,
+  between,
   choose,
   numbers,
   positive,
@@ -23,11 +24,18 @@ CORRUPTIONS = (
 )
 # Studies that attack, as `config.attack` says.
 _ATTACKS = ('routing_change',)
+# Studies that make their own data and models.
+_ALONE = ('theory',)
 
 
 def attacks(config: ConfigDict) -> bool:
   """Whether `config.attack` is asked for."""
   return config.mode != 'study' or config.study.name in _ATTACKS
+
+
+def needs_checkpoint(config: ConfigDict) -> bool:
+  """Whether `config.checkpoint` has to name what is judged."""
+  return config.mode != 'study' or config.study.name not in _ALONE
 
 
 def study_fields() -> dict:
@@ -51,6 +59,18 @@ def study_fields() -> dict:
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
+    theory=dict(
+      draws=20,  # of data, and of the models fitted to them
+      experts=(2, 4, 8, 16),  # each divides `points` and `blocks_dimension`
+      points=256,  # with random labels
+      dimension=1024,  # of these points; at least as many as there are
+      mlp_dimension=64,  # of the points that small MLPs fit
+      mlp_width=64,  # of an expert, and of the dense MLP
+      disagreements=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the teacher's experts
+      blocks_dimension=32,  # of the inputs in blocks
+      blocks_noise=0.5,  # deviation of their noise; the signal's is 1
+      misrouted=(0.0, 0.2, 0.4, 0.6, 0.8),  # shares of wrong decisions
+    ),
   )
 
 
@@ -63,9 +83,10 @@ def validate_study(study: ConfigDict) -> None:
   choose('config.study.name', study.name, [n for n in study if n != 'name'])
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
+  _validate_theory(study.theory)
   for name, group in study.items():
     if name != 'name':
-      at_least(f'config.study.{name}.batch_size', group.batch_size, 0)
+      at_least(f'config.study.{name}.batch_size', group.get('batch_size', 0), 0)
 
 
 def _validate_corruptions(corruptions: ConfigDict):
@@ -112,3 +133,30 @@ def _validate_certificates(certificates: ConfigDict):
         f'config.study.certificates.radii={radius} is no radius; use 0 or '
         'more, such as 0.5'
       )
+
+
+def _validate_theory(theory: ConfigDict):
+  path = 'config.study.theory'
+  for name in ('draws', 'points', 'mlp_dimension', 'mlp_width'):
+    positive(f'{path}.{name}', theory[name])
+  at_least(f'{path}.dimension', theory.dimension, theory.points)
+  several(f'{path}.experts', theory.experts, '(2, 4, 8)')
+  for experts in theory.experts:
+    numbers(f'{path}.experts', [experts])
+    at_least(f'{path}.experts', experts, 2)
+    for name in ('points', 'blocks_dimension'):
+      if theory[name] % experts:
+        raise UserError(
+          f'{path}.{name}={theory[name]} is not divisible by {experts} of '
+          f'{path}.experts; use a multiple, or other experts'
+        )
+  for name in ('disagreements', 'misrouted'):
+    several(f'{path}.{name}', theory[name], '(0.0, 0.5)')
+    numbers(f'{path}.{name}', theory[name])
+    for share in theory[name]:
+      between(f'{path}.{name}', share, 0, 1)
+  if not 0 < theory.blocks_noise < math.inf:
+    raise UserError(
+      f'{path}.blocks_noise={theory.blocks_noise} is no noise; use a number '
+      'above 0, such as 0.5'
+    )

@@ -160,6 +160,7 @@ class LinePlot:
   y_label: str
   lines: Sequence[Line]
   is_rate: bool = True  # between 0 and 1, and shown in percent
+  note: str = ''  # written below: what the picture does not say
 
   @property
   def data_name(self) -> str:
@@ -183,6 +184,8 @@ class LinePlot:
         continue
       _draw_panel(axis, self, panels[place], place)
     figure.suptitle(_plain(self.title), fontsize=11)
+    if self.note:
+      figure.supxlabel(_plain(self.note), fontsize=7.5)
     _save(figure, path)
 
 

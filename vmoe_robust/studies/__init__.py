@@ -4,11 +4,17 @@ To add one, write its file, name it in `STUDIES`, and give it a group of fields
 of that name in `config/studies.py`.
 """
 
-from vmoe_robust.studies import certificates, corruptions, routing_change
+from vmoe_robust.studies import (
+  certificates,
+  corruptions,
+  routing_change,
+  theory,
+)
 
 # By the names that `config.study.name` may have.
 STUDIES = {
   'certificates': certificates,
   'corruptions': corruptions,
   'routing_change': routing_change,
+  'theory': theory,
 }
