@@ -23,7 +23,7 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('routing_change',)
+_ATTACKS = ('losses', 'norm_union', 'routing_change')
 # Studies that make their own data and models.
 _ALONE = ('theory',)
 
@@ -58,6 +58,16 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    losses=dict(
+      auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
+      batch_size=0,  # 0: the evaluation's
+    ),
+    norm_union=dict(
+      linf=8 / 255,  # the radius in each norm; these are usual for CIFAR-10
+      l2=0.5,
+      l1=12.0,
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     theory=dict(
       draws=20,  # of data, and of the models fitted to them
@@ -84,6 +94,7 @@ def validate_study(study: ConfigDict) -> None:
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
   _validate_theory(study.theory)
+  _validate_attacking(study)
   for name, group in study.items():
     if name != 'name':
       at_least(f'config.study.{name}.batch_size', group.get('batch_size', 0), 0)
@@ -132,6 +143,22 @@ def _validate_certificates(certificates: ConfigDict):
       raise UserError(
         f'config.study.certificates.radii={radius} is no radius; use 0 or '
         'more, such as 0.5'
+      )
+
+
+def _validate_attacking(study: ConfigDict):
+  weight = 'config.study.losses.auxiliary_weight'
+  if not 0 < study.losses.auxiliary_weight < math.inf:
+    raise UserError(
+      f'{weight}={study.losses.auxiliary_weight} attacks no routers; use a '
+      'number above 0, such as 1.0'
+    )
+  for norm in ('linf', 'l2', 'l1'):
+    radius = study.norm_union[norm]
+    if not 0 <= radius < math.inf or (norm == 'linf' and radius > 1):
+      raise UserError(
+        f'config.study.norm_union.{norm}={radius} is no radius of pixels in '
+        '[0, 1]; use 0 or more, such as 0.5'
       )
 
 

@@ -98,7 +98,7 @@ class BarPlot:
         )
     axis.set_yticks(range(len(self.bars)))
     axis.set_yticklabels([_plain(bar.label) for bar in self.bars], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(self.bars) - 0.5, -0.7)  # the first one on top
     axis.set_xlabel(_plain(self.x_label) + (' (%)' if self.is_rate else ''))
     axis.grid(alpha=0.25, linewidth=0.5, axis='x')
     if groups != ['']:

@@ -7,6 +7,8 @@ of that name in `config/studies.py`.
 from vmoe_robust.studies import (
   certificates,
   corruptions,
+  losses,
+  norm_union,
   routing_change,
   theory,
 )
@@ -15,6 +17,8 @@ from vmoe_robust.studies import (
 STUDIES = {
   'certificates': certificates,
   'corruptions': corruptions,
+  'losses': losses,
+  'norm_union': norm_union,
   'routing_change': routing_change,
   'theory': theory,
 }
