@@ -61,6 +61,8 @@ def of_study(name, saved, **more):
   config.checkpoint = str(saved)
   config.data.update(name='', split='test[:50]', threads=2)
   config.study[name].update(FIELDS.get(name, {}))
+  if name == 'transfer':
+    more['others'] = (str(saved),)
   config.study[name].update(more)
   if config_lib.attacks(config):
     config.attack.update(ATTACK)

@@ -23,7 +23,7 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('losses', 'norm_union', 'routing_change')
+_ATTACKS = ('losses', 'norm_union', 'routing_change', 'transfer')
 # Studies that make their own data and models.
 _ALONE = ('theory',)
 
@@ -80,6 +80,10 @@ def study_fields() -> dict:
       blocks_dimension=32,  # of the inputs in blocks
       blocks_noise=0.5,  # deviation of their noise; the signal's is 1
       misrouted=(0.0, 0.2, 0.4, 0.6, 0.8),  # shares of wrong decisions
+    ),
+    transfer=dict(
+      others=(),  # checkpoints beside `config.checkpoint`, as it names one
+      batch_size=0,  # 0: the evaluation's
     ),
   )
 
@@ -147,6 +151,12 @@ def _validate_certificates(certificates: ConfigDict):
 
 
 def _validate_attacking(study: ConfigDict):
+  others = study.transfer.others
+  if isinstance(others, str) or not all(isinstance(o, str) for o in others):
+    raise UserError(
+      f'config.study.transfer.others={others!r} is no tuple of work '
+      "directories; use one such as ('runs/vit',)"
+    )
   weight = 'config.study.losses.auxiliary_weight'
   if not 0 < study.losses.auxiliary_weight < math.inf:
     raise UserError(

@@ -11,6 +11,7 @@ from vmoe_robust.studies import (
   norm_union,
   routing_change,
   theory,
+  transfer,
 )
 
 # By the names that `config.study.name` may have.
@@ -21,4 +22,5 @@ STUDIES = {
   'norm_union': norm_union,
   'routing_change': routing_change,
   'theory': theory,
+  'transfer': transfer,
 }
