@@ -24,7 +24,12 @@ from vmoe_robust.config.fields import (
 from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.saved import from_json, to_json
-from vmoe_robust.config.studies import CORRUPTIONS, attacks, needs_checkpoint
+from vmoe_robust.config.studies import (
+  CORRUPTIONS,
+  attacks,
+  needs_checkpoint,
+  shares_slots,
+)
 from vmoe_robust.errors import UserError
 
 __all__ = [
@@ -44,6 +49,7 @@ __all__ = [
   'mesh_shape',
   'moe_blocks',
   'needs_checkpoint',
+  'shares_slots',
   'to_json',
   'validate',
   'validate_attack',

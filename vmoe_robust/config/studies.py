@@ -23,7 +23,15 @@ CORRUPTIONS = (
   *('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 )
 # Studies that attack, as `config.attack` says.
-_ATTACKS = ('losses', 'norm_union', 'routing_change', 'transfer')
+_ATTACKS = (
+  'batch_dependence',
+  'losses',
+  'norm_union',
+  'routing_change',
+  'transfer',
+)
+# Studies of images that share the experts' slots.
+_SHARING = ('batch_dependence',)
 # Studies that make their own data and models.
 _ALONE = ('theory',)
 
@@ -38,10 +46,19 @@ def needs_checkpoint(config: ConfigDict) -> bool:
   return config.mode != 'study' or config.study.name not in _ALONE
 
 
+def shares_slots(config: ConfigDict) -> bool:
+  """Whether the study judges by capacity; the others are dropless."""
+  return config.study.name in _SHARING
+
+
 def study_fields() -> dict:
   """Which study, and a group of fields for each, with their defaults."""
   return dict(
     name='corruptions',  # the study that is run: the name of a group below
+    batch_dependence=dict(
+      draws=5,  # of other neighbours
+      batch_size=0,  # 0: the evaluation's
+    ),
     corruptions=dict(
       names=CORRUPTIONS,
       severities=(1, 2, 3, 4, 5),
@@ -151,6 +168,8 @@ def _validate_certificates(certificates: ConfigDict):
 
 
 def _validate_attacking(study: ConfigDict):
+  draws = study.batch_dependence.draws
+  positive('config.study.batch_dependence.draws', draws)
   others = study.transfer.others
   if isinstance(others, str) or not all(isinstance(o, str) for o in others):
     raise UserError(

@@ -15,6 +15,7 @@ from vmoe_robust.config import (
   differences,
   from_json,
   needs_checkpoint,
+  shares_slots,
   validate,
 )
 from vmoe_robust.data import Source, describe_skipped, open_source
@@ -228,7 +229,9 @@ def _asked(config: ConfigDict) -> dict:
 def _experts(config: ConfigDict) -> str | None:
   if not needs_checkpoint(config):
     return None
-  return 'dropless' if config.mode == 'study' else config.attack.experts
+  if config.mode != 'study':
+    return config.attack.experts
+  return 'capacity' if shares_slots(config) else 'dropless'
 
 
 def _weights(job: Job) -> dict:

@@ -5,6 +5,7 @@ of that name in `config/studies.py`.
 """
 
 from vmoe_robust.studies import (
+  batch_dependence,
   certificates,
   corruptions,
   losses,
@@ -16,6 +17,7 @@ from vmoe_robust.studies import (
 
 # By the names that `config.study.name` may have.
 STUDIES = {
+  'batch_dependence': batch_dependence,
   'certificates': certificates,
   'corruptions': corruptions,
   'losses': losses,
