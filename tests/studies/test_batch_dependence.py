@@ -45,6 +45,7 @@ def test_with_room_for_one_image_the_first_one_has_it(
   write(job, findings)
   results = check_form(job.workdir)
   assert results['asked']['experts'] == 'capacity'
+  assert results['summary']['group_images'] == 2
   alone, first = by['dropless'], np.arange(16) % 2 == 0
   for name in ('padding', 'groups of one'):
     np.testing.assert_array_equal(by[name], alone)
