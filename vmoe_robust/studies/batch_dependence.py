@@ -47,7 +47,9 @@ def run(job: Job) -> Findings:
     for draw in range(config.study.batch_dependence.draws)
   ]
   small = _with_groups_of_one(model, config)
-  attack = adversarial.attack(_of_the_held(model, group), config)
+  attack = adversarial.attack(
+    _of_the_held(model, group), config, _crowding(group)
+  )
 
   def program(params, images, batch):
     mask = batch['mask']
@@ -150,6 +152,29 @@ def _of_the_held(model: Model, group: int) -> adversarial.Forward:
     return _from_place(logits, place), aux
 
   return forward
+
+
+def _crowding(group: int) -> adversarial.Value:
+  """What the attack raises: how much neighbours want the held image's experts.
+
+  Neighbours reach the held image only through who finds a slot, of which the
+  loss of its class has no gradient. So their probabilities of the experts that
+  its tokens selected are raised, in all sparse blocks.
+  """
+
+  def value(logits, aux, goal):
+    held = goal.context[1].reshape(-1, group)
+    total = jnp.zeros(len(held))
+    for record in aux.records.values():
+      wish = record.routing.probabilities
+      own = jnp.repeat(held, wish.shape[1] // group, axis=1)
+      chosen = jax.nn.one_hot(record.routing.experts, wish.shape[-1]).sum(-2)
+      wanted = jax.lax.stop_gradient((chosen * own[..., None]).sum(1))
+      demand = (wish * ~own[..., None]).sum(1)
+      total += (demand * wanted).sum(-1)
+    return jnp.repeat(total, group)[: len(logits)]
+
+  return value
 
 
 def _findings(columns: Columns, skipped, shown, config) -> Findings:
