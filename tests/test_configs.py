@@ -47,7 +47,14 @@ def test_the_experiments_are_there():
     *('moe_b16', 'moe_b32', 'moe_s32', 'moe_l16', 'moe_h14'),
     *('vit_b16', 'vit_b32', 'vit_s32', 'vit_l16'),
     *('vit_bp32', 'vit_bpp32', 'vit_bppp32'),
-    *('attack_pgd', 'attack_autoattack', 'corruptions', 'certify'),
+    *(
+      'study',
+      'theory',
+      'attack_pgd',
+      'attack_autoattack',
+      'corruptions',
+      'certify',
+    ),
     *('attack_vmoe_s32', 'attack_vmoe_s32_384', 'attack_vmoe_b16_384'),
     *('finetune_384', 'finetune_vmoe_s32', 'finetune_vmoe_b16'),
   }

@@ -50,7 +50,7 @@ def _workdir(config) -> str:
 
 def _default_workdir(config) -> str:
   name = command_line.name()
-  if config.mode != 'train':
+  if config.mode != 'train' and config.checkpoint:
     path = Path(config.checkpoint).absolute()
     if path.parent.name == 'checkpoints':
       name += f'-{path.parents[1].name}'

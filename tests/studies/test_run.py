@@ -29,6 +29,8 @@ FIELDS = {
 FILES = {'corruptions': 'corruptions', 'certificates': 'certify'}
 # Of studies that attack.
 ATTACK = dict(steps=2, eps=(0.1, 0.3))
+# Studies of a checkpoint; test_theory.py runs the one that needs none.
+OF_A_CHECKPOINT = [name for name in STUDIES if name != 'theory']
 # One that passes over the examples in its own way, and one of the common way.
 ON_PODS = ('certificates', 'corruptions', 'routing_change')
 
@@ -60,6 +62,8 @@ def of_study(name, saved, **more):
   config.checkpoint = str(saved)
   config.data.update(name='', split='test[:50]', threads=2)
   config.study[name].update(FIELDS.get(name, {}))
+  if name == 'transfer':
+    more['others'] = (str(saved),)
   config.study[name].update(more)
   if config_lib.attacks(config):
     config.attack.update(ATTACK)
@@ -83,7 +87,7 @@ def test_every_study_has_its_fields():
   assert fields == set(STUDIES)
 
 
-@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('name', OF_A_CHECKPOINT)
 def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
   config = of_study(name, saved)
   run.run(config, tmp_path)
@@ -135,7 +139,7 @@ def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(
     run.run(config, tmp_path)
 
 
-@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('name', OF_A_CHECKPOINT)
 def test_what_has_no_effect_is_refused(name, saved, tmp_path):
   config = of_study(name, saved)
   if not config_lib.attacks(config):

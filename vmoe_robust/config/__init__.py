@@ -20,7 +20,12 @@ from vmoe_robust.config.judging import validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS
 from vmoe_robust.config.saved import from_json, to_json
-from vmoe_robust.config.studies import CORRUPTIONS, attacks
+from vmoe_robust.config.studies import (
+  CORRUPTIONS,
+  attacks,
+  needs_checkpoint,
+  shares_slots,
+)
 from vmoe_robust.errors import UserError
 
 __all__ = [
@@ -39,6 +44,8 @@ __all__ = [
   'from_json',
   'mesh_shape',
   'moe_blocks',
+  'needs_checkpoint',
+  'shares_slots',
   'to_json',
   'validate',
   'validate_attack',

@@ -21,7 +21,7 @@ from vmoe_robust.config.limits import (
 from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.config.model import validate_model
 from vmoe_robust.config.objective import validate_objective
-from vmoe_robust.config.studies import validate_study
+from vmoe_robust.config.studies import needs_checkpoint, validate_study
 from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'study')
@@ -79,8 +79,10 @@ def validate(config: ConfigDict, devices: int) -> None:
   validate_study(config.study)
   validate_mesh(config, devices)
   data, expert, _ = mesh_shape(config, devices)
-  uses = ('train', 'eval', 'attack')
-  for use in uses if config.mode == 'train' else (config.mode,):
+  uses = (config.mode,) if needs_checkpoint(config) else ()
+  if config.mode == 'train':
+    uses = ('train', 'eval', 'attack')
+  for use in uses:
     _validate_batch(config, use, data * expert)
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config.limits import (
   at_least,
+  between,
   choose,
   numbers,
   positive,
@@ -23,11 +24,19 @@ CORRUPTIONS = (
 )
 # Studies that attack, as `config.attack` says.
 _ATTACKS = (
+  'batch_dependence',
   'frozen_routing',
+  'losses',
+  'norm_union',
   'routing_attacks',
   'routing_change',
   'substitution',
+  'transfer',
 )
+# Studies of images that share the experts' slots.
+_SHARING = ('batch_dependence',)
+# Studies that make their own data and models.
+_ALONE = ('theory',)
 
 
 def attacks(config: ConfigDict) -> bool:
@@ -35,10 +44,24 @@ def attacks(config: ConfigDict) -> bool:
   return config.mode != 'study' or config.study.name in _ATTACKS
 
 
+def needs_checkpoint(config: ConfigDict) -> bool:
+  """Whether `config.checkpoint` has to name what is judged."""
+  return config.mode != 'study' or config.study.name not in _ALONE
+
+
+def shares_slots(config: ConfigDict) -> bool:
+  """Whether the study judges by capacity; the others are dropless."""
+  return config.study.name in _SHARING
+
+
 def study_fields() -> dict:
   """Which study, and a group of fields for each, with their defaults."""
   return dict(
     name='corruptions',  # the study that is run: the name of a group below
+    batch_dependence=dict(
+      draws=5,  # of other neighbours
+      batch_size=0,  # 0: the evaluation's
+    ),
     corruptions=dict(
       names=CORRUPTIONS,
       severities=(1, 2, 3, 4, 5),
@@ -68,6 +91,32 @@ def study_fields() -> dict:
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     substitution=dict(batch_size=0),  # 0: the evaluation's
+    losses=dict(
+      auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
+      batch_size=0,  # 0: the evaluation's
+    ),
+    norm_union=dict(
+      linf=8 / 255,  # the radius in each norm; these are usual for CIFAR-10
+      l2=0.5,
+      l1=12.0,
+      batch_size=0,  # 0: the evaluation's
+    ),
+    theory=dict(
+      draws=20,  # of data, and of the models fitted to them
+      experts=(2, 4, 8, 16),  # each divides `points` and `blocks_dimension`
+      points=256,  # with random labels
+      dimension=1024,  # of these points; at least as many as there are
+      mlp_dimension=64,  # of the points that small MLPs fit
+      mlp_width=64,  # of an expert, and of the dense MLP
+      disagreements=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the teacher's experts
+      blocks_dimension=32,  # of the inputs in blocks
+      blocks_noise=0.5,  # deviation of their noise; the signal's is 1
+      misrouted=(0.0, 0.2, 0.4, 0.6, 0.8),  # shares of wrong decisions
+    ),
+    transfer=dict(
+      others=(),  # checkpoints beside `config.checkpoint`, as it names one
+      batch_size=0,  # 0: the evaluation's
+    ),
   )
 
 
@@ -86,9 +135,11 @@ def validate_study(study: ConfigDict) -> None:
   numbers(lambdas, study.routing_attacks.lambdas)
   for value in study.routing_attacks.lambdas:
     at_least(lambdas, value, 0)
+  _validate_theory(study.theory)
+  _validate_attacking(study)
   for name, group in study.items():
     if name != 'name':
-      at_least(f'config.study.{name}.batch_size', group.batch_size, 0)
+      at_least(f'config.study.{name}.batch_size', group.get('batch_size', 0), 0)
 
 
 def _validate_corruptions(corruptions: ConfigDict):
@@ -135,3 +186,54 @@ def _validate_certificates(certificates: ConfigDict):
         f'config.study.certificates.radii={radius} is no radius; use 0 or '
         'more, such as 0.5'
       )
+
+
+def _validate_attacking(study: ConfigDict):
+  draws = study.batch_dependence.draws
+  positive('config.study.batch_dependence.draws', draws)
+  others = study.transfer.others
+  if isinstance(others, str) or not all(isinstance(o, str) for o in others):
+    raise UserError(
+      f'config.study.transfer.others={others!r} is no tuple of work '
+      "directories; use one such as ('runs/vit',)"
+    )
+  weight = 'config.study.losses.auxiliary_weight'
+  if not 0 < study.losses.auxiliary_weight < math.inf:
+    raise UserError(
+      f'{weight}={study.losses.auxiliary_weight} attacks no routers; use a '
+      'number above 0, such as 1.0'
+    )
+  for norm in ('linf', 'l2', 'l1'):
+    radius = study.norm_union[norm]
+    if not 0 <= radius < math.inf or (norm == 'linf' and radius > 1):
+      raise UserError(
+        f'config.study.norm_union.{norm}={radius} is no radius of pixels in '
+        '[0, 1]; use 0 or more, such as 0.5'
+      )
+
+
+def _validate_theory(theory: ConfigDict):
+  path = 'config.study.theory'
+  for name in ('draws', 'points', 'mlp_dimension', 'mlp_width'):
+    positive(f'{path}.{name}', theory[name])
+  at_least(f'{path}.dimension', theory.dimension, theory.points)
+  several(f'{path}.experts', theory.experts, '(2, 4, 8)')
+  for experts in theory.experts:
+    numbers(f'{path}.experts', [experts])
+    at_least(f'{path}.experts', experts, 2)
+    for name in ('points', 'blocks_dimension'):
+      if theory[name] % experts:
+        raise UserError(
+          f'{path}.{name}={theory[name]} is not divisible by {experts} of '
+          f'{path}.experts; use a multiple, or other experts'
+        )
+  for name in ('disagreements', 'misrouted'):
+    several(f'{path}.{name}', theory[name], '(0.0, 0.5)')
+    numbers(f'{path}.{name}', theory[name])
+    for share in theory[name]:
+      between(f'{path}.{name}', share, 0, 1)
+  if not 0 < theory.blocks_noise < math.inf:
+    raise UserError(
+      f'{path}.blocks_noise={theory.blocks_noise} is no noise; use a number '
+      'above 0, such as 0.5'
+    )

@@ -30,7 +30,7 @@ _UNTOLD = (
 )
 
 
-def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
+def combine(config: ConfigDict, weights: Weights | None) -> ConfigDict:
   """The configuration of a mode on the model and the data of saved weights.
 
   Its own are the fields of its name, such as `config.attack`; of `config.study`
@@ -39,11 +39,14 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
   the name, the directory and the split count where they are not empty, and how
   to read; the rest is as the model was trained. Weights that come without a
   configuration tell the model's shapes alone: then all of `config.data` counts,
-  and what else of `config.model` it takes.
+  and what else of `config.model` it takes. A study that needs no weights (None)
+  takes only the fields of its name.
 
   Raises:
     UserError: a field was set that would have no effect, or one is missing.
   """
+  if weights is None:
+    return _alone(config)
   saved, own = weights.config, (*_OWN, *_settings(config))
   if saved is None:
     saved, own = _told(config, weights), (*own, *_UNTOLD)
@@ -66,6 +69,18 @@ def combine(config: ConfigDict, weights: Weights) -> ConfigDict:
   for name in (*how, 'cache_bytes'):
     out.data[name] = config.data[name]
   return out
+
+
+def _alone(config: ConfigDict) -> ConfigDict:
+  """The configuration of a study that needs no checkpoint."""
+  own = ('config.mode', 'config.seed', *_settings(config), *MACHINE_FIELDS)
+  if ignored := differences(config, default(), own):
+    raise UserError(
+      f'{ignored[0].split(" ")[0]} has no effect with config.study.name='
+      f'{config.study.name!r}, which makes its own data and models; leave it '
+      'out'
+    )
+  return config.copy_and_resolve_references()
 
 
 def _settings(config: ConfigDict) -> tuple[str, ...]:

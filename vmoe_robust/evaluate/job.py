@@ -10,7 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import Weights, open_weights
-from vmoe_robust.config import UserError, differences, from_json, validate
+from vmoe_robust.config import (
+  UserError,
+  differences,
+  from_json,
+  needs_checkpoint,
+  shares_slots,
+  validate,
+)
 from vmoe_robust.data import Source, describe_skipped, open_source
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
@@ -27,14 +34,16 @@ from vmoe_robust.robustness.resume import release
 
 # In the work directory, what a run that is cut short leaves.
 PROGRESS = 'unfinished'
+# Of a study that draws its data.
+_OWN_DATA = {'name': 'random', 'split': ''}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
   """A checkpoint, the examples it is judged on, and where results go."""
 
-  classifier: Classifier
-  source: Source
+  classifier: Classifier | None  # None: of a study that needs no checkpoint
+  source: Source | None  # None: of such a study
   config: ConfigDict
   workdir: str | os.PathLike
 
@@ -49,7 +58,8 @@ def open_job(
   that is finished, so that its table can be shown from a read-only disk.
 
   Args:
-    config: of a mode; `config.checkpoint` names the model.
+    config: of a mode; `config.checkpoint` names the model, where the mode
+      needs one.
     workdir: where the results go.
     render: see `Render`.
 
@@ -57,8 +67,11 @@ def open_job(
     UserError: the checkpoint, the data, the configuration or the results that
       are in the work directory do not fit.
   """
-  weights = open_weights(config.checkpoint, field='config.checkpoint')
-  with contextlib.closing(weights):
+  with contextlib.ExitStack() as stack:
+    weights = None
+    if needs_checkpoint(config):
+      weights = open_weights(config.checkpoint, field='config.checkpoint')
+      stack.enter_context(contextlib.closing(weights))
     config = combine(config, weights)
     validate(config, jax.device_count())
     if _is_shown(config, workdir, render, weights):
@@ -69,6 +82,9 @@ def open_job(
       # Another run may have ended meanwhile.
       if _is_shown(config, workdir, render, weights):
         yield None
+        return
+      if weights is None:
+        yield Job(None, None, config, workdir)
         return
       source = open_source(config.data, config.data.split)
       source = check_fit(config, source, weights.class_names)
@@ -182,17 +198,18 @@ def assemble(job: Job, findings: Findings) -> dict:
   """What `results.json` says, in the form of `results.schema.json`."""
   skipped = sorted(set(findings.skipped))
   data = job.config.data
+  alone = job.classifier is None
   return writing.assemble(
     findings,
     asked=_asked(job.config),
     weights=_weights(job),
-    data={'name': data.name, 'split': data.split},
+    data=_OWN_DATA if alone else {'name': data.name, 'split': data.split},
     skipped=[describe_skipped(job.source, i) for i in skipped],
   )
 
 
-def _is_shown(config, workdir, render: Render, weights: Weights) -> bool:
-  _, step, checksum = origin(weights)
+def _is_shown(config, workdir, render: Render, weights: Weights | None) -> bool:
+  _, step, checksum = origin(weights) if weights else 3 * (None,)
   return finished(config, workdir, render, step, checksum)
 
 
@@ -202,14 +219,25 @@ def _asked(config: ConfigDict) -> dict:
   return {
     'mode': config.mode,
     'name': config.study.name if study else config.attack.name,
-    'experts': 'dropless' if study else config.attack.experts,
+    'experts': _experts(config),
     'settings': settings.to_dict(),
     'seed': config.seed,
     'config': config.to_dict(),
   }
 
 
+def _experts(config: ConfigDict) -> str | None:
+  if not needs_checkpoint(config):
+    return None
+  if config.mode != 'study':
+    return config.attack.experts
+  return 'capacity' if shares_slots(config) else 'dropless'
+
+
 def _weights(job: Job) -> dict:
+  if job.classifier is None:
+    names = 'checkpoint', 'step', 'checksum', 'parameters', 'flops_per_image'
+    return dict.fromkeys(names)
   subject, config = job.classifier, job.config
   leaves = jax.tree.leaves(subject.params)
   return {

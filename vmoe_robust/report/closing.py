@@ -13,11 +13,13 @@ def closing(results: dict, workdir: str | os.PathLike, render: Render) -> str:
   """The text that ends a run, from what is in `results.json` alone."""
   data, weights, files = (results[n] for n in ('data', 'weights', 'files'))
   step = '' if weights['step'] is None else f'step {weights["step"]} of '
-  lines = [
-    render(results),
+  judged = (
     f'{data["examples"]} examples of {data["name"]} {data["split"]}, {step}'
-    f'{weights["checkpoint"]}, experts {results["asked"]["experts"]}',
-  ]
+    f'{weights["checkpoint"]}, experts {results["asked"]["experts"]}'
+  )
+  if weights['checkpoint'] is None:
+    judged = f'{data["examples"]} examples, drawn for this; no checkpoint'
+  lines = [render(results), judged]
   lines += [f'warning: {text}' for text in results['warnings']]
   if count := data['skipped']['count']:
     lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')

@@ -66,7 +66,7 @@ class BarPlot:
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
-    figure, axis = _figure(6.8, 1.3 + 0.28 * len(self.bars))
+    figure, axis = _figure(6.8, 1.7 + 0.28 * len(self.bars))
     groups = list(dict.fromkeys(bar.group for bar in self.bars))
     times = 100 if self.is_rate else 1
     for number, group in enumerate(groups):
@@ -98,11 +98,17 @@ class BarPlot:
         )
     axis.set_yticks(range(len(self.bars)))
     axis.set_yticklabels([_plain(bar.label) for bar in self.bars], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(self.bars) - 0.5, -0.7)  # the first one on top
     axis.set_xlabel(_plain(self.x_label) + (' (%)' if self.is_rate else ''))
     axis.grid(alpha=0.25, linewidth=0.5, axis='x')
     if groups != ['']:
-      axis.legend(fontsize=7.5, title='bar: 95% interval', title_fontsize=7.5)
+      figure.legend(  # beside the points, of which it would hide some
+        loc='outside lower center',
+        ncols=len(groups),
+        fontsize=7.5,
+        title='bar: 95% interval',
+        title_fontsize=7.5,
+      )
     figure.suptitle(_plain(self.title), fontsize=11)
     _save(figure, path)
 
@@ -160,6 +166,7 @@ class LinePlot:
   y_label: str
   lines: Sequence[Line]
   is_rate: bool = True  # between 0 and 1, and shown in percent
+  note: str = ''  # written below: what the picture does not say
 
   @property
   def data_name(self) -> str:
@@ -183,6 +190,8 @@ class LinePlot:
         continue
       _draw_panel(axis, self, panels[place], place)
     figure.suptitle(_plain(self.title), fontsize=11)
+    if self.note:
+      figure.supxlabel(_plain(self.note), fontsize=7.5)
     _save(figure, path)
 
 

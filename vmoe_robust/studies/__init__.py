@@ -5,22 +5,32 @@ of that name in `config/studies.py`.
 """
 
 from vmoe_robust.studies import (
+  batch_dependence,
   certificates,
   corruptions,
   frozen_routing,
   jacobian,
+  losses,
+  norm_union,
   routing_attacks,
   routing_change,
   substitution,
+  theory,
+  transfer,
 )
 
 # By the names that `config.study.name` may have.
 STUDIES = {
+  'batch_dependence': batch_dependence,
   'certificates': certificates,
   'corruptions': corruptions,
   'frozen_routing': frozen_routing,
   'jacobian': jacobian,
+  'losses': losses,
+  'norm_union': norm_union,
   'routing_attacks': routing_attacks,
   'routing_change': routing_change,
   'substitution': substitution,
+  'theory': theory,
+  'transfer': transfer,
 }

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate.job import write
+from vmoe_robust.studies import batch_dependence as study
+from vmoe_robust.studies.conditions import of
+
+
+@pytest.fixture
+def config(config):
+  config.mode, config.study.name = 'study', 'batch_dependence'
+  config.study.batch_dependence.update(dict(draws=2, batch_size=8))
+  config.model.update(dict(layers=1))
+  config.model.router.update(dict(selected=1, capacity_factor=0.1))
+  config.attack.update(dict(eps=(0.3,), steps=2))
+  return config
+
+
+def found(config, in_memory, model_of, opened, greedy=True):
+  """Predictions by condition; with `greedy` all tokens go to expert 0."""
+  model, params = model_of(config)
+  moe = params['Encoder']['encoderblock_0']['Moe']
+  if greedy:
+    router = moe['Router']['dense']
+    router['kernel'] = np.zeros_like(router['kernel'])
+  moe['Mlp']['Dense_1']['bias'] = (
+    9 * np.ones_like(moe['Mlp']['Dense_1']['bias']) * np.arange(16)
+  )  # so that an expert decides the class
+  job = opened(config, in_memory(16), model, params)
+  findings = study.run(job)
+  names = dict.fromkeys(findings.columns['condition'])
+  return (
+    job,
+    findings,
+    {n: of(findings.columns, n)['prediction_after'] for n in names},
+  )
+
+
+def test_with_room_for_one_image_the_first_one_has_it(
+  config, in_memory, model_of, opened, check_form
+):
+  """Four slots of one expert, four tokens an image, two images a group."""
+  job, findings, by = found(config, in_memory, model_of, opened)
+  write(job, findings)
+  results = check_form(job.workdir)
+  assert results['asked']['experts'] == 'capacity'
+  assert results['summary']['group_images'] == 2
+  alone, first = by['dropless'], np.arange(16) % 2 == 0
+  for name in ('padding', 'groups of one'):
+    np.testing.assert_array_equal(by[name], alone)
+  ordered, reverse = by['in order'], by['reversed']
+  np.testing.assert_array_equal(ordered[first], alone[first])
+  np.testing.assert_array_equal(reverse[~first], alone[~first])
+  assert (ordered[~first] != alone[~first]).any()  # its tokens are dropped
+  rows = {row['condition']: row for row in results['rows']}
+  share = (ordered != reverse).mean()
+  assert rows['reversed']['flips']['value'] == pytest.approx(share)
+  assert share > 0 and rows['in order']['flips']['value'] == 0
+  # The router reads nothing, so that attacked neighbours change nothing.
+  attacked = by['neighbours attacked, eps 0.3']
+  np.testing.assert_array_equal(attacked, ordered)
+
+
+def test_with_room_for_all_neighbours_decide_nothing(
+  config, in_memory, model_of, opened
+):
+  config.model.router.capacity_factor = 8.0
+  _, findings, by = found(config, in_memory, model_of, opened, greedy=False)
+  for name, prediction in by.items():
+    np.testing.assert_array_equal(prediction, by['dropless'], name)
+  assert findings.summary['ever_flipped']['value'] == 0
+  assert 'neighbours 1' not in [row['condition'] for row in findings.rows]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    (dict(group_images=1), 'group_images=1; nothing can change'),
+    (dict(group_images=3), 'batch_size=8 has no whole groups.*use 6 or 9'),
+    (dict(name='soft'), 'is about routers top_k, expert_choice'),
+  ],
+)
+def test_what_does_not_fit_is_told(
+  config, in_memory, model_of, opened, fields, words
+):
+  model, params = model_of(config)
+  config.model.router.update(fields)
+  with pytest.raises(UserError, match=words):
+    study.run(opened(config, in_memory(8), model, params))

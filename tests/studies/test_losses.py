@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from vmoe_robust.config import UserError
+from vmoe_robust.evaluate.job import write
+from vmoe_robust.studies import losses, routing_change
+
+
+@pytest.fixture
+def config(config):
+  config.mode, config.study.name = 'study', 'losses'
+  config.study.losses.batch_size = 8
+  config.study.routing_change.batch_size = 8
+  config.attack.update(dict(eps=(0.2,), random_start=False))
+  return config
+
+
+def test_each_attack_raises_its_own_loss(
+  config, in_memory, model_of, opened, tmp_path, check_form
+):
+  model, params = model_of(config)
+  source = in_memory(11)
+  job = opened(config, source, model, params, tmp_path)
+  write(job, losses.run(job))
+  results = check_form(tmp_path)
+  clean, of_class, auxiliary, _ = results['rows']
+  for name, raised, other in (
+    ('class_loss', of_class, auxiliary),
+    ('auxiliary_loss', auxiliary, of_class),
+  ):
+    assert raised[name]['value'] > other[name]['value']
+    assert raised[name]['value'] > clean[name]['value'] > 0
+  assert of_class['less_than_class']['p'] == 1
+  # The class alone is what other studies attack.
+  known = routing_change.run(opened(config, source, model, params)).rows[1]
+  found = of_class['accuracy']['value']
+  assert found == known['accuracy']['value']
+
+
+def test_a_router_that_ignores_its_input_has_nothing_to_attack(
+  config, in_memory, model_of, opened
+):
+  """Its loss has no gradient: images stay, and both is the class alone."""
+  model, params = model_of(config)
+  for block in ('encoderblock_0', 'encoderblock_1'):
+    router = params['Encoder'][block]['Moe']['Router']['dense']
+    router['kernel'] = np.zeros_like(router['kernel'])
+  found = losses.run(opened(config, in_memory(8), model, params))
+  clean, of_class, auxiliary, both = found.rows
+  for name in ('accuracy', 'class_loss', 'auxiliary_loss', 'selected'):
+    assert auxiliary[name] == clean[name]
+  value = lambda row: row['class_loss']['value']
+  assert value(both) == pytest.approx(value(of_class), rel=1e-3)
+  assert value(of_class) > value(clean) + 0.01
+
+
+@pytest.mark.parametrize(
+  ('where', 'fields', 'words'),
+  [
+    ('model', dict(experts=0), 'is dense'),
+    ('router', dict(name='soft'), 'is about routers top_k'),
+    (
+      'router',
+      dict(importance_weight=0.0, load_weight=0.0),
+      'the model has none: config.model.router.',
+    ),
+    ('attack', dict(auxiliary_weight=0.5), 'auxiliary_weight=0.5 has no eff'),
+  ],
+)
+def test_what_does_not_fit_is_told(
+  config, in_memory, model_of, opened, where, fields, words
+):
+  model, params = model_of(config)
+  router = config.model.router
+  {'model': config.model, 'router': router, 'attack': config.attack}[
+    where
+  ].update(fields)
+  if 'importance_weight' in fields:
+    for name in router:
+      if name.endswith('_weight'):
+        router[name] = 0.0
+  with pytest.raises(UserError, match=words):
+    losses.run(opened(config, in_memory(8), model, params))

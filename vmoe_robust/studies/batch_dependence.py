@@ -1,0 +1,247 @@
+"""`config.study.name = 'batch_dependence'`: do neighbours decide a prediction?
+
+With a limited capacity, images of a group share the experts' slots, so that an
+image's prediction may depend on what else is in the batch (arXiv:2402.05526).
+Each image is held, and its neighbours, their order, padding and the size of the
+group vary; then its neighbours alone are attacked.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError, batch_size, eps_name
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.models import Model, build
+from vmoe_robust.report.figures import Bar, BarPlot
+from vmoe_robust.report.findings import Columns, Findings
+from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import conditions as under
+
+ORDER, REVERSED, PADDING = 'in order', 'reversed', 'padding'
+SMALL, DROPLESS = 'groups of one', 'dropless'
+
+
+def run(job: Job) -> Findings:
+  """How often a prediction flips, against the batch in order, by capacity.
+
+  With groups of G images and N draws of neighbours it takes 4 + N + G forward
+  passes an image, and a radius G x (1 + 2 x `config.attack.steps`) more (a
+  gradient counts as two).
+
+  Raises:
+    UserError: the model is dense, its images share no slots, or the batch has
+      no whole groups.
+  """
+  under.require_experts(job, 'batch_dependence')
+  under.require_router(job, 'batch_dependence', ('top_k', 'expert_choice'))
+  config, model = job.config, job.classifier.model
+  group, size = _check(config), batch_size(config, 'study')
+  shown = _conditions(config)
+  draws = [
+    np.random.default_rng([config.seed, draw]).permutation(size)
+    for draw in range(config.study.batch_dependence.draws)
+  ]
+  small = _with_groups_of_one(model, config)
+  attack = adversarial.attack(
+    _of_the_held(model, group), config, _crowding(group)
+  )
+
+  def program(params, images, batch):
+    mask = batch['mask']
+
+    def prediction(x, mask=mask, model=model, experts='capacity'):
+      return classes(model.apply(params, x, experts=experts, mask=mask)[0])
+
+    def permuted(order):
+      found = prediction(images[order], mask[order])
+      return found[np.argsort(order)]
+
+    backwards = np.arange(size).reshape(-1, group)[:, ::-1].reshape(-1)
+    found = [prediction(images), permuted(backwards)]
+    found += [permuted(order) for order in draws]
+    found.append(
+      _each_held(group, lambda held: prediction(images, mask & held), size)
+    )
+    found.append(prediction(images, model=small))
+    found.append(prediction(images, experts='dropless'))
+
+    def attacked(eps):
+      def of_held(held):
+        place = held.reshape(-1, group).argmax(1)
+        goal = batch | {'label': _from_place(batch['label'], place)}
+        x = attack(params, images, goal, eps, (images, held))
+        return prediction(_held_clean(x, images, held))
+
+      return _each_held(group, of_held, size)
+
+    broken = jax.lax.map(attacked, jnp.float32(config.attack.eps))
+    return {'prediction_after': jnp.concatenate([jnp.stack(found), broken])}
+
+  columns, skipped = under.measured(job, 'neighbours', shown, program)
+  return _findings(columns, skipped, shown, config)
+
+
+def _check(config: ConfigDict) -> int:
+  """The images of a group."""
+  group, size = config.model.router.group_images, batch_size(config, 'study')
+  if group == 1:
+    raise UserError(
+      "config.study.name='batch_dependence' is about images that share slots, "
+      'and the model has config.model.router.group_images=1; nothing can change'
+    )
+  if size % group:
+    low = size // group * group or group
+    raise UserError(
+      f'config.study.batch_dependence.batch_size={size} has no whole groups of '
+      f'config.model.router.group_images={group}; use {low} or {low + group}'
+    )
+  return group
+
+
+def _conditions(config: ConfigDict) -> list[under.Condition]:
+  draws = config.study.batch_dependence.draws
+  plain = [ORDER, REVERSED, *(f'neighbours {i + 1}' for i in range(draws))]
+  plain += [PADDING, SMALL, DROPLESS]
+  return [
+    *(under.Condition(name, {'eps': 0.0}) for name in plain),
+    *(
+      under.Condition(f'neighbours attacked, eps {eps_name(e)}', {'eps': e})
+      for e in config.attack.eps
+    ),
+  ]
+
+
+def _with_groups_of_one(model: Model, config: ConfigDict) -> Model:
+  settings = config.model.copy_and_resolve_references()
+  settings.router.group_images = 1
+  return build(settings, model.image_shape, model.module.mesh)
+
+
+def _each_held(group: int, predictions, size: int):
+  """Each image's prediction when it is the one of its group that is held."""
+  place = np.arange(size) % group
+  held = jnp.asarray(place == np.arange(group)[:, None])
+  found = jax.lax.map(predictions, held)  # compiled once
+  return found[place, np.arange(size)]
+
+
+def _from_place(values, place):
+  """What the held image of each group has, for all of its group."""
+  groups = values.reshape(len(place), -1, *values.shape[1:])
+  own = groups[jnp.arange(len(place)), place]
+  return jnp.repeat(own, groups.shape[1], axis=0)
+
+
+def _held_clean(x, images, held):
+  return jnp.where(held[:, None, None, None], images, x)
+
+
+def _of_the_held(model: Model, group: int) -> adversarial.Forward:
+  """A forward pass whose logits are those of the group's held image."""
+
+  def forward(params, x, mask, context):
+    images, held = context
+    x = _held_clean(x, images, held)
+    logits, aux = model.apply(params, x, experts='capacity', mask=mask)
+    place = held.reshape(-1, group).argmax(1)
+    return _from_place(logits, place), aux
+
+  return forward
+
+
+def _crowding(group: int) -> adversarial.Value:
+  """What the attack raises: how much neighbours want the held image's experts.
+
+  Neighbours reach the held image only through who finds a slot, of which the
+  loss of its class has no gradient. So their probabilities of the experts that
+  its tokens selected are raised, in all sparse blocks.
+  """
+
+  def value(logits, aux, goal):
+    held = goal.context[1].reshape(-1, group)
+    total = jnp.zeros(len(held))
+    for record in aux.records.values():
+      wish = record.routing.probabilities
+      own = jnp.repeat(held, wish.shape[1] // group, axis=1)
+      chosen = jax.nn.one_hot(record.routing.experts, wish.shape[-1]).sum(-2)
+      wanted = jax.lax.stop_gradient((chosen * own[..., None]).sum(1))
+      demand = (wish * ~own[..., None]).sum(1)
+      total += (demand * wanted).sum(-1)
+    return jnp.repeat(total, group)[: len(logits)]
+
+  return value
+
+
+def _findings(columns: Columns, skipped, shown, config) -> Findings:
+  prediction = {
+    one.name: under.of(columns, one)['prediction_after'] for one in shown
+  }
+  flips = {n: p != prediction[ORDER] for n, p in prediction.items()}
+  rows = under.rows(columns, shown)
+  for row in rows:
+    row['flips'] = rate(flips[row['condition']])
+  drawn = [flips[n] for n in flips if n.split()[-1].isdigit()]
+  rows = [row for row in rows if not row['condition'].split()[-1].isdigit()]
+  ever = rate(np.any(drawn, 0))
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={
+      'other_neighbours': mean(np.mean(drawn, 0)),
+      'ever_flipped': ever,
+      'draws': len(drawn),
+      'group_images': config.model.router.group_images,
+      'capacity_factor': float(config.model.router.capacity_factor),
+      'batch_size': batch_size(config, 'study'),
+    },
+    figures=[_figure(rows, ever, config)],
+  )
+
+
+def _figure(rows: list[dict], ever: dict, config: ConfigDict) -> BarPlot:
+  found = [(r['condition'], r['eps'], r['flips']) for r in rows[1:]]
+  draws = config.study.batch_dependence.draws
+  found.insert(1, (f'other neighbours, any of {draws} draws', 0.0, ever))
+  bars = []
+  for name, eps, flips in found:
+    low, high = flips['interval']
+    label = f'neighbours, eps {255 * eps:.3g}/255' if eps else name
+    group = 'neighbours attacked' if eps else 'no attack'
+    bars.append(Bar(label, flips['value'], low, high, group=group))
+  n, router = rows[0]['accuracy']['n'], config.model.router
+  title = (
+    f'Batch dependence, groups of {router.group_images}, capacity '
+    f'{router.capacity_factor:g}\n{config.attack.name} ({config.attack.steps} '
+    f'steps, {config.attack.norm}), {n:,} examples'
+  )
+  return BarPlot('batch_dependence', title, 'predictions that flip', bars)
+
+
+def render(results: dict) -> str:
+  """A line a condition, and the draws of neighbours below."""
+  lines, summary = [], results['summary']
+  for row in results['rows']:
+    low, high = row['flips']['interval']
+    lines.append(
+      [
+        row['condition'],
+        percent(row['accuracy']['value']),
+        percent(row['flips']['value']),
+        f'{100 * low:.1f} to {100 * high:.1f}',
+      ]
+    )
+  heads = ['condition', 'accuracy', 'flips', '95% interval']
+  each, ever = (
+    percent(summary[name]['value'])
+    for name in ('other_neighbours', 'ever_flipped')
+  )
+  return (
+    f'{table(heads, lines)}\nother neighbours flip {each} of the predictions a '
+    f'draw, and {ever} in one of {summary["draws"]} draws'
+  )

@@ -1,0 +1,188 @@
+"""`config.study.name = 'losses'`: which loss makes the stronger attack?
+
+Three attacks of the same length raise the loss of the class, the routers'
+auxiliary loss, and the sum of both. If balance between experts mattered to an
+image's class, the second would break images too.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from vmoe_robust.attacks import LOSSES
+from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.evaluate import adversarial, routing, target
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.report.figures import Line, LinePlot
+from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.statistics import paired
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import conditions as under
+
+ATTACKED = {
+  'class': 'loss of the class',
+  'auxiliary': "routers' auxiliary loss",
+  'both': 'both',
+}
+_NUMBERS = ('class_loss', 'auxiliary_loss', 'selected')
+
+
+def run(job: Job) -> Findings:
+  """Accuracy, losses and routing under each attack, of the dropless model.
+
+  It takes a forward pass an image, and a radius 3 x (1 + 2 x
+  `config.attack.steps`) more (a gradient counts as two).
+
+  Raises:
+    UserError: the model is dense, its router has no auxiliary loss, or the
+      attack is of another kind.
+  """
+  under.require_experts(job, 'losses')
+  under.require_router(job, 'losses', ('top_k',))
+  config, model = job.config, job.classifier.model
+  _check(config)
+  shown = _conditions(config)
+  forward = adversarial.plain(model)
+  attacks = {
+    name: adversarial.attack(forward, _raising(config, name))
+    for name in ATTACKED
+  }
+
+  def program(params, images, batch):
+    logits, clean = forward(params, images, batch['mask'], ())
+    found = [_columns(logits, clean, clean, batch, config)]
+    for eps in config.attack.eps:
+      for attack in attacks.values():
+        x_adv = attack(params, images, batch, jnp.float32(eps))
+        logits, now = forward(params, x_adv, batch['mask'], ())
+        found.append(_columns(logits, clean, now, batch, config))
+    return {name: jnp.stack([f[name] for f in found]) for name in found[0]}
+
+  columns, skipped = under.measured(job, 'losses', shown, program)
+  rows = under.rows(columns, shown, _NUMBERS)
+  for row in rows[1:]:
+    by_class = f'class, eps {eps_name(row["eps"])}'
+    row['less_than_class'] = paired(
+      under.right(under.of(columns, by_class)),
+      under.right(under.of(columns, row['condition'])),
+    )
+  start = config.attack.random_start
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={'attack': config.attack.name, 'random_start': start},
+    figures=[_figure(rows, config)],
+  )
+
+
+def _conditions(config: ConfigDict) -> list[under.Condition]:
+  return [
+    under.Condition(under.CLEAN, {'eps': 0.0, 'attacked': ''}),
+    *(
+      under.Condition(
+        f'{name}, eps {eps_name(eps)}', {'eps': eps, 'attacked': name}
+      )
+      for eps in config.attack.eps
+      for name in ATTACKED
+    ),
+  ]
+
+
+def _check(config: ConfigDict):
+  """Refuses a model without an auxiliary loss, and fields without effect."""
+  router = config.model.router
+  weights = [name for name in router if name.endswith('_weight')]
+  if not any(router[name] for name in weights):
+    names = ', '.join(f'config.model.router.{name}' for name in weights)
+    raise UserError(
+      f"config.study.name='losses' attacks the routers' auxiliary loss, and "
+      f'the model has none: {names} are 0; use a model that was trained with '
+      'one'
+    )
+  for name, value in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
+    if config.attack[name] != value:
+      raise UserError(
+        f'config.attack.{name}={config.attack[name]} has no effect with '
+        "config.study.name='losses', which attacks each loss and both; set "
+        'config.study.losses.auxiliary_weight, or leave it out'
+      )
+
+
+def _raising(config: ConfigDict, attacked: str) -> ConfigDict:
+  """The configuration whose attack raises a loss of `ATTACKED`."""
+  config = config.copy_and_resolve_references()
+  if attacked != 'class':
+    weight = config.study.losses.auxiliary_weight
+    config.attack.class_weight = float(attacked == 'both')
+    config.attack.auxiliary_weight = float(weight)
+  return config
+
+
+def _columns(logits, before, after, batch, config) -> dict[str, Array]:
+  """Of each image: class, both losses, and how far the routing changed."""
+  changes, size, label = [], len(logits), batch['label']
+  for block, record in before.records.items():
+    wish, _ = routing.selected(record, config.model, size)
+    now, _ = routing.selected(after.records[block], config.model, size)
+    changes.append(routing.change(wish, now))
+  return {
+    'prediction_after': classes(logits),
+    'class_loss': LOSSES['cross_entropy'](logits, label, label),
+    'auxiliary_loss': target.auxiliary(after, size),
+    'selected': jnp.stack(changes).mean(0),
+  }
+
+
+def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
+  clean, *rest = rows
+  panels = {
+    'accuracy': 'right images',
+    'selected': '1 - IoU of the selected experts, mean over blocks',
+  }
+  lines = []
+  for number, panel in panels.items():
+    for name, label in ATTACKED.items():
+      here = [clean, *(row for row in rest if row['attacked'] == name)]
+      found = [row[number] for row in here]
+      bounds = [one['interval'] or (np.nan, np.nan) for one in found]
+      low, high = zip(*bounds, strict=True)
+      y = [np.nan if f['value'] is None else f['value'] for f in found]
+      x = [255 * row['eps'] for row in here]
+      # Dashed, so that a line below it is seen.
+      dashed = name == 'both'
+      lines.append(Line(label, x, y, low, high, panel=panel, dashed=dashed))
+  n, settings = clean['accuracy']['n'], config.attack
+  title = (
+    f'What is attacked: {settings.name} ({settings.steps} steps, '
+    f'{settings.norm}), {n:,} examples'
+  )
+  return LinePlot('losses', title, 'eps x 255', 'share', lines)
+
+
+def render(results: dict) -> str:
+  """A line a radius and attacked loss."""
+  lines = []
+  for row in results['rows']:
+    less = row.get('less_than_class')
+    number = lambda name, row=row: row[name]['value']
+    lines.append(
+      [
+        row['condition'],
+        percent(number('accuracy')),
+        '-' if less is None else f'{less["p"]:.2g}',
+        *(
+          '-' if number(name) is None else f'{number(name):.4g}'
+          for name in ('class_loss', 'auxiliary_loss')
+        ),
+        percent(number('selected')),
+      ]
+    )
+  return (
+    table(
+      ['attacked', 'accuracy', 'p', 'class loss', 'auxiliary', '1 - IoU'], lines
+    )
+    + "\np: McNemar's exact test against the attack on the class alone"
+  )

@@ -1,0 +1,203 @@
+"""`config.study.name = 'transfer'`: does an attack on one model break another?
+
+x_adv of each checkpoint is shown to every checkpoint, dense ones too. In the
+diagonal each model is shown its own x_adv.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vmoe_robust.checkpoint import open_weights
+from vmoe_robust.config import UserError, eps_name, validate_mesh
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.classifier import Classifier, recognised, restore
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.report.figures import Matrix
+from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.statistics import paired
+from vmoe_robust.report.table import percent, table
+from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import conditions as under
+
+_FIELD = 'config.study.transfer.others'
+
+
+def run(job: Job) -> Findings:
+  """Accuracy of each model on the x_adv of each, all models dropless.
+
+  For M models it takes M forward passes an image, and a radius M x (M + 2 x
+  `config.attack.steps`) more (a gradient counts as two).
+
+  Raises:
+    UserError: there is no second checkpoint, or one does not fit the first or
+      cannot be read.
+  """
+  models = [job.classifier, *(_opened(o, job) for o in _others(job.config))]
+  return findings(job, models)
+
+
+def _others(config: ConfigDict) -> tuple[str, ...]:
+  others = config.study.transfer.others
+  if not others:
+    raise UserError(
+      f'{_FIELD} names no second checkpoint to transfer to; use a tuple of '
+      "work directories, such as ('runs/vit',)"
+    )
+  return others
+
+
+def _opened(where: str, job: Job) -> Classifier:
+  """Another checkpoint, on the first one's devices.
+
+  Raises:
+    UserError: it cannot be read, or takes other images or classes.
+  """
+  weights = open_weights(where, field=_FIELD)
+  with contextlib.closing(weights):
+    config, first = weights.config or recognised(weights), job.config
+    for path in ('data.image_size', 'model.channels', 'model.num_classes'):
+      group, name = path.split('.')
+      wanted, found = first[group][name], config[group][name]
+      if wanted != found:
+        raise UserError(
+          f'{_FIELD}: {where!r} has config.{path}={found}, and '
+          f'config.checkpoint has {wanted}; use models of the same images and '
+          'classes'
+        )
+    known = weights.class_names and job.source.class_names
+    if known and list(weights.class_names) != list(job.source.class_names):
+      raise UserError(
+        f'{_FIELD}: {where!r} has classes {list(weights.class_names)[:3]} ..., '
+        f'and the data {list(job.source.class_names)[:3]} ...; use models of '
+        'the same classes in the same order'
+      )
+    mesh = job.classifier.mesh
+    config.mesh.update(dict(mesh.shape))
+    validate_mesh(config, mesh.size)
+    return restore(weights, config, mesh)
+
+
+def findings(job: Job, models: list[Classifier]) -> Findings:
+  """What `run` finds of models that are open, the job's own first."""
+  config, names = job.config, _names(models)
+  shown = _conditions(names, config)
+  forwards = [adversarial.plain(model.model) for model in models]
+  attacks = [adversarial.attack(forward, config) for forward in forwards]
+
+  def program(params, images, batch):
+    def predictions(x):
+      return [
+        classes(forward(own, x, batch['mask'], ())[0])
+        for forward, own in zip(forwards, params, strict=True)
+      ]
+
+    found = predictions(images)
+    for eps in config.attack.eps:
+      for attack, own in zip(attacks, params, strict=True):
+        found += predictions(attack(own, images, batch, jnp.float32(eps)))
+    return {'prediction_after': jnp.stack(found)}
+
+  columns, skipped = under.measured(
+    _together(job, models), 'transfer', shown, program
+  )
+  rows = under.rows(columns, shown)
+  for row in rows:
+    if row['eps'] and row['source'] != row['target']:
+      own = _name(row['target'], row['target'], row['eps'])
+      row['more_than_its_own'] = paired(
+        under.right(under.of(columns, row['condition'])),
+        under.right(under.of(columns, own)),
+      )
+  return Findings(
+    columns=columns,
+    skipped=sorted(skipped),
+    rows=rows,
+    summary={
+      'models': names,
+      'checkpoints': [str(model.where) for model in models],
+      'steps': [model.step for model in models],
+      'checksums': [model.checksum for model in models],
+    },
+    figures=[_figure(rows, names, eps, config) for eps in config.attack.eps],
+  )
+
+
+def _together(job: Job, models: list[Classifier]) -> Job:
+  """The job of all models; unfinished work is known by all their weights."""
+  checksums = '+'.join(str(model.checksum) for model in models)
+  every = dataclasses.replace(
+    job.classifier,
+    params=tuple(model.params for model in models),
+    checksum=checksums,
+  )
+  return dataclasses.replace(job, classifier=every)
+
+
+def _names(models: list[Classifier]) -> list[str]:
+  """The last part of each path, numbered where it is not the only one."""
+  names = [Path(model.where).name for model in models]
+  return [
+    name if names.count(name) == 1 else f'{name} #{number}'
+    for number, name in enumerate(names, 1)
+  ]
+
+
+def _name(source: str, target: str, eps: float) -> str:
+  return f'{source} to {target}, eps {eps_name(eps)}'
+
+
+def _conditions(names: list[str], config: ConfigDict) -> list[under.Condition]:
+  clean = [
+    under.Condition(f'clean, {n}', {'eps': 0.0, 'source': '', 'target': n})
+    for n in names
+  ]
+  return clean + [
+    under.Condition(
+      _name(source, target, eps),
+      {'eps': eps, 'source': source, 'target': target},
+    )
+    for eps in config.attack.eps
+    for source in names
+    for target in names
+  ]
+
+
+def _figure(rows, names, eps, config: ConfigDict) -> Matrix:
+  value = {
+    (row['source'], row['target']): row['accuracy']['value']
+    for row in rows
+    if row['eps'] in (0, eps)
+  }
+  sources = ['', *names]
+  n, settings = rows[0]['accuracy']['n'], config.attack
+  title = (
+    f'Accuracy under transfer, eps {255 * eps:.3g}/255\n{settings.name} '
+    f'({settings.steps} steps, {settings.norm}), {n:,} examples'
+  )
+  return Matrix(
+    f'transfer_{eps_name(eps)}',
+    title,
+    'shown to',
+    'x_adv of',
+    names,
+    ['no attack', *names],
+    [[value[source, target] for target in names] for source in sources],
+  )
+
+
+def render(results: dict) -> str:
+  """A line a radius and source, a column a target."""
+  names, rows = results['summary']['models'], results['rows']
+  lines = {}
+  for row in rows:
+    key = f'{row["eps"]:.4g}', row['source'] or 'no attack'
+    value, interval = row['accuracy']['value'], row['accuracy']['interval']
+    low, high = (100 * bound for bound in interval)
+    shown = f'{percent(value)} ({low:.1f} to {high:.1f})'
+    lines.setdefault(key, []).append(shown)
+  body = [[*key, *values] for key, values in lines.items()]
+  return table(['eps', 'x_adv of', *names], body)
