@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 
+import fsspec
 import jax
 import numpy as np
 from etils import epath
@@ -49,6 +50,37 @@ def expanded(text: str | os.PathLike, field: str = 'the path') -> str:
       f'whole path, or ./{text} for a folder of that name'
     )
   return expanded
+
+
+def absolute(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
+  """As `path`, from the root; of an address, after a look that it is there.
+
+  Listings of a bucket are read anew from here on, not those of an earlier look.
+
+  Raises:
+    UserError: `~name` is the home of a user who does not exist, or what reads
+      such addresses is not installed, or they cannot be reached.
+  """
+  found = path(text, field)
+  address = os.fspath(found)
+  if '://' not in address:
+    return found.absolute()
+  try:
+    # etils, which does the reading, keeps the same one.
+    options = {'finalize_on_close': True} if address.startswith('gs:') else {}
+    system, place = fsspec.core.url_to_fs(address, **options)
+    system.invalidate_cache()
+    with contextlib.suppress(FileNotFoundError):
+      system.info(place)  # `exists` would hide what forbids it
+  except Exception as error:  # each store has kinds of its own
+    way = '; give a folder, or an address that these credentials may read'
+    if isinstance(error, ImportError) and address.startswith('gs:'):
+      way = "; pip install 'vmoe_robust[gcs]'"
+    said = str(error).strip().split('\n')[0] or type(error).__name__
+    raise UserError(
+      f'{field}={os.fspath(text)!r} cannot be reached: {said}{way}'
+    ) from error
+  return found
 
 
 def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:

@@ -33,7 +33,7 @@ class Checkpoints:
     self, workdir: str | os.PathLike, save: ConfigDict | None = None
   ):
     """Opens them, for writing if `save` (`config.save`) is given."""
-    self._directory = files.path(workdir).absolute() / 'checkpoints'
+    self._directory = files.absolute(workdir) / 'checkpoints'
     self._save = save
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()

@@ -27,6 +27,11 @@ class RunWeights:
   renamed: dict[str, str] = {}
 
   def __init__(self, where: str, step: int | None, field: str):
+    if '://' in where:
+      raise UserError(
+        f'{field}={where!r} is the work directory of a run at an address, of '
+        'which weights are not read; copy it here and name the copy'
+      )
     self.where = where
     path = files.path(where, field)
     if step is not None:

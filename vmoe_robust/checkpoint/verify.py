@@ -30,7 +30,7 @@ def verify(where: str | os.PathLike) -> list[State]:
   Raises:
     UserError: there are no checkpoints.
   """
-  path = files.path(where, 'path').absolute()
+  path = files.absolute(where, 'path')
   if path.parent.name == 'checkpoints' and path.name.isdecimal():
     state = _state(path, '')
     if state is None:

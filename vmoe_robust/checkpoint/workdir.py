@@ -98,7 +98,7 @@ def _parse(path) -> tuple[ConfigDict, tuple[str, ...]] | None:
 
 def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
   """By which a checkpoint is known again; None if there is none."""
-  saved = files.path(workdir).absolute() / 'checkpoints'
+  saved = files.absolute(workdir) / 'checkpoints'
   if step not in steps(saved):
     return None
   return integrity.fingerprint(saved / str(step))
@@ -118,7 +118,7 @@ def locate(
   Raises:
     UserError: there is no such checkpoint, or the one named is damaged.
   """
-  path, wanted = files.path(checkpoint, field).absolute(), None
+  path, wanted = files.absolute(checkpoint, field), None
   if path.parent.name == 'checkpoints':
     if path.name.isdecimal() or path.name == 'best':
       path, wanted = path.parent.parent, path.name

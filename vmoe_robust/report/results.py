@@ -13,8 +13,10 @@ from pathlib import Path
 
 import jax
 import pyarrow as pa
+from etils import epath
 from pyarrow import parquet
 
+from vmoe_robust import files
 from vmoe_robust.config import UserError
 from vmoe_robust.report import statistics
 
@@ -31,7 +33,7 @@ _PACKAGES = (
 class Results(dict):
   """What is in `results.json`, with the records that it comes from."""
 
-  def __init__(self, found: dict, folder: Path):
+  def __init__(self, found: dict, folder: epath.Path):
     super().__init__(found)
     self.folder = folder
 
@@ -45,7 +47,8 @@ class Results(dict):
     about = self['files']['records']
     path = self.folder / about['name']
     try:
-      found = parquet.read_table(path)
+      with path.open('rb') as file:
+        found = parquet.read_table(file)
     except FileNotFoundError as error:
       raise UserError(
         f'path={path} is missing; copy the whole folder of the run'
@@ -67,7 +70,7 @@ def read_results(path: str | os.PathLike) -> Results:
   """Reads the results of a run, of whatever mode.
 
   Args:
-    path: the run's folder, or its `results.json`.
+    path: the run's folder, or its `results.json`, here or at `gs://`.
 
   Returns:
     The dictionary of docs/results-format.md; its attribute `records` is a
@@ -77,14 +80,16 @@ def read_results(path: str | os.PathLike) -> Results:
     UserError: there are none, they are damaged, or another program's or
       version's.
   """
-  path = Path(path).expanduser()
+  path = files.path(path, 'path')
+  if '://' in os.fspath(path):
+    path = files.absolute(path, 'path')
   path = path / RESULTS if path.is_dir() else path
   try:
     found = json.loads(path.read_text())
   except OSError as error:
     raise UserError(
-      f'path={path} cannot be read ({error.strerror}); give the folder of a '
-      f'finished run, which has {RESULTS}'
+      f'path={path} cannot be read ({error.strerror or error}); give '
+      f'the folder of a finished run, which has {RESULTS}'
     ) from error
   except ValueError as error:
     raise UserError(
@@ -95,7 +100,7 @@ def read_results(path: str | os.PathLike) -> Results:
   return Results(found, path.parent)
 
 
-def _check(path: Path, found: object):
+def _check(path: epath.Path, found: object):
   if not isinstance(found, dict) or found.get('format') != FORMAT:
     raise UserError(
       f"path={path} has no format={FORMAT!r}: it is another program's, or of a "
