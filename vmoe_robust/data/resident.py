@@ -132,9 +132,8 @@ def resident_batch(
     pad = data.pad if data.crop == 'pad' else 0
     tops, lefts, mirrored = jax.vmap(lambda k: draws(k, pad))(keys)
     mirrored &= data.flip
-    found['image'] = jax.vmap(lambda *one: crop(*one, pad))(
-      found['image'], tops, lefts, mirrored
-    )
+    cut = lambda image, top, left, flips: crop(image, top, left, flips, pad)
+    found['image'] = jax.vmap(cut)(found['image'], tops, lefts, mirrored)
   return found
 
 

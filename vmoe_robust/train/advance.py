@@ -104,13 +104,14 @@ class Streamed:
     """`step` is pure; `places` are the shardings of the state."""
     self.batches = batches
     self._step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-    self._next = None
+    self._next: dict[str, Array] | None = None
+    self._compiled: jax.stages.Compiled | None = None
 
   def compile(self, state: TrainState) -> jax.stages.Compiled:
     """Compiles the step; to be called first."""
     self._next = next(self.batches)
-    self._step = self._step.lower(state, self._next).compile()
-    return self._step
+    self._compiled = self._step.lower(state, self._next).compile()
+    return self._compiled
 
   def __call__(
     self, state: TrainState, steps: int
@@ -123,7 +124,7 @@ class Streamed:
     """
     batch = next(self.batches) if self._next is None else self._next
     self._next = None
-    return *self._step(state, batch), 1
+    return *(self._compiled or self._step)(state, batch), 1
 
 
 class Many:
@@ -142,6 +143,7 @@ class Many:
     self._most = min(config.train.log_every, _MOST)
     steps = many(step, config.data, mesh)
     self._steps = jax.jit(steps, donate_argnums=0, out_shardings=(places, None))
+    self._compiled: jax.stages.Compiled | None = None
     self._pace = Pace()
 
   def compile(self, state: TrainState) -> jax.stages.Compiled:
@@ -149,8 +151,8 @@ class Many:
     rows = self.batches.take(0, self._most)
     count = np.int32(0)
     lowered = self._steps.lower(state, self.batches.arrays, rows, count)
-    self._steps = lowered.compile()
-    return self._steps
+    self._compiled = lowered.compile()
+    return self._compiled
 
   def __call__(
     self, state: TrainState, steps: int
@@ -163,7 +165,7 @@ class Many:
     """
     steps = min(steps, self._most, self._pace.steps())
     rows = self.batches.take(steps, self._most)
-    state, metrics = self._steps(
+    state, metrics = (self._compiled or self._steps)(
       state, self.batches.arrays, rows, np.int32(steps)
     )
     self._pace.started(steps, metrics)
