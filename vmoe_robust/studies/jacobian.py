@@ -226,7 +226,8 @@ def _of_margin(terms: dict[str, Array]) -> dict[str, Float[Array, 'batch']]:
   flat = {name: x.reshape(len(x), -1) for name, x in terms.items()}
   whole = {name: flat[name] for name in (TOTAL, 'expert')}
   for term in TERMS[1:]:
-    whole[term] = sum(x for n, x in flat.items() if n.startswith(f'{term}/'))
+    parts = [x for n, x in flat.items() if n.startswith(f'{term}/')]
+    whole[term] = jnp.stack(parts).sum(0)
   norms = {n: jnp.linalg.norm(x, axis=-1) for n, x in (flat | whole).items()}
   return norms | {'error': _error(whole, -1)}
 

@@ -131,7 +131,8 @@ def _program(job: Job) -> under.Program:
         for attack in attacks.values()
       ]
       weights = (lambdas, jnp.full(len(lambdas), eps))
-      found.append(worst(*jax.lax.map(at_lambda, weights), label))
+      tops, moved = jax.lax.map(at_lambda, weights)
+      found.append(worst(tops, moved, label))
       return [jnp.stack(part) for part in zip(*found, strict=True)]
 
     found = jax.lax.map(at_radius, jnp.array(config.attack.eps, jnp.float32))
@@ -160,12 +161,12 @@ def divergence(
       || after), in nats.
     after: what the model returned of x_adv, each image routed alone.
   """
-  total = 0.0
+  found = []
   for block, now in scores(after).items():
     p = jax.nn.log_softmax(before[block])
     kl = (jnp.exp(p) * (p - jax.nn.log_softmax(now))).sum(-1)
-    total += kl.mean(-1)
-  return total
+    found.append(kl.mean(-1))
+  return jnp.stack(found).sum(0)
 
 
 def margin(logits: Array, label: Array) -> Float[Array, 'batch']:
@@ -231,7 +232,7 @@ def _fallen(columns: Columns, eps: float) -> dict:
     for kind in (FIRST, *OURS)
   }
   left = right[FIRST]
-  found = {'left': int(left.sum())}
+  found: dict = {'left': int(left.sum())}
   for kind in OURS:
     fell = left & ~right[kind]
     share = rate(~right[kind][left]) if left.any() else None

@@ -200,7 +200,8 @@ def _others(rows, config) -> BarPlot:
     Bar(
       f'{row["kind"]} {row["number"] or ""}'.strip(),
       row['accuracy']['value'],
-      *row['accuracy']['interval'],
+      row['accuracy']['interval'][0],
+      row['accuracy']['interval'][1],
       group=f'eps {255 * row["eps"]:.3g}/255' if row['eps'] else 'clean',
     )
     for row in rows

@@ -10,6 +10,7 @@ interrupted.
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,17 +62,16 @@ def make(
   """
   before = None if state is None else state.get('resident', False)
   is_resident = on_devices(config.data, source, before)
-  opened = Resident if is_resident else train_batches
-  batches = opened(
-    config.data,
-    source,
+  how: dict[str, Any] = dict(
     batch_size=config.train.batch_size,
     seed=config.seed,
     sharding=mesh_lib.batch_sharding(mesh),
     state=state,
   )
   if is_resident:
-    return Many(step, batches, places, config, mesh)
+    resident = Resident(config.data, source, **how)
+    return Many(step, resident, places, config, mesh)
+  batches = train_batches(config.data, source, **how)
   return Streamed(step, batches, places)
 
 

@@ -100,10 +100,10 @@ def _learned(rng, settings: ConfigDict) -> list[Part]:
   """Router and experts learned together, for teachers that disagree more."""
   out, key = [], jax.random.key(rng.integers(2**31))
   for disagreement in settings.disagreements:
-    teacher = learned.teacher(rng, disagreement)
-    x, y, _ = learned.points(rng, *teacher, _TRAINING // 2)
+    cells, functions = learned.teacher(rng, disagreement)
+    x, y, _ = learned.points(rng, cells, functions, _TRAINING // 2)
     weights = learned.fit(key, jnp.asarray(x), jnp.asarray(y))
-    x, y, cell = learned.points(rng, *teacher, settings.points)
+    x, y, cell = learned.points(rng, cells, functions, settings.points)
     found = learned.norms(*weights, jnp.asarray(x))
     columns = {
       'label': cell,

@@ -70,11 +70,16 @@ def fit(key: Array, x: Array, y: Array) -> tuple[Matrix, Matrix]:
   """Router and experts that are learned together, by Adam on all points."""
   first, second = jax.random.split(key)
   shape = EXPERTS, DIMENSION
-  weights = tuple(jax.random.normal(k, shape) / 4 for k in (first, second))
+  weights = (
+    jax.random.normal(first, shape) / 4,
+    jax.random.normal(second, shape) / 4,
+  )
   optimizer = optax.adam(_LEARNING_RATE)
 
   def error(weights):
-    return ((jax.vmap(lambda x: output(*weights, x))(x) - y) ** 2).mean()
+    router, experts = weights
+    found = jax.vmap(lambda x: output(router, experts, x))(x)
+    return ((found - y) ** 2).mean()
 
   def step(state, _):
     weights, memory = state

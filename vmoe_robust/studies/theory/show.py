@@ -49,7 +49,7 @@ def learned(columns: Columns, settings: ConfigDict) -> list[dict]:
   rows = []
   for disagreement in settings.disagreements:
     name = f'learned, disagreement {disagreement:g}'
-    row = {'condition': name, 'problem': 'learned'}
+    row: dict = {'condition': name, 'problem': 'learned'}
     row['disagreement'] = float(disagreement)
     for number in ('expert_term', 'gate_term', 'gradient', 'squared_error'):
       row[number] = mean(_by_draw(columns, name, number).mean(1))
