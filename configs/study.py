@@ -6,7 +6,7 @@ Command:
 
 WORKDIR is that of a training run. The model and the data are the run's own;
 --config.data.split='test[:1000]' takes a part. Studies that attack do it as
---config.attack says, by default with PGD at the radii of config.attack.eps.
+config.attack says, by default with 40 steps of PGD in Linf.
 
 Hardware: any.
 
