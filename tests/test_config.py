@@ -331,6 +331,7 @@ def test_an_oracle_is_no_classifier():
   for field, value, words in (
     ('attack.every_steps', 10, 'every_steps=10 attacks'),
     ('save.best', 'eval_accuracy', 'best=.*not measured'),
+    ('train.monitor.eps', 0.1, 'monitor.eps=0.1 attacks'),
     ('train.loss', 'sigmoid', 'no one class'),
   ):
     wrong = config.copy_and_resolve_references()

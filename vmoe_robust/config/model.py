@@ -196,6 +196,11 @@ def _validate_oracle(config: ConfigDict):
       f'config.attack.at_end={attack.at_end} with config.attack.every_steps='
       f'{attack.every_steps} attacks {why}; set at_end=False and every_steps=0'
     )
+  if config.train.monitor.eps:
+    raise UserError(
+      f'config.train.monitor.eps={config.train.monitor.eps} attacks {why}; set '
+      'it to 0'
+    )
   if best:
     raise UserError(
       f'config.save.best={best!r} is not measured of {why}; leave it out'
