@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from vmoe_robust.config import UserError, validate
-from vmoe_robust.data import Every
+from vmoe_robust.data import Part
 from vmoe_robust.evaluate.job import write
 from vmoe_robust.models import Model
 from vmoe_robust.report.records import read_records
@@ -125,7 +125,7 @@ def test_every_kth_example_has_its_own_draws(config, in_memory, certificates):
   config.study.certificates.every = 4
   few = certificates(source)
   assert few['index'].tolist() == [0, 4, 8, 12]
-  assert len(Every(source, 4)) == 4
+  assert len(Part(source, np.arange(0, len(source), 4))) == 4
   for name in ('counts', 'label', 'radius'):
     np.testing.assert_array_equal(few[name], whole[name][::4])
   config.seed = 1

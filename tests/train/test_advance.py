@@ -30,8 +30,9 @@ def all_metrics(state, steps, counts):
   for count in counts:
     while count:
       state, metrics, taken = steps(state, count)
+      many = np.ndim(metrics['loss']) > 0  # a step alone has no axis of steps
       found += [
-        {k: np.atleast_1d(v)[i] for k, v in metrics.items()}
+        {k: np.asarray(v)[i] if many else v for k, v in metrics.items()}
         for i in range(taken)
       ]
       count -= taken
