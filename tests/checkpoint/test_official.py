@@ -1,5 +1,6 @@
 import functools
 import hashlib
+import importlib
 import pathlib
 import sys
 
@@ -189,7 +190,8 @@ def test_from_elsewhere(tmp_path, monkeypatch):
   same(open_weights('memory://vmoe/params'), arrays)
   memory.rm('/vmoe', recursive=True)
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
-  monkeypatch.setattr(fsspec.registry, '_registry', {})  # what was imported
+  imported = importlib.import_module('fsspec.registry')
+  monkeypatch.delitem(imported._registry, 'gs', raising=False)
   with pytest.raises(UserError, match=r"pip install 'vmoe_robust\[gcs\]'"):
     open_weights('gs://bucket/params')
   monkeypatch.setitem(sys.modules, 's3fs', None)
