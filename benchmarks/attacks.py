@@ -11,7 +11,6 @@ come first: no attack can be faster than they allow. A table for people, then
 one line of JSON.
 """
 
-import functools
 import json
 import os
 import sys
@@ -28,16 +27,13 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+import subjects  # noqa: E402
 import timing  # noqa: E402
+import torch_vit  # noqa: E402
 from absl import app, flags  # noqa: E402
 
 from vmoe_robust.attacks import Budget, ensemble  # noqa: E402
-from vmoe_robust.robustness import sweep  # noqa: E402
 from vmoe_robust.robustness.foreign import of_function  # noqa: E402
-from vmoe_robust.robustness.images import InMemory  # noqa: E402
-from vmoe_robust.robustness.measure import Arrays  # noqa: E402
-from vmoe_robust.robustness.programs import Programs  # noqa: E402
-from vmoe_robust.robustness.resume import Unfinished  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 from tests.autoattack_reference import Reference  # noqa: E402
@@ -63,44 +59,9 @@ _NORM = flags.DEFINE_enum('norm', 'Linf', list(NORMS), 'Of the ball.')
 
 def torch_model(reference: Reference):
   """The ViT of `Reference.logits` in PyTorch; images are NCHW."""
-  import torch
-
-  @functools.cache
-  def weights(name):
-    return torch.tensor(np.asarray(reference[f'weights/{name}'], np.float32))
-
-  def dense(x, name, form='...d,de->...e'):
-    return torch.einsum(form, x, weights(f'{name}/kernel')) + weights(
-      f'{name}/bias'
-    )
-
-  def norm(x, name):
-    scale, bias = weights(f'{name}/scale'), weights(f'{name}/bias')
-    return torch.nn.functional.layer_norm(x, (32,), scale, bias, 1e-6)
-
-  class Vit(torch.nn.Module):
-    def forward(self, x):
-      x = (2 * x - 1).reshape(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1)
-      kernel = weights('embedding/kernel').reshape(4, 32)
-      x = x.reshape(-1, 16, 4) @ kernel + weights('embedding/bias')
-      x = x + weights('Encoder/posembed_input/pos_embedding')
-      for number in range(2):
-        block = f'Encoder/encoderblock_{number}'
-        y, attention = norm(x, f'{block}/LayerNorm_0'), f'{block}/SelfAttention'
-        query, key, value = (
-          dense(y, f'{attention}/{name}', 'btd,dhe->bthe').transpose(1, 2)
-          for name in ('query', 'key', 'value')
-        )
-        y = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-        x = x + dense(y, f'{attention}/out', 'bhqe,hed->bqd')
-        y = norm(x, f'{block}/LayerNorm_1')
-        y = torch.nn.functional.gelu(
-          dense(y, f'{block}/Mlp/Dense_0'), approximate='tanh'
-        )
-        x = x + dense(y, f'{block}/Mlp/Dense_1')
-      return dense(norm(x, 'Encoder/encoder_norm').mean(1), 'head')
-
-  return Vit().eval()
+  weights = reference.weights()
+  positions = weights['Encoder/posembed_input/pos_embedding'][0]
+  return torch_vit.model(weights, positions, patch=2, heads=2)
 
 
 def ours(
@@ -111,28 +72,9 @@ def ours(
   target = of_function(reference.logits, None, images.shape[1:])
   more = _BUDGETS_L1.get(attack, {}) if norm == 'l1' else {}
   budget = Budget(40 if attack == 'pgd' else 100, **more)
-  programs = Programs(
-    target,
-    ensemble(attack, norm, target.classes, budget),
-    norm=norm,
-    seed=0,
-    batch_size=min(_BATCH.value, len(images)),
-  )
-  rows = Arrays(images, labels.astype(np.int32))
-
-  def run():
-    kept = InMemory(rows.floats())
-    found = sweep.run(
-      programs,
-      rows,
-      (eps,),
-      unfinished=Unfinished(None, {}),
-      keeper=lambda _: kept,
-    )
-    columns = found.columns
-    return float((columns['prediction_after'] == columns['label']).mean())
-
-  return run
+  chosen = ensemble(attack, norm, target.classes, budget)
+  size = min(_BATCH.value, len(images))
+  return subjects.attack(target, chosen, images, labels, norm, eps, size)
 
 
 def theirs(model, attack: str, images, labels) -> float:

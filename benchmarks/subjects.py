@@ -1,5 +1,6 @@
 """What benchmarks time: the sparse layer, its dense twin, and whole models."""
 
+from collections.abc import Callable
 from concurrent import futures
 from functools import partial
 
@@ -10,9 +11,16 @@ import numpy as np
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.attacks import Ensemble
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.models import build
 from vmoe_robust.models.moe import Grouping, Moe
+from vmoe_robust.robustness import sweep
+from vmoe_robust.robustness.images import InMemory
+from vmoe_robust.robustness.measure import Arrays
+from vmoe_robust.robustness.programs import Programs
+from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.robustness.target import Target
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
@@ -116,3 +124,34 @@ def model_programs(config: config_lib.ConfigDict) -> dict:
     jax.block_until_ready(attack(params, batch_of_attack, eps))
 
   return {'train': train, 'PGD': pgd}
+
+
+def attack(
+  target: Target,
+  chosen: Ensemble,
+  images: np.ndarray,
+  labels: np.ndarray,
+  norm: str,
+  eps: float,
+  batch_size: int,
+) -> Callable[[], float]:
+  """What `robust_accuracy` does, with programs that are compiled once.
+
+  A call attacks all images again and returns the share that stays right.
+  """
+  programs = Programs(target, chosen, norm=norm, seed=0, batch_size=batch_size)
+  rows = Arrays(images, labels.astype(np.int32))
+
+  def run():
+    kept = InMemory(rows.floats())
+    found = sweep.run(
+      programs,
+      rows,
+      (eps,),
+      unfinished=Unfinished(None, {}),
+      keeper=lambda _: kept,
+    )
+    columns = found.columns
+    return float((columns['prediction_after'] == columns['label']).mean())
+
+  return run

@@ -24,6 +24,11 @@ class Reference:
   def __getitem__(self, name):
     return self._file[name]
 
+  def weights(self):
+    """Those of the model, by name."""
+    names = [n for n in self._file.files if n.startswith('weights/')]
+    return {n.removeprefix('weights/'): self[n] for n in names}
+
   def flags(self, name):
     return np.unpackbits(self[f'flags/{name}']).astype(bool)
 

@@ -5,6 +5,7 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
+from vmoe_robust.models.divergence import route_scores
 from vmoe_robust.studies import conditions, routing_attacks
 
 EPS = 0.2
@@ -37,11 +38,11 @@ def test_divergence_and_margin_by_hand(config, model_of):
       for aux in (before, after)
     )
     expected += (p * np.log(p / q)).sum(-1).mean(-1)
-  scores = routing_attacks.scores(before)
-  found = routing_attacks.divergence(scores, after)
+  scores = route_scores(before.records, 3)
+  found = routing_attacks.moved(scores, after)
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
   np.testing.assert_allclose(
-    routing_attacks.divergence(scores, before), 0, atol=1e-7
+    routing_attacks.moved(scores, before), 0, atol=1e-7
   )
   logits = jnp.array([[1.0, 3, 2], [5, 1, 2]])
   margin = routing_attacks.margin(logits, jnp.array([1, 2]))

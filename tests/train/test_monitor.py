@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,8 +23,8 @@ __all__ = ['config', 'model_of']
 def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   config, model_of, shape
 ):
-  config.train.monitor.update(dict(eps=0.1, steps=4, examples=11))
-  config.attack.update(dict(eps=(0.1,), steps=4, restarts=1))
+  config.train.monitor.update(dict(eps=0.01, steps=4, examples=11))
+  config.attack.update(dict(eps=(0.01,), steps=4, restarts=1))
   model, params = model_of(config, shape)
   source = InMemory(11)
   monitor = Monitor(model, config, source)
@@ -32,7 +33,7 @@ def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   )
   after = swept.columns['prediction_after']
   right = (after == swept.columns['label']).mean()
-  assert monitor(params, 1) == {'robust_accuracy/0.1': pytest.approx(right)}
+  assert monitor(params, 1) == {'robust_accuracy/0.01': pytest.approx(right)}
   assert 0 < right < 1
 
 
@@ -43,7 +44,7 @@ def test_a_fall_warns_or_stops(config, model_of, caplog):
   rows = Rows(source, config.data)
   images = rows(np.arange(8))['image']
   rows.close()
-  logits, _ = model.apply(params, images / np.float32(255))
+  logits, _ = model.apply(params, jnp.asarray(images / np.float32(255)))
   source.labels = np.asarray(logits.argmax(-1))
   lost = jax.tree.map(lambda w: w * np.nan, params)  # not finite is wrong
   monitor = Monitor(model, config, source)

@@ -8,8 +8,8 @@ from scipy import special
 
 from vmoe_robust import config as config_lib
 from vmoe_robust.models import Aux
+from vmoe_robust.models.divergence import divergence
 from vmoe_robust.train import objective
-from vmoe_robust.train.divergence import divergence
 from vmoe_robust.train.objective import OBJECTIVES, Given
 
 EPS = 0.05

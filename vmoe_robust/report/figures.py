@@ -19,6 +19,23 @@ _MARKERS = 'osD^vPX'
 
 
 @dataclasses.dataclass(frozen=True)
+class _Numbers:
+  """A figure whose fields are the numbers that it shows."""
+
+  name: str  # of the files, without an ending
+  title: str  # what is written above the picture
+
+  @property
+  def data_name(self) -> str:
+    """Of the file that has the numbers."""
+    return f'{self.name}.json'
+
+  def write_data(self, path: str | os.PathLike) -> None:
+    """Writes the numbers as JSON."""
+    write_json(path, dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class Line:
   """Points with their 95% intervals; None is a point that is not known."""
 
@@ -43,26 +60,15 @@ class Bar:
 
 
 @dataclasses.dataclass(frozen=True)
-class BarPlot:
+class BarPlot(_Numbers):
   """Numbers one below the other, each with its name, as points with intervals.
 
   Points need no zero to stand on, so that small differences can be seen.
   """
 
-  name: str
-  title: str
   x_label: str
   bars: Sequence[Bar]
   is_rate: bool = True  # between 0 and 1, and shown in percent
-
-  @property
-  def data_name(self) -> str:
-    """Of the file that has the numbers."""
-    return f'{self.name}.json'
-
-  def write_data(self, path: str | os.PathLike) -> None:
-    """Writes the numbers as JSON."""
-    write_json(path, dataclasses.asdict(self))
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
@@ -114,25 +120,14 @@ class BarPlot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class Matrix(_Numbers):
   """A table of rates as shades, each with its number."""
 
-  name: str
-  title: str
   x_label: str
   y_label: str
   columns: Sequence[str]
   rows: Sequence[str]
   values: Sequence[Sequence[float]]  # [rows][columns], between 0 and 1
-
-  @property
-  def data_name(self) -> str:
-    """Of the file that has the numbers."""
-    return f'{self.name}.json'
-
-  def write_data(self, path: str | os.PathLike) -> None:
-    """Writes the numbers as JSON."""
-    write_json(path, dataclasses.asdict(self))
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
@@ -157,25 +152,14 @@ class Matrix:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinePlot:
+class LinePlot(_Numbers):
   """Numbers against something, in one panel or several."""
 
-  name: str
-  title: str
   x_label: str
   y_label: str
   lines: Sequence[Line]
   is_rate: bool = True  # between 0 and 1, and shown in percent
   note: str = ''  # written below: what the picture does not say
-
-  @property
-  def data_name(self) -> str:
-    """Of the file that has the points."""
-    return f'{self.name}.json'
-
-  def write_data(self, path: str | os.PathLike) -> None:
-    """Writes the points as JSON."""
-    write_json(path, dataclasses.asdict(self))
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""

@@ -9,18 +9,22 @@
   break images that another attack left?
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vmoe_robust.attacks import LOSSES
 from vmoe_robust.config import UserError, eps_name, validate_attack
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Aux, Model
+from vmoe_robust.models.divergence import (
+  Scores,
+  route_divergence,
+  route_scores,
+)
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, paired, rate
@@ -105,7 +109,7 @@ def _program(job: Job) -> under.Program:
   attacks = {
     PLAIN: adversarial.attack(forward, config),
     ROUTER: adversarial.attack(
-      forward, config, lambda _, aux, goal: divergence(goal.context, aux)
+      forward, config, lambda _, aux, goal: moved(goal.context, aux)
     ),
     EXPERT: adversarial.attack(without_gates(model), config),
   }
@@ -114,11 +118,11 @@ def _program(job: Job) -> under.Program:
   def program(params, images, batch):
     mask, label = batch['mask'], batch['label']
     logits, aux = forward(params, images, mask, ())
-    before = scores(aux)
+    before = route_scores(aux.records, len(images))
 
     def judged(x_adv):
       logits, aux = forward(params, x_adv, mask, ())
-      return classes(logits), divergence(before, aux)
+      return classes(logits), moved(before, aux)
 
     def at_lambda(pair):
       weight, eps = pair
@@ -131,8 +135,8 @@ def _program(job: Job) -> under.Program:
         for attack in attacks.values()
       ]
       weights = (lambdas, jnp.full(len(lambdas), eps))
-      tops, moved = jax.lax.map(at_lambda, weights)
-      found.append(worst(tops, moved, label))
+      tops, divergences = jax.lax.map(at_lambda, weights)
+      found.append(worst(tops, divergences, label))
       return [jnp.stack(part) for part in zip(*found, strict=True)]
 
     found = jax.lax.map(at_radius, jnp.array(config.attack.eps, jnp.float32))
@@ -146,42 +150,24 @@ def _program(job: Job) -> under.Program:
   return program
 
 
-def scores(aux: Aux) -> dict[str, Float[Array, 'groups tokens experts']]:
-  """The routers' logits in each sparse block."""
-  return {b: record.routing.logits for b, record in aux.records.items()}
-
-
-def divergence(
-  before: Mapping[str, Array], after: Aux
-) -> Float[Array, 'batch']:
-  """KL of router probabilities, mean over tokens, summed over blocks.
-
-  Args:
-    before: the routers' logits of the clean images, by block; it is KL(before
-      || after), in nats.
-    after: what the model returned of x_adv, each image routed alone.
-  """
-  found = []
-  for block, now in scores(after).items():
-    p = jax.nn.log_softmax(before[block])
-    kl = (jnp.exp(p) * (p - jax.nn.log_softmax(now))).sum(-1)
-    found.append(kl.mean(-1))
-  return jnp.stack(found).sum(0)
+def moved(before: Scores, after: Aux) -> Float[Array, 'batch']:
+  """The divergence of x_adv's routes from those of the images."""
+  batch = len(next(iter(before.values())))
+  return route_divergence(before, route_scores(after.records, batch))
 
 
 def margin(logits: Array, label: Array) -> Float[Array, 'batch']:
   """The largest logit of another class, less the largest of its own."""
-  own = label > 0
   if label.ndim == 1:
-    own = label[:, None] == jnp.arange(logits.shape[1])
+    return LOSSES['margin'](logits, label, label)
   largest = lambda some: jnp.where(some, logits, -jnp.inf).max(-1)
-  return largest(~own) - largest(own)
+  return largest(label == 0) - largest(label > 0)
 
 
 def joint_value(logits, aux, goal) -> Float[Array, 'batch']:
   """The margin and lambda x divergence; the context is (scores, lambda)."""
   before, weight = goal.context
-  return margin(logits, goal.label) + weight * divergence(before, aux)
+  return margin(logits, goal.label) + weight * moved(before, aux)
 
 
 def without_gates(model: Model) -> adversarial.Forward:

@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 from vmoe_robust.attacks import LOSSES, norms
 from vmoe_robust.attacks.interface import Images
 from vmoe_robust.models import Aux, losses
-from vmoe_robust.train.divergence import (
-  Logits,
-  Values,
+from vmoe_robust.models.divergence import (
   divergence,
   route_divergence,
-  scores,
+  route_scores,
 )
 
+Logits = Float[Array, 'batch classes']
+Values = Float[Array, 'batch']
 # Images to logits and what the routers decided.
 Answers = Callable[[Images], tuple[Logits, Aux]]
 
@@ -206,12 +206,13 @@ def _mart(answers, given, settings):
 
 def _advmoe(answers, given, settings):
   """Raises the divergence of classes and of routes (arXiv:2308.10110)."""
-  clean = jax.lax.stop_gradient(answers(given.images))
+  clean, aux = jax.lax.stop_gradient(answers(given.images))
+  before = route_scores(aux.records, len(clean))
 
   def value(x):
     logits, aux = answers(x)
-    moved = divergence(clean[0], logits)
-    return moved + route_divergence(clean[1], aux, len(x))
+    after = route_scores(aux.records, len(x))
+    return divergence(clean, logits) + route_divergence(before, after)
 
   return _ascended(value, given, _near(given), settings)
 
@@ -268,15 +269,17 @@ def _router_loss(answers, given, x_adv, settings):
   With `route_by_class` the mean route of an image is taught its class modulo
   the number of experts too, as the released code does for routes of images.
   """
-  clean, adversarial, before, after, router = _both(answers, given, x_adv)
-  loss = settings.beta * route_divergence(before, after, len(clean))
+  clean, adversarial, aux, aux_adv, router = _both(answers, given, x_adv)
+  before = route_scores(aux.records, len(clean))
+  after = route_scores(aux_adv.records, len(clean))
+  loss = settings.beta * route_divergence(before, after)
   if settings.route_by_class:
-    for record in before.records.values():
-      mean = jax.nn.softmax(scores(record, len(clean))).mean(1)
+    for scores in before.values():
+      mean = jax.nn.softmax(scores).mean(1)
       wanted = given.wanted.argmax(-1) % mean.shape[-1]
       own = (mean * jax.nn.one_hot(wanted, mean.shape[-1])).sum(-1)
       loss -= settings.beta * jnp.log(own + 1e-12)
-  return Found(loss, clean, adversarial, after, router)
+  return Found(loss, clean, adversarial, aux_adv, router)
 
 
 # By the names that `config.train.objective.name` may have.
