@@ -112,8 +112,8 @@ def check_paths(root, config: str, workdir: str, mount: str) -> None:
     )
   if '://' in workdir:
     fail(
-      f'--workdir={workdir}: runs write to folders, not to buckets; use a '
-      f'folder that all machines share, --workdir={mount}/NAME'
+      f'--workdir={workdir}: logs are kept in a folder, not in a bucket; use '
+      f'one that all machines share, --workdir={mount}/NAME'
     )
   if not workdir.startswith(f'{mount}/'):
     fail(

@@ -42,8 +42,8 @@ shift 2
 submit from there"
 [[ -f $config ]] || complain "CONFIG=$config does not exist; try \
 configs/moe_b16.py"
-[[ $workdir != *://* ]] || complain "WORKDIR=$workdir: runs write to folders, \
-not to buckets; use a folder that all nodes share"
+[[ $workdir != *://* ]] || complain "WORKDIR=$workdir: logs are kept in a \
+folder, not in a bucket; use one that all nodes share"
 logs=$workdir/logs
 # In a file name srun replaces %t by the number of the process.
 [[ $workdir != *%* ]] || complain "WORKDIR=$workdir must not contain %"

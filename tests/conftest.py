@@ -8,14 +8,11 @@ import tempfile
 
 import pytest
 
+from tests.environment import xla_flags
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
-  (
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    # Most of the tests' time is compiling programs that run once.
-    '--xla_backend_optimization_level=0',
-  )
+  (os.environ.get('XLA_FLAGS', ''), xla_flags(devices=8))
 )
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # a worker has its parent's
   os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='vmoe_robust-')

@@ -1,6 +1,5 @@
 """The notebooks run from top to bottom, and are kept without their outputs."""
 
-import os
 import pathlib
 import re
 
@@ -13,6 +12,7 @@ from matplotlib import pyplot
 from nbclient import NotebookClient
 from PIL import Image
 
+from tests.environment import child
 from vmoe_robust import checkpoint, mesh
 from vmoe_robust import config as config_lib
 from vmoe_robust.models import build, unbox
@@ -37,10 +37,7 @@ def execute(notebook, folder, **parameters):
   client = NotebookClient(
     notebook, timeout=300, resources={'metadata': {'path': str(folder)}}
   )
-  # Most of the time is compiling programs that run once.
-  flags = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
-  environment = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'} | flags
-  client.execute(env=os.environ | environment)
+  client.execute(env=child(PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu'))
   outputs = [out for c in notebook.cells for out in c.get('outputs', ())]
   said = ''.join(out.text for out in outputs if out.output_type == 'stream')
   pictures = [out for out in outputs if 'image/png' in out.get('data', {})]
@@ -88,7 +85,7 @@ def colours(tmp_path):
       Image.new('RGB', (20 + i, 15), colour).save(folder / f'{i}.png')
   devices = mesh.create((1, 1, 1), jax.devices()[:1])
   params = unbox(
-    build(config.model, (8, 8, 3), devices).init(jax.random.key(0))
+    jax.jit(build(config.model, (8, 8, 3), devices).init)(jax.random.key(0))
   )
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run', config.save)
   checkpoints.save(1, {'params': params}, {})

@@ -1,7 +1,6 @@
 """Real processes of several devices each, against one of eight."""
 
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -12,6 +11,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from tests.environment import child
 from vmoe_robust.distributed import pod
 from vmoe_robust.report.records import read_records
 
@@ -40,16 +40,11 @@ SOON = 60
 
 
 def start(workdir, devices, arguments=SMALL, **place):
-  environment = os.environ | place
-  environment['XLA_FLAGS'] = (
-    f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0'
-  )
   program = [sys.executable, '-m', 'vmoe_robust.main', *arguments]
   return subprocess.Popen(
     [*program, f'--workdir={workdir}'],
     cwd=ROOT,
-    env=environment,
+    env=child(devices, **place),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -18,6 +18,11 @@ from etils import epath
 from vmoe_robust.errors import UserError
 
 
+def is_address(text: str | os.PathLike) -> bool:
+  """Whether it is an address such as `gs://BUCKET/PATH`, not a local path."""
+  return '://' in os.fspath(text)
+
+
 def path(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
   """The path that a user means: `~` and `~name` become home folders.
 
@@ -41,7 +46,7 @@ def expanded(text: str | os.PathLike, field: str = 'the path') -> str:
     UserError: `~name` is the home of a user who does not exist.
   """
   text = os.fspath(text)
-  if '://' in text:
+  if is_address(text):
     return text
   expanded = os.path.expanduser(text)
   if expanded.startswith('~'):
@@ -55,7 +60,7 @@ def expanded(text: str | os.PathLike, field: str = 'the path') -> str:
 def absolute(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
   """As `path`, from the root; of an address, after a look that it is there.
 
-  Listings of a bucket are read anew from here on, not those of an earlier look.
+  Listings of a bucket are from here on read each time.
 
   Raises:
     UserError: `~name` is the home of a user who does not exist, or what reads
@@ -63,13 +68,14 @@ def absolute(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
   """
   found = path(text, field)
   address = os.fspath(found)
-  if '://' not in address:
+  if not is_address(address):
     return found.absolute()
   try:
+    # What was listed once is not what is there now.
+    fsspec.config.conf.setdefault('gs', {})['use_listings_cache'] = False
     # etils, which does the reading, keeps the same one.
     options = {'finalize_on_close': True} if address.startswith('gs:') else {}
     system, place = fsspec.core.url_to_fs(address, **options)
-    system.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
       system.info(place)  # `exists` would hide what forbids it
   except Exception as error:  # each store has kinds of its own
@@ -89,7 +95,7 @@ def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:
   Raises:
     UserError: it is an address such as `gs://BUCKET/PATH`.
   """
-  if '://' in os.fspath(text):
+  if is_address(text):
     raise UserError(
       f'{field}={os.fspath(text)!r} is an address, and only folders are '
       'written to; give a local or mounted folder (gcsfuse mounts a bucket)'

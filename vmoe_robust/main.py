@@ -7,11 +7,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from vmoe_robust.config import choose, command_line
+from vmoe_robust import files, staging
+from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.cost import compilation_cache
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import attack
-from vmoe_robust.files import local_path
 from vmoe_robust.studies import run as study
 from vmoe_robust.train import loop
 
@@ -39,13 +39,19 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value and config.mode != 'train':
       # JAX now catches SIGTERM, for a run to save; others have nothing to.
       signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run_mode(config, workdir)
+    with staging.staged(workdir) as folder:
+      run_mode(config, folder)
 
 
 def _workdir(config) -> str:
   """Where everything goes, refused before any work is done for it."""
   workdir = _WORKDIR.value or _default_workdir(config)
-  return str(local_path(workdir, '--workdir'))
+  if files.is_address(workdir) and config.attack.save_images:
+    raise UserError(
+      f'--workdir={workdir} is an address, and images are kept in folders '
+      'alone; set config.attack.save_images=False, or give a folder'
+    )
+  return files.expanded(workdir, '--workdir')
 
 
 def _default_workdir(config) -> str:

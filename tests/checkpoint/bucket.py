@@ -1,14 +1,18 @@
-"""A folder as a bucket of Google Cloud Storage, to read only.
+"""A folder as a bucket of Google Cloud Storage.
 
-The part of its JSON API with which gcsfs and TensorStore list and read.
+The part of its JSON API with which gcsfs and TensorStore list, read and write.
 """
 
 import contextlib
+import email
 import http.server
 import json
 import pathlib
 import threading
 import urllib.parse
+
+import pytest
+from etils.epath import backend
 
 
 @contextlib.contextmanager
@@ -17,6 +21,7 @@ def served(folder, name='bucket'):
   handler = type('Here', (_Handler,), dict(folder=folder, bucket=name))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   server.daemon_threads = True
+  server.handle_error = lambda *_: None  # a client that was killed
   thread = threading.Thread(target=server.serve_forever, args=(0.01,))
   thread.start()
   try:
@@ -27,8 +32,29 @@ def served(folder, name='bucket'):
     thread.join()
 
 
+@contextlib.contextmanager
+def reached(folder):
+  """The same, for gcsfs and TensorStore of this process and its children."""
+  gcsfs = pytest.importorskip('gcsfs', reason='gcsfs is not installed')
+
+  def forget():
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+  with served(folder) as address, pytest.MonkeyPatch.context() as patch:
+    patch.setenv('STORAGE_EMULATOR_HOST', address)
+    patch.setenv('TENSORSTORE_GCS_HTTP_URL', address)
+    patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'a token')
+    # Else gcsfs asks Google itself what kind of bucket it is.
+    patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    forget()
+    yield folder
+  forget()
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
+  disable_nagle_algorithm = True  # else each answer waits for 40 ms
   folder, bucket = pathlib.Path(), ''
 
   def log_message(self, *_):
@@ -41,12 +67,57 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     bucket = parts[parts.index('b') + 1] if 'b' in parts else ''
     if bucket == 'forbidden':
       self._say(403, {'error': {'code': 403, 'message': 'not for you'}})
+    elif bucket == parts[-1] == self.bucket:
+      self._say(200, {'kind': 'storage#bucket', 'name': bucket})
     elif bucket != self.bucket or 'o' not in parts:
       self._say(404, {'error': {'code': 404, 'message': 'not there'}})
     elif parts[-1] == 'o':
       self._say(200, self._list(query))
     else:
       self._object('/'.join(parts[parts.index('o') + 1 :]), query)
+
+  def do_POST(self):
+    url = urllib.parse.urlsplit(self.path)
+    query = dict(urllib.parse.parse_qsl(url.query))
+    data = self.rfile.read(int(self.headers['Content-Length']))
+    parts = [urllib.parse.unquote(p) for p in url.path.split('/')]
+    if 'rewriteTo' in parts:
+      at = parts.index('rewriteTo')
+      data = (self.folder / parts[at - 1]).read_bytes()
+      self._write(parts[-1], data, done=True)
+    elif query.get('uploadType') == 'resumable':
+      place = f'http://{self.headers["Host"]}{url.path}?name={query["name"]}'
+      self._send(200, b'', {'Location': place})
+    elif query.get('uploadType') == 'multipart':
+      head = f'Content-Type: {self.headers["Content-Type"]}\n\n'.encode()
+      about, content = email.message_from_bytes(head + data).get_payload()
+      name = json.loads(about.get_payload())['name']
+      self._write(name, content.get_payload(decode=True))
+    else:
+      self._write(query['name'], data)
+
+  def do_PUT(self):
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+    (name,) = query['name']
+    data = self.rfile.read(int(self.headers['Content-Length']))
+    self._write(name, data)
+
+  def do_DELETE(self):
+    parts = urllib.parse.urlsplit(self.path).path.split('/')
+    path = self.folder / urllib.parse.unquote(parts[-1])
+    if not path.is_file():
+      return self._say(404, {'error': {'code': 404, 'message': 'not there'}})
+    path.unlink()
+    self._send(204, b'', {})
+
+  def _write(self, name, data, done=None):
+    if name.endswith('/'):
+      return self._say(200, {'name': name})
+    path = self.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    about = self._about(name)
+    self._say(200, about if done is None else {'done': done, 'resource': about})
 
   def _object(self, name, query):
     path = self.folder / name

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.checkpoint.bucket import served
+from tests.checkpoint.bucket import reached
 from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
 from vmoe_robust.checkpoint.verify import verify
@@ -35,17 +35,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def bucket(folder, monkeypatch):
-  gcsfs = pytest.importorskip('gcsfs', reason='gcsfs is not installed')
-  from etils.epath import backend
-
-  with served(folder) as address:
-    monkeypatch.setenv('STORAGE_EMULATOR_HOST', address)
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    backend.fsspec_backend._get_filesystem.cache_clear()
+def bucket(folder):
+  with reached(folder):
     yield folder
-  gcsfs.GCSFileSystem.clear_instance_cache()
-  backend.fsspec_backend._get_filesystem.cache_clear()
 
 
 def test_results(bucket):
@@ -76,9 +68,9 @@ def test_errors_are_a_line(bucket):
     read_results('gs://bucket/other')
 
 
-def test_weights_of_a_run_are_refused(bucket):
-  with pytest.raises(UserError, match='gs://bucket/run.*copy it here'):
-    checkpoint.open_weights('gs://bucket/run')
+def test_weights(bucket):
+  weights = checkpoint.open_weights('gs://bucket/run/checkpoints/1')
+  np.testing.assert_array_equal(weights.read('w'), np.arange(3.0))
 
 
 def test_without_gcsfs(monkeypatch):

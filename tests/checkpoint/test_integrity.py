@@ -1,6 +1,5 @@
 """Damage of every kind: never a wrong value, never a lost good step."""
 
-import os
 import pathlib
 import random
 import re
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.environment import child
 from vmoe_robust import checkpoint as checkpoint_lib
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
@@ -178,7 +178,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path):
       tmp_path,
     ],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''},
+    env=child(PYTHONPATH=str(ROOT)),
     capture_output=True,
     text=True,
     timeout=300,

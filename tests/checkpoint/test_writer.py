@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pathlib
 import resource
 import socket
@@ -15,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.environment import child
 from vmoe_robust import config as config_lib
 from vmoe_robust.checkpoint import (
   Checkpoints,
@@ -218,12 +218,10 @@ def test_what_fails_on_one_process_fails_on_both_and_soon(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  devices = '--xla_force_host_platform_device_count=2'
   pair = [
     subprocess.Popen(
       [sys.executable, HERE / 'pair.py', address, str(process), tmp_path],
-      env=os.environ
-      | {'PYTHONPATH': str(HERE.parents[1]), 'XLA_FLAGS': devices},
+      env=child(devices=2, PYTHONPATH=str(HERE.parents[1])),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

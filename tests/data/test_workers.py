@@ -1,12 +1,12 @@
 """Worker processes leave nothing behind, however their streams end."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 import jax
 
+from tests.environment import child
 from vmoe_robust import config
 from vmoe_robust.config import UserError
 from vmoe_robust.data import eval_batches, open_source, train_batches
@@ -57,7 +57,7 @@ def test_no_shared_memory_is_left():
   done = subprocess.run(
     [sys.executable, '-c', program],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=child(),
     capture_output=True,
     text=True,
     timeout=300,

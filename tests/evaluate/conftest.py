@@ -62,7 +62,7 @@ def model_of():
   def make(config, shape=(1, 1, 1)):
     mesh = mesh_lib.create(shape, jax.devices()[: int(np.prod(shape))])
     model = build(config.model, (8, 8, 1), mesh)
-    params = unbox(model.init(jax.random.key(1)))
+    params = unbox(jax.jit(model.init)(jax.random.key(1)))
     # A head that starts at zero has nothing to attack.
     head = params['head']['kernel']
     params['head']['kernel'] = jax.random.normal(jax.random.key(2), head.shape)

@@ -47,7 +47,9 @@ def run_of(tmp_path_factory):
     config.model.update(dict(num_classes=classes, channels=3))
     config.data.update(dict(name='folder', threads=2))
     mesh = mesh_lib.create((1, 1, 1), jax.devices()[:1])
-    params = unbox(build(config.model, (8, 8, 3), mesh).init(jax.random.key(0)))
+    params = unbox(
+      jax.jit(build(config.model, (8, 8, 3), mesh).init)(jax.random.key(0))
+    )
     head = params['head']['kernel']
     params['head']['kernel'] = jax.random.normal(jax.random.key(1), head.shape)
     checkpoints = checkpoint.Checkpoints(workdir, config.save)

@@ -149,7 +149,7 @@ def test_machines_of_a_slice(type, topology, hosts, chips):
     ('--type=v7', ['v7', 'v6e']),
     ('--name=Moe', ['a-z']),
     ('--slices=0', ['1 or more']),
-    ('--workdir=gs://b/moe', ['not to buckets']),
+    ('--workdir=gs://b/moe', ['not in a bucket']),
     ('--config=nowhere.py', ['nowhere.py', 'configs/']),
   ],
 )

@@ -135,7 +135,7 @@ def test_what_cannot_work(tool, tmp_path):
   assert 'sbatch launch/slurm.sh' in refused()
   assert 'srun is not installed' in refused(CONFIG, str(tmp_path))
   assert 'nowhere.py does not exist' in refused('nowhere.py', '/shared/x')
-  assert 'not to buckets' in refused('--dry-run', CONFIG, 'gs://bucket/x')
+  assert 'not in a bucket' in refused('--dry-run', CONFIG, 'gs://bucket/x')
   assert 'submit from there' in refused(CONFIG, '/shared/x', cwd=tmp_path)
   tool('srun', '#!/bin/sh\n')
   assert 'sbatch' in refused(CONFIG, str(tmp_path))

@@ -161,7 +161,7 @@ def test_without_gcloud(cloud):
     ('--name=Moe_1', ['a-z']),
     ('--slices=0', ['1 or more']),
     ('--share=10.0.0.2', ['SERVER:/EXPORT']),
-    ('--workdir=gs://bucket/moe', ['gs://bucket/moe', 'not to buckets']),
+    ('--workdir=gs://bucket/moe', ['gs://bucket/moe', 'not in a bucket']),
     ('--workdir=/tmp/moe', ['/tmp/moe', 'shared folder']),
     ('--config=configs/nowhere.py', ['configs/nowhere.py', 'moe_b16.py']),
     ('--config=README.md', ['configs/']),

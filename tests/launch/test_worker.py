@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.environment import xla_flags
 from vmoe_robust.distributed import pod
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,11 +44,7 @@ def test_sigterm_saves_and_asks_to_be_resumed(tmp_path):
       )
     ),
   ]
-  one = (
-    '--xla_force_host_platform_device_count=1 '
-    '--xla_backend_optimization_level=0'
-  )
-  first = start(tmp_path, *flags, XLA_FLAGS=one)
+  first = start(tmp_path, *flags, XLA_FLAGS=xla_flags())
   metrics = tmp_path / 'metrics.jsonl'
   deadline = time.monotonic() + 300
   while not (metrics.exists() and metrics.read_text()):

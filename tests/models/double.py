@@ -1,19 +1,12 @@
 """What `test_double.py` runs under JAX_ENABLE_X64."""
 
-import os
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
-)
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from vmoe_robust import config as config_lib  # noqa: E402
-from vmoe_robust import mesh as mesh_lib  # noqa: E402
-from vmoe_robust.models import build, unbox  # noqa: E402
+from vmoe_robust import config as config_lib
+from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.models import build, unbox
 
 SHAPE = (8, 8, 3)
 

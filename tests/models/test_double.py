@@ -1,9 +1,10 @@
 """The model under JAX_ENABLE_X64, in a process of its own."""
 
-import os
 import pathlib
 import subprocess
 import sys
+
+from tests.environment import child
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -12,7 +13,7 @@ def test_double():
   script = pathlib.Path(__file__).with_name('double.py')
   done = subprocess.run(
     [sys.executable, str(script)],
-    env=dict(os.environ, JAX_ENABLE_X64='1', PYTHONPATH=str(ROOT)),
+    env=child(devices=4, JAX_ENABLE_X64='1', PYTHONPATH=str(ROOT)),
     capture_output=True,
     text=True,
     timeout=300,

@@ -63,7 +63,7 @@ def test_the_stem_makes_the_patches_grid(patch):
 def test_every_pixel_reaches_a_token():
   module = ConvStem(16, 16, jnp.dtype('float32'))
   images = jnp.ones((1, 32, 32, 1))
-  params = unbox(module.init(jax.random.key(0), images)['params'])
+  params = unbox(jax.jit(module.init)(jax.random.key(0), images)['params'])
   images = jax.random.uniform(jax.random.key(1), (1, 32, 32, 1))
   total = lambda images: jnp.square(module.apply({'params': params}, images))
   slope = jax.jit(jax.grad(lambda images: total(images).sum()))(images)

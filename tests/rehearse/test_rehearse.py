@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from tests.environment import child
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.attacks import ensemble
@@ -43,7 +43,7 @@ def command(*arguments):
   return subprocess.run(
     [sys.executable, '-m', 'vmoe_robust.rehearse', *arguments],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'},
+    env=child(),
     capture_output=True,
     text=True,
   )

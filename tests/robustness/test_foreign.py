@@ -66,7 +66,7 @@ def weights(seed=0):
 
 def modules():
   linen = Linen()
-  variables = linen.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+  variables = jax.jit(linen.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
   bound = linen.bind(variables)
   unhashable = Unhashable(weights())
   pair = lambda w, x: x.reshape(len(x), -1) @ w

@@ -46,7 +46,7 @@ def saved(tmp_path_factory):
   )
   config.model.update(dict(experts=4, moe_every=1))
   model = build(config.model, (8, 8, 1), mesh_lib.create((2, 4, 1)))
-  params = unbox(model.init(jax.random.key(0)))
+  params = unbox(jax.jit(model.init)(jax.random.key(0)))
   head = params['head']['kernel']
   params['head']['kernel'] = jax.random.normal(jax.random.key(1), head.shape)
   checkpoints = checkpoint.Checkpoints(workdir, config.save)

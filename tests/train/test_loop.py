@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pathlib
 import resource
 import signal
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.environment import child
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import (
@@ -68,11 +68,10 @@ def command(workdir, **changes):
     '  return c\n'
   )
   program = [sys.executable, '-m', 'vmoe_robust.main', f'--config={file}']
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   return subprocess.Popen(
     [*program, f'--workdir={workdir}', *flags],
     cwd=ROOT,
-    env=environment,
+    env=child(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

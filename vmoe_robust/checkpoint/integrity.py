@@ -12,6 +12,8 @@ import os
 import google_crc32c
 from etils import epath
 
+from vmoe_robust.files import is_address
+
 SEAL = 'CHECKSUMS.json'
 _CHUNK = 1 << 24  # bytes read at once
 _NAMED = 3  # damaged files, in a message
@@ -75,7 +77,7 @@ def seal(
   with (directory / SEAL).open('w') as file:
     file.write(text)
     file.flush()
-    os.fsync(file.fileno())
+    _sync(file, directory)
 
 
 def read_seal(directory: epath.Path) -> dict:
@@ -155,12 +157,18 @@ def _share(directory, process) -> epath.Path:
 def _checksum(path, sync=False) -> list:
   checksum, size = google_crc32c.Checksum(), 0
   with path.open('rb') as file:
-    if sync:  # what is sealed must outlive a power cut
-      os.fsync(file.fileno())
+    if sync:
+      _sync(file, path)
     while chunk := file.read(_CHUNK):
       checksum.update(chunk)
       size += len(chunk)
   return [checksum.hexdigest().decode(), size]
+
+
+def _sync(file, path):
+  """What is sealed must outlive a power cut, as what is in a bucket does."""
+  if not is_address(path):
+    os.fsync(file.fileno())
 
 
 def _of_values(values: dict) -> str:

@@ -11,7 +11,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from vmoe_robust import files
+from vmoe_robust import staging
 from vmoe_robust.checkpoint import integrity, writer
 from vmoe_robust.checkpoint.trees import require_same, shapes_of
 from vmoe_robust.config import ConfigDict, UserError
@@ -33,7 +33,7 @@ class Checkpoints:
     self, workdir: str | os.PathLike, save: ConfigDict | None = None
   ):
     """Opens them, for writing if `save` (`config.save`) is given."""
-    self._directory = files.absolute(workdir) / 'checkpoints'
+    self._directory = staging.checkpoints(workdir)
     self._save = save
     handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
     handlers['extra'] = ocp.JsonCheckpointHandler()

@@ -27,11 +27,6 @@ class RunWeights:
   renamed: dict[str, str] = {}
 
   def __init__(self, where: str, step: int | None, field: str):
-    if '://' in where:
-      raise UserError(
-        f'{field}={where!r} is the work directory of a run at an address, of '
-        'which weights are not read; copy it here and name the copy'
-      )
     self.where = where
     path = files.path(where, field)
     if step is not None:
@@ -58,7 +53,7 @@ class RunWeights:
       UserError: the checkpoint has been damaged or removed meanwhile.
     """
     base = f'{self._folder}/'
-    if '://' not in base:
+    if not files.is_address(base):
       base = dict(driver='file', path=base)
     store = dict(driver='ocdbt', base=base, path=f'{self._keys[name]}/')
     spec = dict(driver=self._driver, kvstore=store)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from vmoe_robust import files
+from vmoe_robust import files, staging
 from vmoe_robust.checkpoint import integrity
 from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.writer import CONFIG, steps
@@ -65,7 +65,7 @@ def read_class_names(workdir: str | os.PathLike) -> tuple[str, ...]:
 
 def _read(workdir) -> tuple[ConfigDict, tuple[str, ...]] | None:
   path = files.path(workdir) / CONFIG
-  saved = path.parent / 'checkpoints'
+  saved = staging.checkpoints(workdir)
   copies = [saved / str(step) / CONFIG for step in reversed(steps(saved))]
   for place in (path, *copies):
     found = _parse(place)
@@ -98,7 +98,7 @@ def _parse(path) -> tuple[ConfigDict, tuple[str, ...]] | None:
 
 def fingerprint(workdir: str | os.PathLike, step: int) -> str | None:
   """By which a checkpoint is known again; None if there is none."""
-  saved = files.absolute(workdir) / 'checkpoints'
+  saved = staging.checkpoints(workdir)
   if step not in steps(saved):
     return None
   return integrity.fingerprint(saved / str(step))

@@ -4,6 +4,10 @@ Orbax writes a checkpoint as `STEP.unsealed`. Then every process checksums the
 files it wrote, the first one seals them and gives the checkpoint its name,
 `STEP`. Only then do old ones go. Whatever ends a run in between, what has a
 name is whole.
+
+A bucket has no names to give: to rename is to copy. There a checkpoint is
+written as `STEP`, and is one as soon as it has a seal, which is written last
+and removed first.
 """
 
 import contextlib
@@ -22,6 +26,7 @@ from vmoe_robust.checkpoint import integrity, policy
 from vmoe_robust.checkpoint.hush import Hush
 from vmoe_robust.config import ConfigDict, UserError
 from vmoe_robust.distributed.barriers import Barriers
+from vmoe_robust.files import is_address
 
 CONFIG = 'config.json'
 # Seconds between attempts at a checkpoint that nothing comes after.
@@ -192,27 +197,37 @@ class Writer:
       best = best_step(self._directory, self._save.best)
       for step in policy.surplus(self._save, steps(self._directory), best):
         path = self._directory / str(step)
-        path.rename(self._directory / f'{step}.removed')
+        if is_address(path):
+          (path / integrity.SEAL).unlink()
+        else:
+          path.rename(self._directory / f'{step}.removed')
     _clear(self._directory)
 
   def _draft(self, step: int) -> epath.Path:
-    return self._directory / f'{step}.unsealed'
+    ending = '' if is_address(self._directory) else '.unsealed'
+    return self._directory / f'{step}{ending}'
 
 
 def steps(directory: epath.Path) -> list[int]:
   """Steps that have a checkpoint with a name, ascending."""
   if not directory.exists():
     return []
-  names = [path.name for path in directory.iterdir()]
-  return sorted(int(name) for name in names if name.isdecimal())
+  return sorted(int(p.name) for p in directory.iterdir() if _is_whole(p))
 
 
 def unfinished(directory: epath.Path) -> list[epath.Path]:
   """What was not finished when a run was killed, or not removed to its end."""
   if not directory.exists():
     return []
-  there = [path for path in directory.iterdir() if '.' in path.name]
+  there = [path for path in directory.iterdir() if not _is_whole(path)]
   return sorted(p for p in there if p.name.split('.')[0].isdecimal())
+
+
+def _is_whole(path: epath.Path) -> bool:
+  """Whether a checkpoint has its name, or in a bucket its seal."""
+  if not path.name.isdecimal():
+    return False
+  return not is_address(path) or (path / integrity.SEAL).exists()
 
 
 def best_step(directory: epath.Path, name: str) -> int | None:

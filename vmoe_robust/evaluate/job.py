@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from vmoe_robust import staging
 from vmoe_robust.checkpoint import Weights, open_weights
 from vmoe_robust.config import (
   UserError,
@@ -143,6 +144,7 @@ def finished(
     return False  # of an attack while training
   found = from_json(to_json(results['asked']['config']))
   changed = differences(config, found, machine_fields(config))
+  called = staging.name(workdir)
   if before != step:
     changed.append(f'step {step} (was {before})')
   elif checksum not in (None, weights['checksum']):
@@ -152,10 +154,10 @@ def finished(
       'attack with --config=configs/attack_pgd.py and' if training else 'use'
     )
     raise UserError(
-      f'--workdir={workdir} has other results: {"; ".join(changed[:3])}; '
+      f'--workdir={called} has other results: {"; ".join(changed[:3])}; '
       f'{way} another --workdir'
     )
-  say(f'{workdir} is finished:\n\n{closing(results, workdir, render)}')
+  say(f'{called} is finished:\n\n{closing(results, workdir, render)}')
   return True
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from vmoe_robust import staging
 from vmoe_robust.report.results import RESULTS
 
 # `results` to the table of a mode and the lines below it.
@@ -27,5 +28,5 @@ def closing(results: dict, workdir: str | os.PathLike, render: Render) -> str:
   names += [f['picture'] for f in files['figures'] if f['picture']]
   if results['asked']['mode'] == 'train':
     names += ['checkpoints/', 'metrics.jsonl', 'tensorboard/']
-  lines.append(f'written to {workdir}: {", ".join(names)}')
+  lines.append(f'written to {staging.name(workdir)}: {", ".join(names)}')
   return '\n'.join(lines)

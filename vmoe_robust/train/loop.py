@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust import staging
 from vmoe_robust.checkpoint import (
   Checkpoints,
   abstract,
@@ -78,7 +79,7 @@ def _run(config, workdir, splits):
       results = trainer.measuring.final(trainer.state, trainer.speed)
       say('\n' + closing(results, workdir, render))
     else:
-      say(f'finished; checkpoints are in {workdir}/checkpoints')
+      say(f'finished; checkpoints are in {staging.name(workdir)}/checkpoints')
 
 
 class Trainer:
@@ -203,7 +204,7 @@ class Trainer:
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(
-      f'{self.workdir}: {self.about["parameters"]:,} parameters, '
+      f'{staging.name(self.workdir)}: {self.about["parameters"]:,} parameters, '
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
       f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
@@ -229,7 +230,7 @@ class Trainer:
     trees, extra = self.checkpoints.restore(saved, wanted)
     self.state = state_lib.TrainState.of(trees)
     self.step = saved
-    say(f'resumed from step {saved} of {self.workdir}')
+    say(f'resumed from step {saved} of {staging.name(self.workdir)}')
     return extra
 
   def _start_from(self):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust import staging
 from vmoe_robust.checkpoint import fingerprint
 from vmoe_robust.config import batch_size, eps_name
 from vmoe_robust.data import Source, eval_batches
@@ -122,7 +123,7 @@ class Measuring:
       state.evaluated(),
       self._config,
       self._mesh,
-      str(self._workdir),
+      staging.name(self._workdir),
       step,
       fingerprint(self._workdir, step),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from vmoe_robust import files
+from vmoe_robust import staging
 from vmoe_robust.checkpoint import read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
@@ -102,12 +102,12 @@ def check_same_run(
     UserError: names the fields that differ, or the classes.
   """
   saved = read_config(workdir)
-  if saved is None or not steps(files.path(workdir) / 'checkpoints'):
+  if saved is None or not steps(staging.checkpoints(workdir)):
     return
   changed = differences(config, saved, _FREE)
   if changed:
     raise UserError(
-      f'--workdir={workdir} has a run with other settings, not '
+      f'--workdir={staging.name(workdir)} has a run with other settings, not '
       f'{"; ".join(changed[:5])}; choose another --workdir, or set the fields '
       'back to resume'
     )
