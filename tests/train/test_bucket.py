@@ -79,7 +79,7 @@ def test_killed_resumed_and_attacked_there_as_here(bucket, tmp_path, capsys):
   config.attack.update(dict(steps=2, eps=(0.02, 0.1)))
   run(attack, config, 'gs://bucket/attack')
   found = read_results('gs://bucket/attack')
-  assert found['weights']['workdir'] == RUN
+  assert found['weights']['checkpoint'] == RUN
   trained = read_results(RUN)
   key = 'robust_accuracy'
   assert [r[key] for r in found['rows']] == [r[key] for r in trained['rows']]
