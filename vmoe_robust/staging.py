@@ -39,8 +39,12 @@ def checkpoints(workdir: str | os.PathLike) -> epath.Path:
 
 def name(workdir: str | os.PathLike) -> str:
   """What the user calls a work directory: of one in a bucket, its address."""
-  place = checkpoints(workdir)
-  return os.fspath(place.parent if files.is_address(place) else workdir)
+  folder = pathlib.Path(workdir)
+  for run in (folder, folder.parent):  # a folder in it is asked for as well
+    place = checkpoints(run)
+    if files.is_address(place):
+      return os.fspath(place.parent / folder.relative_to(run))
+  return os.fspath(workdir)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import job
+from vmoe_robust.evaluate.classifier import restore
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.models import build, unbox
 from vmoe_robust.report.records import read_records
@@ -24,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {
   'corruptions': dict(names=('fog', 'shot_noise'), severities=(5,)),
   'certificates': dict(n=20, n0=10, sigma=0.5),
+  'jacobian': dict(iterations=3),
   'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.0, 1.0)),
 }
 FILES = {'corruptions': 'corruptions', 'certificates': 'certify'}
@@ -83,7 +85,7 @@ def test_of_a_folder_the_directory_is_the_data():
 
 
 def test_every_study_has_its_fields():
-  fields = set(config_lib.default().study) - {'name'}
+  fields = set(config_lib.studies(config_lib.default().study))
   assert fields == set(STUDIES)
 
 
@@ -117,6 +119,52 @@ def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
     run.run(config, tmp_path)
   config.seed = 1
   with pytest.raises(UserError, match=r'other results: config\.seed=1'):
+    run.run(config, tmp_path)
+
+
+def test_several_in_one_start(saved, tmp_path, capsys, monkeypatch):
+  reads = []
+  monkeypatch.setattr(
+    run, 'restore', lambda *args: reads.append(1) or restore(*args)
+  )
+  config = of_study('certificates', saved, **FIELDS['certificates'])
+  config.study.names = ('certificates', 'transfer', 'jacobian')
+  config.study.jacobian.update(FIELDS['jacobian'])
+  config.attack.update(ATTACK)
+  with pytest.raises(UserError, match='names.*: transfer; the first'):
+    run.run(config, tmp_path)
+  assert len(reads) == 1
+  assert 'transfer: config.study.transfer.others' in capsys.readouterr().out
+  for name in ('certificates', 'jacobian'):
+    found = vmoe_robust.read_results(tmp_path / name)
+    assert found['asked']['name'] == name
+  alone = of_study('jacobian', saved)
+  run.run(alone, tmp_path / 'alone')
+  assert (
+    vmoe_robust.read_results(tmp_path / 'alone')['rows']
+    == vmoe_robust.read_results(tmp_path / 'jacobian')['rows']
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'match'),
+  [
+    ({'study.names': ('jacobian', 'jacobian')}, 'has one twice'),
+    ({'study.names': ('nothing',)}, "study.names='nothing'.*jacobian"),
+    (
+      {'study.names': ('jacobian',), 'attack.steps': 3},
+      'attack.steps=3 has no effect with config.study.names',
+    ),
+    (
+      {'study.names': ('jacobian',), 'study.losses.batch_size': 3},
+      'losses.batch_size=3 has no effect with config.study.names',
+    ),
+  ],
+)
+def test_names_that_make_no_sense(change, match, saved, tmp_path):
+  config = of_study('jacobian', saved)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(UserError, match=match):
     run.run(config, tmp_path)
 
 

@@ -75,7 +75,8 @@ def test_killed_resumed_and_attacked_there_as_here(bucket, tmp_path, capsys):
   run(loop, config, RUN)
   assert f'{RUN} is finished' in capsys.readouterr().out
   config = config_lib.default()
-  config.mode, config.checkpoint, config.data.name = 'attack', RUN, ''
+  config.mode, config.checkpoint = 'attack', RUN
+  config.data.update(dict(name='', split='test'))
   config.attack.update(dict(steps=2, eps=(0.02, 0.1)))
   run(attack, config, 'gs://bucket/attack')
   found = read_results('gs://bucket/attack')
@@ -83,9 +84,10 @@ def test_killed_resumed_and_attacked_there_as_here(bucket, tmp_path, capsys):
   trained = read_results(RUN)
   key = 'robust_accuracy'
   assert [r[key] for r in found['rows']] == [r[key] for r in trained['rows']]
-  there = {p.name for p in (bucket / 'attack').iterdir()}
-  here = {p.name for p in (tmp_path / 'here').iterdir()}
-  assert there < here and not any('unfinished' in name for name in there)
+  there = {p.name for p in (bucket / 'attack').rglob('*') if p.is_file()}
+  assert there == {'results.json', 'records.parquet'} | {
+    f'robustness.{ending}' for ending in ('json', 'png', 'svg')
+  }
 
 
 def test_what_changes_is_copied_and_what_goes_is_removed(bucket):

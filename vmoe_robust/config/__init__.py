@@ -25,6 +25,7 @@ from vmoe_robust.config.studies import (
   attacks,
   needs_checkpoint,
   shares_slots,
+  studies,
 )
 from vmoe_robust.errors import UserError
 
@@ -45,6 +46,7 @@ __all__ = [
   'mesh_shape',
   'moe_blocks',
   'needs_checkpoint',
+  'studies',
   'shares_slots',
   'to_json',
   'validate',

@@ -54,10 +54,16 @@ def shares_slots(config: ConfigDict) -> bool:
   return config.study.name in _SHARING
 
 
+def studies(study: ConfigDict) -> list[str]:
+  """Those that `config.study` has a group of fields for."""
+  return [name for name in study if name not in ('name', 'names')]
+
+
 def study_fields() -> dict:
   """Which study, and a group of fields for each, with their defaults."""
   return dict(
     name='corruptions',  # the study that is run: the name of a group below
+    names=(),  # several in one start, each in WORKDIR/NAME, instead of `name`
     batch_dependence=dict(
       draws=5,  # of other neighbours
       batch_size=0,  # 0: the evaluation's
@@ -126,7 +132,14 @@ def validate_study(study: ConfigDict) -> None:
   Raises:
     UserError: names the field, its value and the way out.
   """
-  choose('config.study.name', study.name, [n for n in study if n != 'name'])
+  groups = studies(study)
+  choose('config.study.name', study.name, groups)
+  for name in study.names:
+    choose('config.study.names', name, groups)
+  if len(set(study.names)) < len(study.names):
+    raise UserError(
+      f'config.study.names={study.names!r} has one twice; name each once'
+    )
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
   positive('config.study.jacobian.iterations', study.jacobian.iterations)
@@ -137,9 +150,9 @@ def validate_study(study: ConfigDict) -> None:
     at_least(lambdas, value, 0)
   _validate_theory(study.theory)
   _validate_attacking(study)
-  for name, group in study.items():
-    if name != 'name':
-      at_least(f'config.study.{name}.batch_size', group.get('batch_size', 0), 0)
+  for name in groups:
+    size = study[name].get('batch_size', 0)
+    at_least(f'config.study.{name}.batch_size', size, 0)
 
 
 def _validate_corruptions(corruptions: ConfigDict):

@@ -38,6 +38,8 @@ PROGRESS = 'unfinished'
 # Of a study that draws its data.
 _OWN_DATA = {'name': 'random', 'split': ''}
 
+Restored = Callable[[Weights, ConfigDict], Classifier]
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -51,7 +53,10 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(
-  config: ConfigDict, workdir: str | os.PathLike, render: Render
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  render: Render,
+  restored: Restored = restore,
 ) -> Iterator[Job | None]:
   """What `config` is to judge, or None if that is done and now shown.
 
@@ -63,6 +68,7 @@ def open_job(
       needs one.
     workdir: where the results go.
     render: see `Render`.
+    restored: reads the weights.
 
   Raises:
     UserError: the checkpoint, the data, the configuration or the results that
@@ -89,7 +95,7 @@ def open_job(
         return
       source = open_source(config.data, config.data.split)
       source = check_fit(config, source, weights.class_names)
-      yield Job(restore(weights, config), source, config, workdir)
+      yield Job(restored(weights, config), source, config, workdir)
 
 
 def judge(
@@ -97,6 +103,7 @@ def judge(
   workdir: str | os.PathLike,
   run: Callable[[Job], Findings],
   render: Render,
+  restored: Restored = restore,
 ) -> None:
   """Judges `config.checkpoint`, writes the results and prints the table.
 
@@ -105,11 +112,12 @@ def judge(
     workdir: where the results go.
     run: finds the numbers.
     render: see `Render`.
+    restored: reads the weights.
 
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
-  with open_job(config, workdir, render) as job:
+  with open_job(config, workdir, render, restored) as job:
     if job is not None:
       results = write(job, run(job))
       release(Path(workdir, PROGRESS))
