@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_robust.config import UserError, validate
+from vmoe_robust.config import UserError, default, validate
 from vmoe_robust.evaluate.job import write
 from vmoe_robust.models import Model
 from vmoe_robust.studies import norm_union
@@ -41,7 +41,7 @@ class Flat:
 def config(config):
   config.mode, config.study.name = 'study', 'norm_union'
   config.study.norm_union.update(dict(batch_size=6, linf=0.1, l2=1.1, l1=5.0))
-  config.attack.update(dict(steps=30))
+  config.attack.update(dict(steps=30, eps=default().attack.eps))
   return config
 
 
@@ -83,7 +83,8 @@ def test_no_radius_no_change(config, in_memory, model_of, opened):
 
 
 @pytest.mark.parametrize(
-  ('name', 'value'), [('name', 'paper'), ('step_size', 0.1)]
+  ('name', 'value'),
+  [('name', 'paper'), ('step_size', 0.1), ('eps', (0.1,)), ('norm', 'l1')],
 )
 def test_an_attack_of_one_norm_is_told(
   config, in_memory, model_of, opened, name, value

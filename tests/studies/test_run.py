@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,8 @@ def of_study(name, saved, **more):
   config.study[name].update(more)
   if config_lib.attacks(config):
     config.attack.update(ATTACK)
+  if name == 'norm_union':
+    config.attack.eps = config_lib.default().attack.eps
   return config
 
 
@@ -166,6 +169,22 @@ def test_names_that_make_no_sense(change, match, saved, tmp_path):
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=match):
     run.run(config, tmp_path)
+
+
+def test_another_checkpoint_that_changed_is_noticed(saved, tmp_path):
+  other = tmp_path / 'other'
+  shutil.copytree(saved, other)
+  config = of_study('transfer', saved)
+  config.study.transfer.others = (str(other),)
+  run.run(config, tmp_path / 'found')
+  weights = checkpoint.Checkpoints(other, config.save)
+  kernel = np.zeros(4, np.float32)
+  weights.save(2, {'params': {'kernel': kernel}}, {'data': None})
+  weights.close()
+  with pytest.raises(
+    UserError, match='other results: .*transfer.found=.*step 2'
+  ):
+    run.run(config, tmp_path / 'found')
 
 
 def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(

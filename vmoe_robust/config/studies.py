@@ -121,6 +121,7 @@ def study_fields() -> dict:
     ),
     transfer=dict(
       others=(),  # checkpoints beside `config.checkpoint`, as it names one
+      found=(),  # their steps and checksums; the study fills this in
       batch_size=0,  # 0: the evaluation's
     ),
   )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, default
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Bar, BarPlot
@@ -80,11 +80,14 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
 
 
 def _check(config: ConfigDict):
-  for name, value, way in (
-    ('name', 'pgd', "use 'pgd'"),
-    ('step_size', 0.0, 'leave it out, for each norm has its own steps'),
+  own = 'leave it out, for each norm has its own'
+  for name, way in (
+    ('name', "use 'pgd'"),
+    ('norm', own),
+    ('eps', own),
+    ('step_size', own),
   ):
-    if config.attack[name] != value:
+    if config.attack[name] != default().attack[name]:
       raise UserError(
         f'config.attack.{name}={config.attack[name]!r} does not fit '
         f"config.study.name='norm_union', which attacks in three norms; {way}"

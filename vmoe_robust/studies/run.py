@@ -21,7 +21,7 @@ from vmoe_robust.config import (
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.report.terminal import say
-from vmoe_robust.studies import STUDIES
+from vmoe_robust.studies import STUDIES, transfer
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -54,6 +54,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
 
 def _run(config, workdir, restored: job.Restored):
+  if config.study.name == 'transfer':
+    config = transfer.settled(config)
   study = STUDIES[choose('config.study.name', config.study.name, STUDIES)]
   job.judge(config, workdir, study.run, study.render, restored)
 
@@ -67,6 +69,8 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
       out.study[other] = plain.study[other]
   if not attacks(out):
     out.attack = plain.attack
+  if name == 'norm_union':  # has radii and norms of its own
+    out.attack.eps, out.attack.norm = plain.attack.eps, plain.attack.norm
   if not needs_checkpoint(out):
     out.checkpoint, out.data = plain.checkpoint, plain.data
     out.num_selected = plain.num_selected

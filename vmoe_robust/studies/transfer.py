@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.config import UserError, eps_name, validate_mesh
 from vmoe_robust.evaluate import adversarial
-from vmoe_robust.evaluate.classifier import Classifier, recognised, restore
+from vmoe_robust.evaluate.classifier import (
+  Classifier,
+  origin,
+  recognised,
+  restore,
+)
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Matrix
 from vmoe_robust.report.findings import Findings
@@ -38,6 +43,23 @@ def run(job: Job) -> Findings:
   """
   models = [job.classifier, *(_opened(o, job) for o in _others(job.config))]
   return findings(job, models)
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+  """The same with the other checkpoints' steps and checksums.
+
+  So results of other weights are not taken for those that are asked for.
+
+  Raises:
+    UserError: there is no second checkpoint, or one cannot be read.
+  """
+  out, found = config.copy_and_resolve_references(), []
+  for where in _others(config):
+    with contextlib.closing(open_weights(where, field=_FIELD)) as weights:
+      _, step, checksum = origin(weights)
+    found.append(f'step {step}, {checksum}')
+  out.study.transfer.found = tuple(found)
+  return out
 
 
 def _others(config: ConfigDict) -> tuple[str, ...]:
