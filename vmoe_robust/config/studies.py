@@ -28,6 +28,7 @@ _ATTACKS = (
   'frozen_routing',
   'losses',
   'norm_union',
+  'pruning',
   'routing_attacks',
   'routing_change',
   'substitution',
@@ -83,6 +84,12 @@ def study_fields() -> dict:
       iterations=30,  # of the power method, for each term and layer
       batch_size=0,  # 0: the evaluation's
     ),
+    pruning=dict(
+      removed=(),  # numbers of experts; (): 1 to all but one
+      draws=5,  # of experts that are removed at random
+      attack_pruned=False,  # x_adv of each pruned model, not of the whole one
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_attacks=dict(
       left_by='autoattack',  # an attack as config.attack.name; which of the
       # images that it left do the others break?
@@ -136,6 +143,7 @@ def validate_study(study: ConfigDict) -> None:
   for value in study.routing_attacks.lambdas:
     at_least(lambdas, value, 0)
   _validate_theory(study.theory)
+  _validate_experts(study)
   _validate_attacking(study)
   for name, group in study.items():
     if name != 'name':
@@ -186,6 +194,15 @@ def _validate_certificates(certificates: ConfigDict):
         f'config.study.certificates.radii={radius} is no radius; use 0 or '
         'more, such as 0.5'
       )
+
+
+def _validate_experts(study: ConfigDict):
+  """Studies that remove, force or choose experts."""
+  positive('config.study.pruning.draws', study.pruning.draws)
+  if study.pruning.removed:
+    removed = 'config.study.pruning.removed'
+    several(removed, study.pruning.removed, '(1, 2, 4)')
+    numbers(removed, study.pruning.removed)
 
 
 def _validate_attacking(study: ConfigDict):
