@@ -25,6 +25,7 @@ CORRUPTIONS = (
 # Studies that attack, as `config.attack` says.
 _ATTACKS = (
   'batch_dependence',
+  'forced_expert',
   'frozen_routing',
   'losses',
   'norm_union',
@@ -78,6 +79,11 @@ def study_fields() -> dict:
       radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2, units of sigma
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
+    ),
+    forced_expert=dict(
+      blocks=(),  # numbers of sparse blocks; (): all
+      experts=(),  # numbers of experts, from 0; (): all
+      batch_size=0,  # 0: the evaluation's
     ),
     frozen_routing=dict(batch_size=0),  # 0: the evaluation's
     jacobian=dict(
@@ -203,6 +209,11 @@ def _validate_experts(study: ConfigDict):
     removed = 'config.study.pruning.removed'
     several(removed, study.pruning.removed, '(1, 2, 4)')
     numbers(removed, study.pruning.removed)
+  for name in ('blocks', 'experts'):
+    chosen = study.forced_expert[name]
+    if chosen:
+      several(f'config.study.forced_expert.{name}', chosen, '(1, 3)')
+      numbers(f'config.study.forced_expert.{name}', chosen)
 
 
 def _validate_attacking(study: ConfigDict):
