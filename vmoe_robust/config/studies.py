@@ -27,6 +27,7 @@ _ATTACKS = (
   'batch_dependence',
   'forced_expert',
   'frozen_routing',
+  'load',
   'losses',
   'norm_union',
   'pruning',
@@ -36,7 +37,7 @@ _ATTACKS = (
   'transfer',
 )
 # Studies of images that share the experts' slots.
-_SHARING = ('batch_dependence',)
+_SHARING = ('batch_dependence', 'load')
 # Studies that make their own data and models.
 _ALONE = ('theory',)
 
@@ -104,6 +105,7 @@ def study_fields() -> dict:
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     substitution=dict(batch_size=0),  # 0: the evaluation's
+    load=dict(batch_size=0),  # 0: the evaluation's
     losses=dict(
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
       batch_size=0,  # 0: the evaluation's

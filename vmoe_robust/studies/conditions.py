@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size, eps_name, moe_blocks
 from vmoe_robust.data import eval_batches
@@ -179,3 +180,19 @@ def require_router(job: Job, study: str, names: Sequence[str]) -> None:
       f'config.study.name={study!r} is about routers {", ".join(names)}; the '
       f'model has config.model.router.name={name!r}'
     )
+
+
+def require_whole_groups(config: ConfigDict) -> int:
+  """The images of a group, of which a batch has whole ones.
+
+  Raises:
+    UserError: it has not.
+  """
+  group, size = config.model.router.group_images, batch_size(config, 'study')
+  if size % group:
+    low = size // group * group or group
+    raise UserError(
+      f'config.study.{config.study.name}.batch_size={size} has no whole groups '
+      f'of config.model.router.group_images={group}; use {low} or {low + group}'
+    )
+  return group
