@@ -27,6 +27,7 @@ _ATTACKS = (
   'batch_dependence',
   'forced_expert',
   'frozen_routing',
+  'knobs',
   'load',
   'losses',
   'norm_union',
@@ -105,6 +106,16 @@ def study_fields() -> dict:
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     substitution=dict(batch_size=0),  # 0: the evaluation's
+    knobs=dict(
+      selected=(),  # K; (): 1, 2, 4 and so on, up to all experts
+      kept=(),  # numbers of experts, the most used; (): as above
+      noise=(1.0, 4.0),  # of the router's logits, times training's; (): none
+      capacity=(0.5, 1.0, 2.0),  # factors; what images share slots see depends
+      # on the batch; (): none
+      attack_draws=8,  # of noise, in the gradient of the attack
+      verdict_draws=20,  # of noise, whose mean probabilities are judged
+      batch_size=0,  # 0: the evaluation's
+    ),
     load=dict(batch_size=0),  # 0: the evaluation's
     losses=dict(
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
@@ -211,6 +222,16 @@ def _validate_experts(study: ConfigDict):
     removed = 'config.study.pruning.removed'
     several(removed, study.pruning.removed, '(1, 2, 4)')
     numbers(removed, study.pruning.removed)
+  for name in ('attack_draws', 'verdict_draws'):
+    positive(f'config.study.knobs.{name}', study.knobs[name])
+  for name in ('selected', 'kept', 'noise', 'capacity'):
+    field, values = f'config.study.knobs.{name}', study.knobs[name]
+    if values:
+      several(field, values, '(1, 2)')
+      numbers(field, values)
+  for name, least in (('noise', 0), ('capacity', 1e-6)):
+    for value in study.knobs[name]:
+      between(f'config.study.knobs.{name}', value, least, 1e6)
   for name in ('blocks', 'experts'):
     chosen = study.forced_expert[name]
     if chosen:

@@ -5,11 +5,12 @@ they vary may be data of a compiled program.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size
@@ -17,9 +18,10 @@ from vmoe_robust.data import eval_batches
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding, replicated
+from vmoe_robust.models import Model
 from vmoe_robust.models.routers.routing import Routing
 from vmoe_robust.models.routers.top_k import gates_of, highest, pick
-from vmoe_robust.robustness.target import as_floats
+from vmoe_robust.robustness.target import as_floats, log_probabilities
 
 
 def chosen_again(
@@ -68,6 +70,115 @@ def chosen_again(
     gates=top.astype(routing.gates.dtype),
     probabilities=gates.astype(routing.probabilities.dtype),
   )
+
+
+class Noise(NamedTuple):
+  """One draw of noise, which follows the image."""
+
+  scale: Float[Array, '']  # times the standard deviation of training
+  keys: Key[Array, 'batch']
+
+
+class Setting(NamedTuple):
+  """What a model is asked to do with its weights; all of it may be traced."""
+
+  kept: Bool[Array, 'blocks experts']
+  selected: Int[Array, ''] | int  # K
+  noise: Noise | None = None
+
+
+def turned(model: Model, blocks: tuple[str, ...]) -> adversarial.Forward:
+  """The dropless model whose context is a `Setting`.
+
+  Its K is at most the model's own.
+  """
+  router = model.module.config.router
+
+  def forward(params, images, mask, context: Setting):
+    def intervene(block, tokens, routing):
+      place = blocks.index(block)
+      noise = None
+      if context.noise is not None:
+        noise = noise_of(context.noise, place, routing, router)
+      return tokens, chosen_again(
+        routing,
+        router,
+        context.kept[place],
+        context.selected,
+        bias_of(params, block, router),
+        noise,
+      )
+
+    return model.apply(
+      params, images, experts='dropless', mask=mask, intervene=intervene
+    )
+
+  return forward
+
+
+def noise_of(
+  noise: Noise, place: int, routing: Routing, router: ConfigDict
+) -> Float[Array, 'groups tokens experts']:
+  """What is added to the logits of the sparse block at `place`.
+
+  As in training, normal with `router.noise_std` over the number of experts for
+  a deviation, times the scale; all tokens of an image have one draw if they
+  have one route.
+  """
+  logits = routing.logits
+  shape = logits.shape[1:]
+  if router.unit == 'image':
+    shape = (1, shape[1])
+  keys = jax.vmap(jax.random.fold_in, (0, None))(noise.keys, place)
+  drawn = jax.vmap(lambda key: jax.random.normal(key, shape, logits.dtype))(
+    keys
+  )
+  deviation = noise.scale * router.noise_std / logits.shape[-1]
+  return jnp.broadcast_to(deviation * drawn, logits.shape).astype(logits.dtype)
+
+
+def keys_of(
+  key: Key[Array, ''], draws: int, index: Int[Array, 'batch']
+) -> Key[Array, '{draws} batch']:
+  """A key for each draw and image."""
+  fold = jax.random.fold_in
+  of_draw = lambda draw: jax.vmap(fold, (None, 0))(fold(key, draw), index)
+  return jax.vmap(of_draw)(jnp.arange(draws))
+
+
+def each_draw(
+  forward: adversarial.Forward,
+  params: PyTree,
+  images: Array,
+  mask: Array,
+  setting: Setting,
+  scale: Float[Array, ''],
+  keys: Key[Array, 'draws batch'],
+) -> Float[Array, 'draws batch classes']:
+  """Logarithms of the probabilities that each draw of noise gives."""
+
+  def one(keys):
+    noisy = setting._replace(noise=Noise(scale, keys))
+    return log_probabilities(forward(params, images, mask, noisy)[0])
+
+  return jax.lax.map(one, keys)
+
+
+def mean_of(
+  draws: Float[Array, 'draws batch classes'],
+) -> Float[Array, 'batch classes']:
+  """The logarithm of the mean probabilities, by which noise is judged."""
+  return jax.nn.logsumexp(draws, axis=0) - np.log(len(draws)).astype(np.float32)
+
+
+def averaged(forward: adversarial.Forward) -> adversarial.Forward:
+  """The mean over draws of noise; its context is (setting, scale, keys)."""
+
+  def of_draws(params, images, mask, context):
+    each = each_draw(forward, params, images, mask, *context)
+    return mean_of(each), None
+
+  return of_draws
 
 
 def bias_of(

@@ -8,13 +8,12 @@ to the next best expert that is left.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
-from vmoe_robust.models import Model
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, paired
@@ -50,21 +49,22 @@ def run(job: Job) -> Findings:
   numbers = _numbers(config)
   models = _models(numbers, settings.draws)
   shown = [_condition(eps, *one) for eps in radii for one in models]
-  forward = pruned(model, config.model.router, blocks)
+  forward = choices.turned(model, blocks)
   attacked = forward if settings.attack_pruned else adversarial.plain(model)
   attack = adversarial.attack(attacked, config)
   eps = jnp.array(config.attack.eps, jnp.float32)
 
   def program(params, images, batch, kept):
-    mask = batch['mask']
-    judge = lambda x, kept: classes(forward(params, x, mask, kept)[0])
+    mask, own = batch['mask'], config.model.router.selected
+    of = lambda kept: choices.Setting(kept, own)
+    judge = lambda x, kept: classes(forward(params, x, mask, of(kept))[0])
 
     def by_radius(context):
       one = lambda eps: attack(params, images, batch, eps, context)
       return jnp.concatenate([images[None], jax.lax.map(one, eps)])
 
     def of_model(kept, x=None):
-      x = by_radius(kept) if x is None else x
+      x = by_radius(of(kept)) if x is None else x
       return jax.lax.map(lambda x: judge(x, kept), x)
 
     x = None if settings.attack_pruned else by_radius(())
@@ -97,26 +97,6 @@ def run(job: Job) -> Findings:
     },
     figures=[_figure(rows, drawn, config)],
   )
-
-
-def pruned(
-  model: Model, router: ConfigDict, blocks: tuple[str, ...]
-) -> adversarial.Forward:
-  """The model with the experts [blocks, experts] that are its context."""
-
-  def forward(params, images, mask, kept: Bool[Array, 'blocks experts']):
-    def intervene(block, tokens, routing):
-      bias = choices.bias_of(params, block, router)
-      here = kept[blocks.index(block)]
-      return tokens, choices.chosen_again(
-        routing, router, here, router.selected, bias
-      )
-
-    return model.apply(
-      params, images, experts='dropless', mask=mask, intervene=intervene
-    )
-
-  return forward
 
 
 def _numbers(config: ConfigDict) -> tuple[int, ...]:
