@@ -36,13 +36,13 @@ class InMemory:
     return f'example {i}'
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def in_memory():
   return InMemory
 
 
-@pytest.fixture
-def config():
+def small_config():
+  """Of a small model and its attack."""
   config = config_lib.default()
   config.model.update(
     dict(
@@ -58,6 +58,11 @@ def config():
 
 
 @pytest.fixture
+def config():
+  return small_config()
+
+
+@pytest.fixture(scope='session')
 def model_of():
   def make(config, shape=(1, 1, 1)):
     mesh = mesh_lib.create(shape, jax.devices()[: int(np.prod(shape))])
@@ -71,7 +76,7 @@ def model_of():
   return make
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def opened(tmp_path_factory):
   """What a mode is given to judge, in a folder of its own."""
 

@@ -2,13 +2,39 @@
 
 import json
 
+import jax
 import jsonschema
+import numpy as np
 import pytest
 
-from tests.evaluate.conftest import config, in_memory, model_of, opened
+from tests.evaluate.conftest import (
+  config,
+  in_memory,
+  model_of,
+  opened,
+  small_config,
+)
 from vmoe_robust.report.results import SCHEMA
 
-__all__ = ['check_form', 'config', 'in_memory', 'model_of', 'opened']
+__all__ = [
+  'check_form',
+  'config',
+  'identical',
+  'in_memory',
+  'model_of',
+  'opened',
+  'small_config',
+]
+
+
+def identical(params):
+  """All experts of a sparse block become its first one."""
+  for block in params['Encoder'].values():
+    if 'Moe' in block:
+      block['Moe']['Mlp'] = jax.tree.map(
+        lambda a: np.broadcast_to(np.asarray(a)[:1], a.shape).copy(),
+        block['Moe']['Mlp'],
+      )
 
 
 @pytest.fixture

@@ -25,16 +25,20 @@ CORRUPTIONS = (
 # Studies that attack, as `config.attack` says.
 _ATTACKS = (
   'batch_dependence',
+  'forced_expert',
   'frozen_routing',
+  'knobs',
+  'load',
   'losses',
   'norm_union',
+  'pruning',
   'routing_attacks',
   'routing_change',
   'substitution',
   'transfer',
 )
 # Studies of images that share the experts' slots.
-_SHARING = ('batch_dependence',)
+_SHARING = ('batch_dependence', 'load')
 # Studies that make their own data and models.
 _ALONE = ('theory',)
 
@@ -84,9 +88,20 @@ def study_fields() -> dict:
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),
+    forced_expert=dict(
+      blocks=(),  # numbers of sparse blocks; (): all
+      experts=(),  # numbers of experts, from 0; (): all
+      batch_size=0,  # 0: the evaluation's
+    ),
     frozen_routing=dict(batch_size=0),  # 0: the evaluation's
     jacobian=dict(
       iterations=30,  # of the power method, for each term and layer
+      batch_size=0,  # 0: the evaluation's
+    ),
+    pruning=dict(
+      removed=(),  # numbers of experts; (): 1 to all but one
+      draws=5,  # of experts that are removed at random
+      attack_pruned=False,  # x_adv of each pruned model, not of the whole one
       batch_size=0,  # 0: the evaluation's
     ),
     routing_attacks=dict(
@@ -97,6 +112,17 @@ def study_fields() -> dict:
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's
     substitution=dict(batch_size=0),  # 0: the evaluation's
+    knobs=dict(
+      selected=(),  # K; (): 1, 2, 4 and so on, up to all experts
+      kept=(),  # numbers of experts, the most used; (): as above
+      noise=(1.0, 4.0),  # of the router's logits, times training's; (): none
+      capacity=(0.5, 1.0, 2.0),  # factors; what images share slots see depends
+      # on the batch; (): none
+      attack_draws=8,  # of noise, in the gradient of the attack
+      verdict_draws=20,  # of noise, whose mean probabilities are judged
+      batch_size=0,  # 0: the evaluation's
+    ),
+    load=dict(batch_size=0),  # 0: the evaluation's
     losses=dict(
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
       batch_size=0,  # 0: the evaluation's
@@ -150,6 +176,7 @@ def validate_study(study: ConfigDict) -> None:
   for value in study.routing_attacks.lambdas:
     at_least(lambdas, value, 0)
   _validate_theory(study.theory)
+  _validate_experts(study)
   _validate_attacking(study)
   for name in groups:
     size = study[name].get('batch_size', 0)
@@ -200,6 +227,30 @@ def _validate_certificates(certificates: ConfigDict):
         f'config.study.certificates.radii={radius} is no radius; use 0 or '
         'more, such as 0.5'
       )
+
+
+def _validate_experts(study: ConfigDict):
+  """Studies that remove, force or choose experts."""
+  positive('config.study.pruning.draws', study.pruning.draws)
+  if study.pruning.removed:
+    removed = 'config.study.pruning.removed'
+    several(removed, study.pruning.removed, '(1, 2, 4)')
+    numbers(removed, study.pruning.removed)
+  for name in ('attack_draws', 'verdict_draws'):
+    positive(f'config.study.knobs.{name}', study.knobs[name])
+  for name in ('selected', 'kept', 'noise', 'capacity'):
+    field, values = f'config.study.knobs.{name}', study.knobs[name]
+    if values:
+      several(field, values, '(1, 2)')
+      numbers(field, values)
+  for name, least in (('noise', 0), ('capacity', 1e-6)):
+    for value in study.knobs[name]:
+      between(f'config.study.knobs.{name}', value, least, 1e6)
+  for name in ('blocks', 'experts'):
+    chosen = study.forced_expert[name]
+    if chosen:
+      several(f'config.study.forced_expert.{name}', chosen, '(1, 3)')
+      numbers(f'config.study.forced_expert.{name}', chosen)
 
 
 def _validate_attacking(study: ConfigDict):

@@ -88,19 +88,12 @@ def run(job: Job) -> Findings:
 
 def _check(config: ConfigDict) -> int:
   """The images of a group."""
-  group, size = config.model.router.group_images, batch_size(config, 'study')
-  if group == 1:
+  if config.model.router.group_images == 1:
     raise UserError(
       "config.study.name='batch_dependence' is about images that share slots, "
       'and the model has config.model.router.group_images=1; nothing can change'
     )
-  if size % group:
-    low = size // group * group or group
-    raise UserError(
-      f'config.study.batch_dependence.batch_size={size} has no whole groups of '
-      f'config.model.router.group_images={group}; use {low} or {low + group}'
-    )
-  return group
+  return under.require_whole_groups(config)
 
 
 def _conditions(config: ConfigDict) -> list[under.Condition]:

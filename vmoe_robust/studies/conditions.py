@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size, eps_name, moe_blocks
 from vmoe_robust.data import eval_batches
@@ -26,8 +27,9 @@ from vmoe_robust.robustness.target import as_floats
 
 CLEAN = 'clean'
 _OF_EXAMPLES = ('mask', 'label', 'index')
-# (params, images in [0, 1], batch) to columns [conditions, batch, ...].
-Program = Callable[[PyTree, Array, dict[str, Array]], Mapping[str, Array]]
+# (params, images in [0, 1], batch, what else it is given) to columns
+# [conditions, batch, ...].
+Program = Callable[..., Mapping[str, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,11 @@ def at_radii(radii: Sequence[float]) -> list[Condition]:
 
 
 def measured(
-  job: Job, what: str, conditions: Sequence[Condition], program: Program
+  job: Job,
+  what: str,
+  conditions: Sequence[Condition],
+  program: Program,
+  given: Sequence[Array | np.ndarray] = (),
 ) -> tuple[Columns, set[int]]:
   """A row for each example and condition, and the examples skipped.
 
@@ -62,6 +68,8 @@ def measured(
     conditions: in the order of the rows.
     program: is jitted here and compiled once; all conditions have the same
       columns, of which 'prediction_after' is one.
+    given: arrays that the program takes besides, so that others of the same
+      shapes need no other program.
 
   Returns:
     Columns with 'condition', 'index' and 'label'; all examples of a condition
@@ -70,8 +78,8 @@ def measured(
   config, subject = job.config, job.classifier
   place = batch_sharding(subject.mesh)
 
-  def run(params, batch):
-    found = program(params, as_floats(batch['image']), batch)
+  def run(params, batch, given):
+    found = program(params, as_floats(batch['image']), batch, *given)
     # The batch first, as it lies on the devices.
     return {name: jnp.moveaxis(x, 0, 1) for name, x in found.items()}
 
@@ -87,7 +95,7 @@ def measured(
   with progress(total, what, 'batch') as update:
 
     def find(number, batch):
-      found = run(subject.params, batch)
+      found = run(subject.params, batch, tuple(given))
       row = fetch({name: batch[name] for name in _OF_EXAMPLES} | found)
       update(number + 1, int(row['mask'].sum()))
       return row
@@ -172,3 +180,19 @@ def require_router(job: Job, study: str, names: Sequence[str]) -> None:
       f'config.study.name={study!r} is about routers {", ".join(names)}; the '
       f'model has config.model.router.name={name!r}'
     )
+
+
+def require_whole_groups(config: ConfigDict) -> int:
+  """The images of a group, of which a batch has whole ones.
+
+  Raises:
+    UserError: it has not.
+  """
+  group, size = config.model.router.group_images, batch_size(config, 'study')
+  if size % group:
+    low = size // group * group or group
+    raise UserError(
+      f'config.study.{config.study.name}.batch_size={size} has no whole groups '
+      f'of config.model.router.group_images={group}; use {low} or {low + group}'
+    )
+  return group

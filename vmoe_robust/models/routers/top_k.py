@@ -68,8 +68,8 @@ class Router(nn.Module):
       if noise.scale is not None:
         drawn = noise.scale * drawn
       noisy = logits + drawn
-    clean = self._gates(logits)
-    gates = clean if noisy is logits else self._gates(noisy)
+    clean = gates_of(logits, config.gate)
+    gates = clean if noisy is logits else gates_of(noisy, config.gate)
     found = {
       'importance': losses.importance(self._shares(clean), mask),
       'gshard': losses.gshard(self._shares(gates), mask),
@@ -101,10 +101,6 @@ class Router(nn.Module):
     kernel = jax.lax.stop_gradient(kernel)
     return jnp.einsum('gtd,de->gte', x, kernel, precision='highest')
 
-  def _gates(self, logits):
-    sigmoid = self.config.gate == 'sigmoid'
-    return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
-
   def _shares(self, gates):
     """Gates of all experts that sum to one, as those of a softmax do."""
     if self.config.gate == 'sigmoid':
@@ -125,6 +121,14 @@ class Router(nn.Module):
       whole = gates.sum(-1, keepdims=True)
       return gates / jnp.maximum(whole, jnp.finfo(gates.dtype).tiny)
     return gates
+
+
+def gates_of(
+  logits: Float[Array, 'groups tokens experts'], gate: str
+) -> Float[Array, 'groups tokens experts']:
+  """Each expert's gate if it were chosen, by `router.gate`."""
+  sigmoid = gate == 'sigmoid'
+  return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
 
 
 def highest(
