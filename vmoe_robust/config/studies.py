@@ -27,6 +27,7 @@ _ATTACKS = (
   'batch_dependence',
   'frozen_routing',
   'losses',
+  'margin',
   'norm_union',
   'routing_attacks',
   'routing_change',
@@ -95,6 +96,10 @@ def study_fields() -> dict:
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
       batch_size=0,  # 0: the evaluation's
     ),
+    margin=dict(
+      tokens=0,  # drawn of each image, each a backward pass a block; 0: all
+      batch_size=0,  # 0: the evaluation's
+    ),
     norm_union=dict(
       linf=8 / 255,  # the radius in each norm; these are usual for CIFAR-10
       l2=0.5,
@@ -130,6 +135,7 @@ def validate_study(study: ConfigDict) -> None:
   _validate_corruptions(study.corruptions)
   _validate_certificates(study.certificates)
   positive('config.study.jacobian.iterations', study.jacobian.iterations)
+  at_least('config.study.margin.tokens', study.margin.tokens, 0)
   lambdas = 'config.study.routing_attacks.lambdas'
   several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
   numbers(lambdas, study.routing_attacks.lambdas)
