@@ -100,6 +100,11 @@ def study_fields() -> dict:
       tokens=0,  # drawn of each image, each a backward pass a block; 0: all
       batch_size=0,  # 0: the evaluation's
     ),
+    misrouting=dict(
+      names=CORRUPTIONS,  # frost is drawn
+      severities=(1, 2, 3, 4, 5),
+      batch_size=0,  # 0: the evaluation's
+    ),
     norm_union=dict(
       linf=8 / 255,  # the radius in each norm; these are usual for CIFAR-10
       l2=0.5,
@@ -132,7 +137,8 @@ def validate_study(study: ConfigDict) -> None:
     UserError: names the field, its value and the way out.
   """
   choose('config.study.name', study.name, [n for n in study if n != 'name'])
-  _validate_corruptions(study.corruptions)
+  for name in ('corruptions', 'misrouting'):
+    _validate_corruptions(f'config.study.{name}', study[name])
   _validate_certificates(study.certificates)
   positive('config.study.jacobian.iterations', study.jacobian.iterations)
   at_least('config.study.margin.tokens', study.margin.tokens, 0)
@@ -148,9 +154,8 @@ def validate_study(study: ConfigDict) -> None:
       at_least(f'config.study.{name}.batch_size', group.get('batch_size', 0), 0)
 
 
-def _validate_corruptions(corruptions: ConfigDict):
-  names = 'config.study.corruptions.names'
-  severities = 'config.study.corruptions.severities'
+def _validate_corruptions(path: str, corruptions: ConfigDict):
+  names, severities = f'{path}.names', f'{path}.severities'
   several(names, corruptions.names, "('fog', 'snow')")
   for name in corruptions.names:
     choose(names, name, CORRUPTIONS)
