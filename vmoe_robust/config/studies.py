@@ -29,6 +29,7 @@ _ATTACKS = (
   'losses',
   'margin',
   'norm_union',
+  'router_controls',
   'routing_attacks',
   'routing_change',
   'substitution',
@@ -82,6 +83,10 @@ def study_fields() -> dict:
     frozen_routing=dict(batch_size=0),  # 0: the evaluation's
     jacobian=dict(
       iterations=30,  # of the power method, for each term and layer
+      batch_size=0,  # 0: the evaluation's
+    ),
+    router_controls=dict(
+      draws=5,  # of the random router
       batch_size=0,  # 0: the evaluation's
     ),
     routing_attacks=dict(
@@ -200,8 +205,8 @@ def _validate_certificates(certificates: ConfigDict):
 
 
 def _validate_attacking(study: ConfigDict):
-  draws = study.batch_dependence.draws
-  positive('config.study.batch_dependence.draws', draws)
+  for name in ('batch_dependence', 'router_controls'):
+    positive(f'config.study.{name}.draws', study[name].draws)
   others = study.transfer.others
   if isinstance(others, str) or not all(isinstance(o, str) for o in others):
     raise UserError(
