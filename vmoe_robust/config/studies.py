@@ -26,6 +26,7 @@ CORRUPTIONS = (
 _ATTACKS = (
   'batch_dependence',
   'frozen_routing',
+  'lipschitz',
   'losses',
   'margin',
   'norm_union',
@@ -101,6 +102,11 @@ def study_fields() -> dict:
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
       batch_size=0,  # 0: the evaluation's
     ),
+    lipschitz=dict(
+      pairs=10,  # of points in the ball of each image
+      iterations=30,  # of the power method
+      batch_size=0,  # 0: the evaluation's
+    ),
     margin=dict(
       tokens=0,  # drawn of each image, each a backward pass a block; 0: all
       batch_size=0,  # 0: the evaluation's
@@ -145,7 +151,9 @@ def validate_study(study: ConfigDict) -> None:
   for name in ('corruptions', 'misrouting'):
     _validate_corruptions(f'config.study.{name}', study[name])
   _validate_certificates(study.certificates)
-  positive('config.study.jacobian.iterations', study.jacobian.iterations)
+  for name in ('jacobian', 'lipschitz'):
+    positive(f'config.study.{name}.iterations', study[name].iterations)
+  positive('config.study.lipschitz.pairs', study.lipschitz.pairs)
   at_least('config.study.margin.tokens', study.margin.tokens, 0)
   lambdas = 'config.study.routing_attacks.lambdas'
   several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
