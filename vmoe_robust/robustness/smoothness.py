@@ -22,7 +22,7 @@ KINDS, PLACES = ('random', 'directed'), ('within', 'across')
 # A segment is halved so often: float32 has 24 bits, and more steps are needed
 # where the boundary is near the image.
 HALVINGS = 40
-# Steps back from a boundary, each twice as long as the one before.
+# Steps back to the image from a boundary, each twice as long as the one before.
 _STEPS_BACK = 8
 # The shortest pairs, as a share of the longest.
 _SHORTEST = 0.01
@@ -136,10 +136,12 @@ def jump(answer: Answer, images: Images, others: Images) -> Jump:
   near, far = jax.lax.fori_loop(0, HALVINGS, halve, (images, others))
   (before, was), (after, now) = answer(near), answer(far)
   size, scale = _length(after - before), _length(before)
+  distance = norms.distance(far, near, 'l2')
+  back = norms.per_image(distance) * norms.unit(images - near, 'l2')
 
   def retreat(step, state):
     rounding, is_known = state
-    logits, choices = answer(near - 2.0**step * (far - near))
+    logits, choices = answer(near + 2.0**step * back)
     is_same = (choices == was).all((1, 2, 3))
     new = jnp.where(is_same & ~is_known, _length(logits - before), rounding)
     return new, is_known | is_same
@@ -151,11 +153,12 @@ def jump(answer: Answer, images: Images, others: Images) -> Jump:
   first = (entered > 0).argmax(1)[:, None]
   over = lambda x: x / jnp.where(scale > 0, scale, 1)
   return Jump(
-    found=is_other(answer(others)[1]),
+    # Another compilation of the same function may round to the other side.
+    found=is_other(now) & ~is_other(was),
     size=size,
     relative=over(size),
     rounding=over(rounding),
-    distance=norms.distance(far, near, 'l2'),
+    distance=distance,
     order=jnp.take_along_axis(entered, first, 1)[:, 0],
     changed=entered.sum(1),
     flips=classes(after) != classes(before),

@@ -208,6 +208,8 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
     '|df| / |dx|, L2, mean over images',
     [line for line in lines if line.x],
     is_rate=False,
+    note='of the images with such a pair; across cells shorter pairs are '
+    'steeper, without bound',
   )
   sides = (('relative', 'across a boundary'), ('rounding', 'a step inside'))
   lines = [
@@ -221,6 +223,7 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
     '|f(x+) - f(x-)| / |f|',
     [line for line in lines if line.x],
     is_rate=False,
+    note='mean over the images for which a boundary was found',
   )
   return [slope, jumps] if jumps.lines else [slope]
 
