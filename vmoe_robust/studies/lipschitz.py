@@ -74,8 +74,10 @@ def run(job: Job) -> Findings:
     summary={
       'blocks': list(blocks),
       'norm_of_the_ball': config.attack.norm,
-      'jacobian': mean(clean['jacobian'])
-      | {'largest': _largest(clean['jacobian'])},
+      'jacobian': {
+        'mean': mean(clean['jacobian']),
+        'largest': _largest(clean['jacobian']),
+      },
     },
     figures=_figures(rows, mean(clean['jacobian']), config),
     warnings=_warnings(rows),
@@ -255,7 +257,7 @@ def render(results: dict) -> str:
     )
   heads = [f'{kind}, {place}' for kind in KINDS for place in PLACES]
   jump_heads = ['boundary found', '|df|/|f|', 'rounding', '|dx|']
-  norm = _number(summary['jacobian'])
+  norm = _number(summary['jacobian']['mean'])
   return '\n\n'.join(
     [
       table([f'|df|/|dx| (Jacobian {norm})', *heads], lines),
