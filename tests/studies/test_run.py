@@ -25,6 +25,7 @@ from vmoe_robust.studies import STUDIES, run
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {
   'corruptions': dict(names=('fog', 'shot_noise'), severities=(5,)),
+  'misrouting': dict(names=('fog', 'shot_noise'), severities=(5,)),
   'certificates': dict(n=20, n0=10, sigma=0.5),
   'jacobian': dict(iterations=3),
   'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.0, 1.0)),

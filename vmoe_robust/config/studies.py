@@ -28,10 +28,13 @@ _ATTACKS = (
   'forced_expert',
   'frozen_routing',
   'knobs',
+  'lipschitz',
   'load',
   'losses',
+  'margin',
   'norm_union',
   'pruning',
+  'router_controls',
   'routing_attacks',
   'routing_change',
   'substitution',
@@ -104,6 +107,10 @@ def study_fields() -> dict:
       attack_pruned=False,  # x_adv of each pruned model, not of the whole one
       batch_size=0,  # 0: the evaluation's
     ),
+    router_controls=dict(
+      draws=5,  # of the random router
+      batch_size=0,  # 0: the evaluation's
+    ),
     routing_attacks=dict(
       left_by='autoattack',  # an attack as config.attack.name; which of the
       # images that it left do the others break?
@@ -125,6 +132,20 @@ def study_fields() -> dict:
     load=dict(batch_size=0),  # 0: the evaluation's
     losses=dict(
       auxiliary_weight=1.0,  # of the routers' loss, beside that of the class
+      batch_size=0,  # 0: the evaluation's
+    ),
+    lipschitz=dict(
+      pairs=10,  # of points in the ball of each image
+      iterations=30,  # of the power method
+      batch_size=0,  # 0: the evaluation's
+    ),
+    margin=dict(
+      tokens=0,  # drawn of each image, each a backward pass a block; 0: all
+      batch_size=0,  # 0: the evaluation's
+    ),
+    misrouting=dict(
+      names=CORRUPTIONS,  # frost is drawn
+      severities=(1, 2, 3, 4, 5),
       batch_size=0,  # 0: the evaluation's
     ),
     norm_union=dict(
@@ -167,9 +188,13 @@ def validate_study(study: ConfigDict) -> None:
     raise UserError(
       f'config.study.names={study.names!r} has one twice; name each once'
     )
-  _validate_corruptions(study.corruptions)
+  for name in ('corruptions', 'misrouting'):
+    _validate_corruptions(f'config.study.{name}', study[name])
   _validate_certificates(study.certificates)
-  positive('config.study.jacobian.iterations', study.jacobian.iterations)
+  for name in ('jacobian', 'lipschitz'):
+    positive(f'config.study.{name}.iterations', study[name].iterations)
+  positive('config.study.lipschitz.pairs', study.lipschitz.pairs)
+  at_least('config.study.margin.tokens', study.margin.tokens, 0)
   lambdas = 'config.study.routing_attacks.lambdas'
   several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
   numbers(lambdas, study.routing_attacks.lambdas)
@@ -183,9 +208,8 @@ def validate_study(study: ConfigDict) -> None:
     at_least(f'config.study.{name}.batch_size', size, 0)
 
 
-def _validate_corruptions(corruptions: ConfigDict):
-  names = 'config.study.corruptions.names'
-  severities = 'config.study.corruptions.severities'
+def _validate_corruptions(path: str, corruptions: ConfigDict):
+  names, severities = f'{path}.names', f'{path}.severities'
   several(names, corruptions.names, "('fog', 'snow')")
   for name in corruptions.names:
     choose(names, name, CORRUPTIONS)
@@ -254,8 +278,8 @@ def _validate_experts(study: ConfigDict):
 
 
 def _validate_attacking(study: ConfigDict):
-  draws = study.batch_dependence.draws
-  positive('config.study.batch_dependence.draws', draws)
+  for name in ('batch_dependence', 'router_controls'):
+    positive(f'config.study.{name}.draws', study[name].draws)
   others = study.transfer.others
   if isinstance(others, str) or not all(isinstance(o, str) for o in others):
     raise UserError(

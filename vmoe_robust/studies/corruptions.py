@@ -28,7 +28,7 @@ from vmoe_robust.robustness.measure import classes, is_right
 from vmoe_robust.robustness.target import as_floats
 
 # Panels of the figure, in the order of ImageNet-C's tables.
-_GROUPS = dict(
+GROUPS = dict(
   zip(
     CORRUPTIONS,
     3 * ['noise'] + 4 * ['blur'] + 4 * ['weather'] + 4 * ['digital'],
@@ -232,7 +232,7 @@ def _figure(rows: list[dict]) -> LinePlot:
     found = [row['accuracy'] for row in here]
     low, high = zip(*(one['interval'] for one in found), strict=True)
     x, y = [row['severity'] for row in here], [one['value'] for one in found]
-    lines.append(Line(name, x, y, low, high, panel=_GROUPS[name]))
+    lines.append(Line(name, x, y, low, high, panel=GROUPS[name]))
   n = clean['accuracy']['n']
   title = f'Common corruptions, {n:,} examples'
   return LinePlot(

@@ -37,7 +37,7 @@ def overflow(logits, aux, goal) -> Float[Array, 'batch']:
   one: the more of them, the more tokens without room.
   """
   del goal
-  total = 0.0
+  total = jnp.zeros(len(logits))
   for record in aux.records.values():
     share, _, _ = load(record)
     routing = record.routing
