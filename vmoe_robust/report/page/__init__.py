@@ -1,0 +1,117 @@
+"""The report: runs and studies as one HTML file that people send around."""
+
+import os
+from collections.abc import Sequence
+
+import jinja2
+
+from vmoe_robust.config import UserError
+from vmoe_robust.files import replacing
+from vmoe_robust.report.page import (
+  compare,
+  gallery,
+  reproduce,
+  sections,
+  verdict,
+)
+from vmoe_robust.report.page.runs import Problems, Run, find
+
+REPORT = 'report.html'
+
+
+def write(
+  paths: Sequence[str | os.PathLike], out: str | os.PathLike
+) -> list[str]:
+  """Writes the report of some runs.
+
+  Args:
+    paths: folders of runs or studies, folders that have such, or their
+      `results.json`.
+    out: the HTML file: the old one or the new, never a part.
+
+  Returns:
+    A line for each thing that could not be read; the page shows them too.
+
+  Raises:
+    UserError: no run could be read, or `out` is no local path.
+  """
+  problems = Problems()
+  runs = find(paths, problems)
+  if not runs:
+    raise UserError('no run to report of: ' + '; '.join(problems.lines))
+  page = render(runs, problems)
+  with replacing(out) as draft:
+    draft.write_text(page, encoding='utf-8')
+  return problems.lines
+
+
+def render(runs: Sequence[Run], problems: Problems) -> str:
+  """The page, as HTML; `problems` gets what is left out of it."""
+  runs = [run for run in runs if _is_whole(run, problems)]
+  each = lambda name, make: [
+    one
+    for run in runs
+    for one in problems.guard(
+      f'{name} of {run.name}', lambda run=run: make([run])
+    )
+    or []
+  ]
+  whole = lambda name, make: problems.guard(name, lambda: make(runs)) or []
+  parts = {
+    'verdicts': verdict.verdicts(runs, problems),
+    'accuracy': whole('robust accuracy', sections.accuracy),
+    'waterfalls': each('what broke the images', sections.waterfalls),
+    'training': each('training', sections.training),
+    'routing': each('routing', sections.routing),
+    'studies': each(
+      'the study', lambda one: sections.studies(one, problems)
+    ),
+    'pairs': whole('pairs', lambda some: compare.pairs(some, problems)),
+    'seeds': whole('seeds', compare.seeds),
+    'differing': problems.guard('configs', lambda: compare.differing(runs)),
+    'examples': gallery.examples(runs, problems),
+    'recipes': each('how to reproduce', reproduce.recipes),
+    'robustbench': each(
+      'the entry of RobustBench',
+      lambda one: [(run, entry) for run in one
+                   if (entry := reproduce.robustbench(run))],
+    ),
+  }  # fmt: skip
+  return (
+    _environment()
+    .get_template('page.html')
+    .render(
+      parts,
+      runs=runs,
+      filters=gallery.FILTERS,
+      warnings=[(run, w) for run in runs for w in run.results['warnings']],
+      problems=problems.lines,
+      images=verdict.images,
+      describe=verdict.describe,
+    )
+  )
+
+
+def _is_whole(run: Run, problems: Problems) -> bool:
+  """Whether what every section needs is of the right form."""
+  return bool(
+    problems.guard(
+      run.name,
+      lambda: (
+        run.id, run.mode, run.model, run.is_attack, run.config,
+        verdict.images(run.results), verdict.describe(run),
+        [row['condition'] for row in run.results['rows']],
+        [run.results['summary']['norm']] if run.is_attack else [],
+      ),
+    )
+  )  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
+  return jinja2.Environment(
+    loader=jinja2.PackageLoader('vmoe_robust.report.page', 'templates'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )

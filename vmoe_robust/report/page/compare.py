@@ -1,0 +1,288 @@
+"""Runs beside each other: image by image, over seeds, field by field."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from vmoe_robust.config import MACHINE_FIELDS, UserError
+from vmoe_robust.report import statistics
+from vmoe_robust.report.page import verdict
+from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.page.sections import Shown, of_figure
+from vmoe_robust.report.page.tables import Cell, Table, cell, rate, table
+from vmoe_robust.report.records import to_numpy
+
+CLEAN = 'clean images'  # as a condition
+_MOST_PAIRS, _MOST_CONDITIONS = 10, 30
+# Rows that tell how many predictions under their condition are right.
+_SHARES = ('robust_accuracy', 'accuracy')
+# By which runs of several seeds may differ.
+_SEEDS = ('config.seed', 'config.checkpoint', *MACHINE_FIELDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """Which images are right under one condition."""
+
+  index: np.ndarray  # int [images], sorted
+  label: np.ndarray  # int [images], or which classes [images, classes]
+  right: np.ndarray  # bool [images]
+
+
+def judged(run: Run) -> dict[str, Judged]:
+  """The verdicts of a run by condition, clean images first.
+
+  Raises:
+    UserError: the records lack columns, or are not those that the numbers of
+      `results.json` come from.
+  """
+  records = run.results.records
+  needed = {'condition', 'index', 'label', 'prediction_after'}
+  if missing := sorted(needed - set(records.column_names)):
+    raise UserError(f'the records of {run.name} have no {missing[0]!r}')
+  found = {
+    name: to_numpy(records[name])
+    for name in (*needed, 'prediction_before')
+    if name in records.column_names
+  }
+  out: dict[str, Judged] = {}
+  for condition in dict.fromkeys(found['condition'].tolist()):
+    own = np.flatnonzero(found['condition'] == condition)
+    own = own[np.argsort(found['index'][own], kind='stable')]
+    if len(np.unique(found['index'][own])) < len(own):
+      raise UserError(f'{run.name} has an image twice under {condition!r}')
+    if not out and 'prediction_before' in found:
+      out[CLEAN] = _judged(found, own, 'prediction_before')
+    out[condition] = _judged(found, own, 'prediction_after')
+  _check(run, out)
+  return out
+
+
+def pairs(runs: Sequence[Run], problems: Problems) -> list[Table]:
+  """Two runs at a time on the same images, a line a condition.
+
+  Pairs that do not have the same images are a line of `problems`.
+  """
+  others = [
+    (a, b) for a, b in itertools.combinations(runs, 2) if _is_comparable(a, b)
+  ]
+  asked = [(a, b) for a, b in others if _conditions(a) & _conditions(b)]
+  if len(others) > len(asked):
+    problems.add(
+      f'{len(others) - len(asked)} of {len(others)} pairs of runs have no '
+      'condition in both and are not compared; attack them alike'
+    )
+  if len(asked) > _MOST_PAIRS:
+    problems.add(
+      f'the first {_MOST_PAIRS} of {len(asked)} pairs of runs are compared; '
+      'name fewer runs to see others'
+    )
+  verdicts: dict[str, dict[str, Judged] | None] = {}
+  out = []
+  for pair in asked[:_MOST_PAIRS]:
+    for run in pair:
+      if run.name not in verdicts:
+        verdicts[run.name] = problems.guard(
+          f'{run.name}, image by image,', lambda run=run: judged(run)
+        )
+    first, second = (verdicts[run.name] for run in pair)
+    if first is None or second is None:
+      continue
+    made = problems.guard(
+      f'the comparison of {pair[0].name} with {pair[1].name}',
+      lambda pair=pair, a=first, b=second: _pair(*pair, a, b),
+    )
+    out += [made] if made else []
+  return out
+
+
+def seeds(runs: Sequence[Run]) -> list[Shown]:
+  """Mean and interval over runs that differ in nothing but seed and weights."""
+  groups = collections.defaultdict(list)
+  for run in runs:
+    if run.is_attack and run.config:
+      same = (f'{k}={v!r}' for k, v in run.config.items() if not _is_seed(k))
+      data = tuple(
+        run.results['data'][n] for n in ('name', 'split', 'examples')
+      )
+      groups[(*same, data)].append(run)
+  out = []
+  for group in groups.values():
+    if len({run.model for run in group}) < len(group) or len(group) < 2:
+      continue
+    out.append(_over_seeds(group))
+  return out
+
+
+def differing(runs: Sequence[Run]) -> Table | None:
+  """The fields of the configs in which runs differ; None if in none."""
+  runs = [run for run in runs if run.config]
+  names = dict.fromkeys(name for run in runs for name in run.config)
+  absent = object()
+  lines = []
+  for name in names:
+    values = [run.config.get(name, absent) for run in runs]
+    if any(value != values[0] for value in values[1:]):
+      lines.append(
+        [name, *('-' if v is absent else Cell(repr(v)) for v in values)]
+      )
+  if not lines or len(runs) < 2:
+    return None
+  return table(
+    'Fields of the configs that differ',
+    ('field', *(run.name for run in runs)),
+    lines,
+  )
+
+
+def _judged(found: Mapping[str, np.ndarray], own, prediction: str) -> Judged:
+  label, said = found['label'][own], found[prediction][own]
+  if label.ndim == 1:
+    right = (said == label) & (said != -1)
+  else:
+    chosen = said[:, None] == np.arange(label.shape[1])
+    right = (chosen & (label > 0)).any(-1)
+  return Judged(found['index'][own], label, right)
+
+
+def _check(run: Run, found: Mapping[str, Judged]):
+  """Refuses records of which the numbers of the run are not the means."""
+  shares = [(CLEAN, run.results['summary'].get('clean_accuracy'))]
+  shares += [
+    (row['condition'], row.get(name))
+    for row in run.results['rows']
+    for name in _SHARES
+  ]
+  for condition, share in shares:
+    if condition not in found or not isinstance(share, Mapping):
+      continue
+    right = found[condition].right
+    if len(right) and abs(right.mean() - share['value']) > 1e-9:
+      raise UserError(
+        f'records.parquet of {run.name} has {right.mean():.6g} right under '
+        f'{condition!r} and results.json says {share["value"]:.6g}: they are '
+        'of different runs'
+      )
+
+
+def _is_comparable(a: Run, b: Run) -> bool:
+  """Whether two runs asked the same, of other weights."""
+  if a.is_attack and b.is_attack:
+    return a.model != b.model
+  same = a.mode == b.mode
+  name = [run.results['asked']['name'] for run in (a, b)]
+  return same and not a.is_attack and name[0] == name[1] and a.model != b.model
+
+
+def _conditions(run: Run) -> set[str]:
+  return {row['condition'] for row in run.results['rows']}
+
+
+def _pair(a: Run, b: Run, first, second) -> Table:
+  """Counts of one pair.
+
+  Raises:
+    UserError: the images are not the same.
+  """
+  data = [run.results['data'] for run in (a, b)]
+  places = [f'{d["name"]} {d["split"]}' for d in data]
+  if places[0] != places[1]:
+    raise UserError(f'other images, {places[0]} and {places[1]}')
+  shared = [name for name in first if name in second]
+  lines = []
+  for name in shared[:_MOST_CONDITIONS]:
+    one, other = first[name], second[name]
+    if not np.array_equal(one.index, other.index):
+      raise UserError(
+        f'other images, {len(one.index)} and {len(other.index)} under {name!r}'
+      )
+    if not np.array_equal(one.label, other.label):
+      raise UserError('the same numbers of images have other labels')
+    if not len(one.index):
+      raise UserError('they have no images')
+    found = statistics.paired(one.right, other.right)
+    lines.append(
+      [name, len(one.index)]
+      + [found[n] for n in ('both', 'only_first', 'only_second', 'neither')]
+      + [_points(found['difference']), cell(found['p'])]
+    )
+  return table(
+    f'{a.name} (A) against {b.name} (B)',
+    ('condition', 'images', 'both right', 'only A', 'only B', 'neither')
+    + ('A - B, points', "McNemar's p"),
+    lines,
+    'The same images, counted in pairs. Interval: bootstrap over images; p: '
+    "McNemar's exact test, not corrected for the number of lines."
+    + _cut(len(shared)),
+  )
+
+
+def _cut(count: int) -> str:
+  if count <= _MOST_CONDITIONS:
+    return ''
+  return f' The first {_MOST_CONDITIONS} of {count} conditions.'
+
+
+def _points(difference: Mapping) -> Cell:
+  value, (low, high) = (
+    difference['value'],
+    difference['interval'] or (None,) * 2,
+  )
+  text = f'{100 * value:+.1f}'
+  if low is not None:
+    text += f' [{100 * low:+.1f}, {100 * high:+.1f}]'
+  return Cell(text, value, low, high, difference['n'])
+
+
+def _over_seeds(group: Sequence[Run]) -> Shown:
+  names = {
+    row['condition']: None for run in group for row in run.results['rows']
+  }
+  bars, lines = [], []
+  for name in (CLEAN, *names):
+    found = [_share(run, name) for run in group]
+    dots = [one['value'] for one in found if one and one['value'] is not None]
+    if len(dots) < 2:
+      continue
+    mean, low, high = _mean(dots)
+    bars.append(
+      {'label': name, 'value': mean, 'low': low, 'high': high, 'dots': dots}
+    )
+    whole = {'value': mean, 'interval': [low, high], 'n': len(dots)}
+    lines.append([name, rate(whole), *map(rate, found)])
+  caption = f'Over {len(group)} seeds, {group[0].name} and the like'
+  shown = of_figure(
+    {'title': caption, 'x_label': 'accuracy', 'bars': bars},
+    caption,
+    'Small dots are runs, one a seed; the large point is their mean with the '
+    "95% interval of Student's t over seeds, which holds for other seeds. The "
+    'interval of one run holds for other images.',
+  )
+  headers = ('condition', 'mean', *(run.name for run in group))
+  return dataclasses.replace(shown, table=table(caption, headers, lines))
+
+
+def _share(run: Run, condition: str):
+  if condition == CLEAN:
+    return run.results['summary'].get('clean_accuracy')
+  for row in run.results['rows']:
+    if row['condition'] == condition:
+      return row['robust_accuracy']
+  return None
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float, float]:
+  """Mean of seeds with the interval of Student's t, not beyond 0 and 1."""
+  mean, count = float(np.mean(values)), len(values)
+  half = np.std(values, ddof=1) / count**0.5
+  half *= stats.t.ppf(0.5 + statistics.LEVEL / 2, count - 1)
+  return mean, max(float(mean - half), 0.0), min(float(mean + half), 1.0)
+
+
+def _is_seed(name: str) -> bool:
+  groups = tuple(field for field in _SEEDS if field.endswith('.'))
+  return name in _SEEDS or name.startswith(groups)
