@@ -60,6 +60,7 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
   parts = {
     'verdicts': verdict.verdicts(runs, problems),
     'accuracy': whole('robust accuracy', sections.accuracy),
+    'all_numbers': each('all numbers', sections.all_numbers),
     'waterfalls': each('what broke the images', sections.waterfalls),
     'training': each('training', sections.training),
     'routing': each('routing', sections.routing),

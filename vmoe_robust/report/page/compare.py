@@ -10,10 +10,9 @@ from scipy import stats
 
 from vmoe_robust.config import MACHINE_FIELDS, UserError
 from vmoe_robust.report import statistics
-from vmoe_robust.report.page import verdict
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.sections import Shown, of_figure
-from vmoe_robust.report.page.tables import Cell, Table, cell, rate, table
+from vmoe_robust.report.page.tables import Cell, Table, cell, rate, short, table
 from vmoe_robust.report.records import to_numpy
 
 CLEAN = 'clean images'  # as a condition
@@ -128,7 +127,7 @@ def differing(runs: Sequence[Run]) -> Table | None:
     values = [run.config.get(name, absent) for run in runs]
     if any(value != values[0] for value in values[1:]):
       lines.append(
-        [name, *('-' if v is absent else Cell(repr(v)) for v in values)]
+        [name, *('-' if v is absent else Cell(short(v)) for v in values)]
       )
   if not lines or len(runs) < 2:
     return None

@@ -15,10 +15,11 @@ from vmoe_robust.report.page.tables import Cell, Table, table
 from vmoe_robust.report.table import percent
 
 _WIDTH, _HEIGHT = 420, 270  # in units of the drawing, which fits its column
-_LEFT, _TOP, _BOTTOM = 40, 12, 38
+_LEFT, _TOP, _BOTTOM = 40, 18, 38
 _ROW = 34  # of a plot of bars
 _LONGEST = 20  # letters of a label beside its line
-_LETTER = 5.7  # about, wide
+_LETTER = 6.5  # about, wide
+_MOST_MARKERS = 30  # of a line; of more they would hide it
 _LINE = 12  # of text, high
 # Told apart without colours: one a line, again after seven.
 _MARKERS = (
@@ -97,7 +98,7 @@ def legend(figure: Mapping[str, Any]) -> list[tuple[Markup, str]]:
 
 def waterfall(title: str, steps: Sequence[tuple[str, float, float]]) -> Markup:
   """What each of several attacks broke: names, shares before and after it."""
-  axis = scale([0, 1], 8, _WIDTH - 8, is_rate=True)
+  axis = scale([0, 1], 8, _WIDTH - 18, is_rate=True)
   parts = [_x_axis(axis, _TOP, _TOP + _ROW * len(steps), '')]
   for number, (name, before, after) in enumerate(steps):
     y = _TOP + _ROW * number
@@ -129,8 +130,13 @@ def _panel(figure, panel) -> Markup:
   right = _WIDTH - 20 - _LETTER * max(map(len, names))
   bottom = max(_HEIGHT - _BOTTOM, _TOP + _LINE * len(lines))
   values = [v for li in lines for n in ('y', 'low', 'high') for v in li[n]]
-  y = scale([0, 1] if is_rate else values, bottom, _TOP, is_rate=is_rate)
-  x = scale([v for line in lines for v in line['x']], _LEFT, right)
+  if is_rate:  # from 0, and to 1 unless all are much smaller
+    known = [v for v in values if _known(v)]
+    values = [0, 1 if max(known, default=1) > 0.5 else max(known)]
+  y = scale(values, bottom, _TOP, is_rate=is_rate)
+  at = [v for line in lines for v in line['x']]
+  is_radius = figure['x_label'].startswith('eps')
+  x = scale([0, *at] if is_radius else at, _LEFT, right)
   parts = [
     _x_axis(x, _TOP, bottom, figure['x_label']),
     _y_axis(y, _LEFT, right),
@@ -147,6 +153,9 @@ def _panel(figure, panel) -> Markup:
         right + 17, at + 4, names[number]
       )
     )
+  if panel:
+    name = '<text class="panel" x="{}" y="{:.1f}">{}</text>'
+    parts.append(Markup(name).format(_LEFT, _TOP - 6, panel))
   title = ', '.join(part for part in (figure['title'], panel) if part)
   words = '; '.join(_in_words(line, is_rate) for line in lines)
   axes = f'{figure["y_label"]} against {figure["x_label"]}'
@@ -173,7 +182,7 @@ def _line(figure, line, number, x: Scale, y: Scale) -> Markup:
         )
       )
     run = []
-  if count <= 60:
+  if count <= _MOST_MARKERS:
     for i in range(count):
       if not (_known(line['x'][i]) and _known(line['y'][i])):
         continue
@@ -186,6 +195,8 @@ def _line(figure, line, number, x: Scale, y: Scale) -> Markup:
 def _band(line, number, run, x: Scale, y: Scale) -> Markup:
   colour = number % _COLOURS
   run = [i for i in run if _known(line['low'][i]) and _known(line['high'][i])]
+  if all(line['low'][i] == line['high'][i] for i in run):
+    return Markup()
   if len(run) == 1:  # a band needs two points
     at, i = x(line['x'][run[0]]), run[0]
     whisker = '<path class="c{} whisker" d="M{:.1f} {:.1f}V{:.1f}"/>'
@@ -206,13 +217,14 @@ def _bars(figure) -> Markup:
   groups = _groups(figure)
   values = [b[n] for b in bars for n in ('value', 'low', 'high')]
   values += [v for bar in bars for v in bar.get('dots', ())]
-  axis = scale(values, 10, _WIDTH - 10, is_rate=is_rate)
+  axis = scale(values, 14, _WIDTH - 18, is_rate=is_rate)
   end = _TOP + _ROW * len(bars)
   parts = [_x_axis(axis, _TOP, end, figure['x_label'])]
   for place, bar in enumerate(bars):
     number = groups.index(bar.get('group', ''))
     y = _TOP + _ROW * place + 24
-    shown = f'{bar["label"]}: {_text_of_bar(bar, is_rate)}'
+    name = ', '.join(n for n in (bar['label'], bar.get('group')) if n)
+    shown = f'{name}: {_text_of_bar(bar, is_rate)}'
     parts.append(Markup('<text x="10" y="{}">{}</text>').format(y - 12, shown))
     for dot in bar.get('dots', ()):
       if _known(dot):

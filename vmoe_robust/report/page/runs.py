@@ -121,7 +121,7 @@ class Problems:
       return make()
     except DAMAGE as error:
       said = str(error) if isinstance(error, UserError) else repr(error)
-      self.add(f'{what} is left out: {said}')
+      self.add(f'{what}: {said}')
       return None
 
 

@@ -52,6 +52,8 @@ def scale(
 
 
 def _round(step: float) -> float:
-  """1, 2 or 5 times a power of ten, not below half of `step`."""
+  """1, 2, 2.5 or 5 times a power of ten, not below `step`."""
   power = 10 ** math.floor(math.log10(step))
-  return next(times * power for times in (1, 2, 5, 10) if times * power >= step)
+  return next(
+    times * power for times in (1, 2, 2.5, 5, 10) if times * power >= step
+  )

@@ -26,14 +26,14 @@ _MOST_WATERFALLS = 4  # of a run
 # Metrics of training by panel: name, label, whether of the batch of a step.
 _CURVES = {
   'accuracy': (
-    ('accuracy', 'clean, training batch', True),
-    ('eval_accuracy', 'clean, held out', False),
-    ('adversarial_accuracy', 'attacked, training batch', True),
+    ('accuracy', 'batch', True),
+    ('eval_accuracy', 'held out', False),
+    ('adversarial_accuracy', 'batch, attacked', True),
   ),
   'cross entropy': (
-    ('cross_entropy', 'clean, training batch', True),
-    ('eval_loss', 'clean, held out', False),
-    ('adversarial_cross_entropy', 'attacked, training batch', True),
+    ('cross_entropy', 'batch', True),
+    ('eval_loss', 'held out', False),
+    ('adversarial_cross_entropy', 'batch, attacked', True),
   ),
 }
 _MONITOR = 'robust_accuracy/'  # a metric's name, before the radius
@@ -92,6 +92,15 @@ def accuracy(runs: Sequence[Run]) -> list[Shown]:
       )
     )
   return out
+
+
+def all_numbers(runs: Sequence[Run]) -> list[Table]:
+  """Every number of the runs that attack."""
+  return [
+    of_rows(f'All numbers of {run.name}', run.results['rows'])
+    for run in runs
+    if run.is_attack
+  ]
 
 
 def waterfalls(runs: Sequence[Run]) -> list[Shown]:
@@ -163,7 +172,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
     times = 255 if norm == 'linf' else 1
     lines = [
       _line_of(
-        block,
+        _block(block),
         [times * row['eps'] for row in rows],
         [row['routing'][block]['change'] for row in rows],
       )
@@ -275,7 +284,7 @@ def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
     curves = [
       *curves,
       *(
-        (name, f'attacked at {name.removeprefix(_MONITOR)}, held out', False)
+        (name, f'held out, eps {float(name.removeprefix(_MONITOR)):.3g}', False)
         for name in dict.fromkeys(found)
         if name.startswith(_MONITOR)
       ),
@@ -297,6 +306,7 @@ def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
 def _load(run: Run, rows) -> Shown:
   """Tokens of each expert, before and after: shades of a table."""
   lines, most = [], 0
+  rows = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
   for row in rows:
     at = radius(row['norm'], row['eps'])
     for block, found in row['routing'].items():
@@ -307,7 +317,9 @@ def _load(run: Run, rows) -> Shown:
         most = max(most, len(load))
         peak = max(load, default=0) or 1
         cells = [Cell(f'{v:,}', v, swatch=v / peak) for v in load]
-        lines.append([block, 'clean' if when == 'before' else at, *cells])
+        lines.append(
+          [_block(block), 'clean' if when == 'before' else at, *cells]
+        )
   lines = [line + ['-'] * (most + 2 - len(line)) for line in lines]
   caption = f'Load of experts, {run.name}'
   headers = ('block', 'eps', *(f'expert {i}' for i in range(most)))
@@ -317,5 +329,9 @@ def _load(run: Run, rows) -> Shown:
     [],
     table(caption, headers, lines),
     'Tokens that each expert serves, all images together; darker is more, '
-    'within a line.',
+    'within a line. Of many radii the first, the middle and the last.',
   )
+
+
+def _block(name: str) -> str:
+  return name.replace('encoderblock_', 'block ')

@@ -119,6 +119,13 @@ def radius(norm: str, eps: float) -> str:
   return f'{eps:.4g}'
 
 
+def short(value: object) -> str:
+  """A field of a config as Python has it, its floats with six digits."""
+  if isinstance(value, list | tuple):
+    return f'[{", ".join(map(short, value))}]'
+  return f'{value:.6g}' if isinstance(value, float) else repr(value)
+
+
 def _number(value: float | int | None) -> str:
   if value is None:
     return '-'

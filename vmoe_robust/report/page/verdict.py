@@ -75,19 +75,17 @@ def describe(run: Run) -> str:
 def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
   # Of the most images, the number of which is said with each.
   main = max(runs, key=lambda run: run.results['data']['examples'])
-  attacked = [
-    Attacked(
-      rate(row['robust_accuracy']).text, row['attack'], images(run.results)
-    )
-    for run in runs
-    for row in run.results['rows']
-    if radius(norm, row['eps']) == at
-  ]
+  # Of each attack, the run of the most images.
+  found: dict[str, Attacked] = {}
+  for run in sorted(runs, key=lambda run: -run.results['data']['examples']):
+    for row in run.results['rows']:
+      if radius(norm, row['eps']) == at and row['attack'] not in found:
+        found[row['attack']] = _attacked(run, row)
+  attacked = list(found.values())
   if not attacked:  # not attacked at the radius of the others
     row = max(main.results['rows'], key=lambda row: row['eps'])
     at = radius(norm, row['eps'])
-    text = rate(row['robust_accuracy']).text
-    attacked = [Attacked(text, row['attack'], images(main.results))]
+    attacked = [_attacked(main, row)]
   clean = rate(main.results['summary']['clean_accuracy']).text
   return Verdict(
     main.name,
@@ -96,6 +94,11 @@ def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
     f'{norm} {at}',
     attacked,
   )
+
+
+def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
+  shown = rate(row['robust_accuracy']).text
+  return Attacked(shown, row['attack'], images(run.results))
 
 
 def images(results: Mapping[str, Any]) -> str:
