@@ -124,7 +124,7 @@ def _check(path: epath.Path, found: object):
 
 
 def environment() -> dict[str, object]:
-  """The command, versions and devices, which it takes to get the same numbers."""
+  """Command, versions and devices: what it takes to get the same numbers."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
   versions['vmoe_robust'] = metadata.version('vmoe_robust')
   if revision := _revision():

@@ -192,6 +192,8 @@ def _pair(a: Run, b: Run, first, second) -> Table:
   if places[0] != places[1]:
     raise UserError(f'other images, {places[0]} and {places[1]}')
   shared = [name for name in first if name in second]
+  if not shared:
+    raise UserError('they have no images')
   lines = []
   for name in shared[:_MOST_CONDITIONS]:
     one, other = first[name], second[name]
@@ -201,8 +203,6 @@ def _pair(a: Run, b: Run, first, second) -> Table:
       )
     if not np.array_equal(one.label, other.label):
       raise UserError('the same numbers of images have other labels')
-    if not len(one.index):
-      raise UserError('they have no images')
     found = statistics.paired(one.right, other.right)
     lines.append(
       [name, len(one.index)]

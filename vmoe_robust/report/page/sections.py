@@ -111,11 +111,12 @@ def waterfalls(runs: Sequence[Run]) -> list[Shown]:
     for row in rows[:_MOST_WATERFALLS]:
       at = radius(row['norm'], row['eps'])
       caption = f'What broke the images: {run.name}, {at} {row["norm"]}'
-      before, steps = run.results['summary']['clean_accuracy']['value'], []
-      for name, stage in row['per_attack'].items():
-        after = stage['robust_after']['value']
-        steps.append((name, before, after))
-        before = after
+      shares = [run.results['summary']['clean_accuracy']]
+      shares += [one['robust_after'] for one in row['per_attack'].values()]
+      values = [share['value'] for share in shares]
+      if None in values:
+        continue
+      steps = list(zip(row['per_attack'], values, values[1:], strict=False))
       out.append(
         Shown(
           caption,

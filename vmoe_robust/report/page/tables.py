@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,9 @@ class Cell:
   @property
   def exact(self) -> str | None:
     """The number as in `results.json`, None where there is none."""
-    return None if self.value is None else json.dumps(self.value)
+    if self.value is None or not math.isfinite(self.value):
+      return None
+    return json.dumps(self.value)
 
 
 @dataclasses.dataclass(frozen=True)
