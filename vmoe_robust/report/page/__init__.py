@@ -1,5 +1,6 @@
 """The report: runs and studies as one HTML file that people send around."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
     one
     for run in runs
     for one in problems.guard(
-      f'{name} of {run.name}', lambda run=run: make([run])
+      f'{name} of {run.name}', functools.partial(make, [run])
     )
     or []
   ]

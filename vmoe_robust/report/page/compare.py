@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -86,14 +87,14 @@ def pairs(runs: Sequence[Run], problems: Problems) -> list[Table]:
     for run in pair:
       if run.name not in verdicts:
         verdicts[run.name] = problems.guard(
-          f'{run.name}, image by image,', lambda run=run: judged(run)
+          f'{run.name}, image by image,', functools.partial(judged, run)
         )
     first, second = (verdicts[run.name] for run in pair)
     if first is None or second is None:
       continue
     made = problems.guard(
       f'the comparison of {pair[0].name} with {pair[1].name}',
-      lambda pair=pair, a=first, b=second: _pair(*pair, a, b),
+      functools.partial(_pair, *pair, first, second),
     )
     out += [made] if made else []
   return out

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping, Sequence
 
@@ -43,14 +44,15 @@ def examples(runs: Sequence[Run], problems: Problems) -> list[Example]:
         out += (
           problems.guard(
             f'the gallery of {run.name}',
-            lambda run=run, about=about: _examples(run, run.figure(about)),
+            functools.partial(_examples, run, about),
           )
           or []
         )
   return out
 
 
-def _examples(run: Run, found: Mapping[str, np.ndarray]) -> list[Example]:
+def _examples(run: Run, about: Mapping[str, str]) -> list[Example]:
+  found = run.figure(about)
   known = _known(run, found)
   out = []
   for i, (image, x_adv) in enumerate(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def verdicts(runs: Sequence[Run], problems: Problems) -> list[Verdict]:
   for (_, norm), own in models.items():
     made = problems.guard(
       f'the verdict on {own[0].name}',
-      lambda own=own, norm=norm: _verdict(own, norm, chosen[norm]),
+      functools.partial(_verdict, own, norm, chosen[norm]),
     )
     out += [made] if made else []
   return out
