@@ -9,10 +9,12 @@ import jinja2
 from vmoe_robust.config import UserError
 from vmoe_robust.files import replacing
 from vmoe_robust.report.page import (
+  attacks,
   compare,
   gallery,
   reproduce,
-  sections,
+  studies,
+  training,
   verdict,
 )
 from vmoe_robust.report.page.runs import Problems, Run, find
@@ -60,13 +62,13 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
   whole = lambda name, make: problems.guard(name, lambda: make(runs)) or []
   parts = {
     'verdicts': verdict.verdicts(runs, problems),
-    'accuracy': whole('robust accuracy', sections.accuracy),
-    'all_numbers': each('all numbers', sections.all_numbers),
-    'waterfalls': each('what broke the images', sections.waterfalls),
-    'training': each('training', sections.training),
-    'routing': each('routing', sections.routing),
+    'accuracy': whole('robust accuracy', attacks.accuracy),
+    'all_numbers': each('all numbers', attacks.all_numbers),
+    'waterfalls': each('what broke the images', attacks.waterfalls),
+    'training': each('training', training.training),
+    'routing': each('routing', attacks.routing),
     'studies': each(
-      'the study', lambda one: sections.studies(one, problems)
+      'the study', lambda one: studies.studies(one, problems)
     ),
     'pairs': whole('pairs', lambda some: compare.pairs(some, problems)),
     'seeds': whole('seeds', compare.seeds),

@@ -12,7 +12,7 @@ from scipy import stats
 from vmoe_robust.config import MACHINE_FIELDS, UserError
 from vmoe_robust.report import statistics
 from vmoe_robust.report.page.runs import Problems, Run
-from vmoe_robust.report.page.sections import Shown, of_figure
+from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import Cell, Table, cell, rate, short, table
 from vmoe_robust.report.records import to_numpy
 

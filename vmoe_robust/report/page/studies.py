@@ -1,8 +1,14 @@
-"""How to read the figure of each study; docs/studies.md says more."""
+"""Studies as a page shows them: figures, how to read them, all numbers."""
 
-USUAL = 'Points are values; bands and bars are their 95% intervals.'
+import functools
+from collections.abc import Mapping, Sequence
 
-READING = {
+from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.page.shown import USUAL, Shown, of_figure
+from vmoe_robust.report.page.tables import Table, of_rows, of_values
+
+# How to read the figures of each study; docs/studies.md says more.
+_READING = {
   'batch_dependence': 'A flip says that a prediction is not the image alone: '
   'then accuracy by capacity depends on how a test set is ordered.',
   'certificates': 'Share of images whose class provably holds within the '
@@ -29,3 +35,33 @@ READING = {
   'transfer': 'A row is where x_adv come from, a column is who sees them; the '
   "diagonal is each model's own robust accuracy.",
 }
+
+
+def studies(
+  runs: Sequence[Run], problems: Problems
+) -> list[tuple[Run, list[Shown], list[Table]]]:
+  """Of each study: its figures and its numbers."""
+  out = []
+  for run in runs:
+    if run.mode != 'study':
+      continue
+    shown = [
+      problems.guard(
+        f'figure {about.get("name")!r} of {run.name}',
+        functools.partial(_of_file, run, about),
+      )
+      for about in run.results['files'].get('figures', ())
+      if not str(about.get('data', '')).endswith('.npz')
+    ]
+    tables = [of_rows(f'All numbers of {run.name}', run.results['rows'])]
+    if run.results['summary']:
+      caption = f'Summary of {run.name}'
+      tables.insert(0, of_values(caption, run.results['summary']))
+    out.append((run, [one for one in shown if one is not None], tables))
+  return out
+
+
+def _of_file(run: Run, about: Mapping[str, str]) -> Shown:
+  """A figure of a study, from its data file."""
+  reading = _READING.get(run.results['asked']['name'], USUAL)
+  return of_figure(run.figure(about), f'{run.name}: {about["title"]}', reading)

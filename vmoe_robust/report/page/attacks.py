@@ -1,70 +1,23 @@
-"""What the sections of a page show: figures, the tables behind them, words."""
+"""What an attack did, as a page shows it."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from vmoe_robust.report.page import draw
-from vmoe_robust.report.page.reading import READING, USUAL
-from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.page.runs import Run
+from vmoe_robust.report.page.shown import Shown, line_of, of_figure
 from vmoe_robust.report.page.tables import (
   Cell,
   Table,
   cell,
   of_rows,
-  of_values,
   radius,
   rate,
   table,
 )
 
-_MOST_POINTS = 200  # of a training curve
 _MOST_WATERFALLS = 4  # of a run
-# Metrics of training by panel: name, label, whether of the batch of a step.
-_CURVES = {
-  'accuracy': (
-    ('accuracy', 'batch', True),
-    ('eval_accuracy', 'held out', False),
-    ('adversarial_accuracy', 'batch, attacked', True),
-  ),
-  'cross entropy': (
-    ('cross_entropy', 'batch', True),
-    ('eval_loss', 'held out', False),
-    ('adversarial_cross_entropy', 'batch, attacked', True),
-  ),
-}
-_MONITOR = 'robust_accuracy/'  # a metric's name, before the radius
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-  """A figure as a page shows it."""
-
-  title: str
-  pictures: Sequence[Markup]
-  legend: Sequence[tuple[Markup, str]]
-  table: Table
-  reading: str = ''
-
-
-def of_figure(
-  figure: Mapping[str, Any], caption: str, reading: str = USUAL
-) -> Shown:
-  """A figure of the form of its data file.
-
-  Raises:
-    LookupError: it has another form.
-  """
-  return Shown(
-    caption,
-    draw.pictures(figure),
-    draw.legend(figure),
-    draw.numbers(figure, caption),
-    reading + (' ' + figure['note'] if figure.get('note') else ''),
-  )
 
 
 def accuracy(runs: Sequence[Run]) -> list[Shown]:
@@ -131,36 +84,6 @@ def waterfalls(runs: Sequence[Run]) -> list[Shown]:
   return out
 
 
-def training(runs: Sequence[Run]) -> list[Shown]:
-  """Accuracy and loss over the steps of training."""
-  out = []
-  for run in runs:
-    lines = [
-      line
-      for panel, curves in _CURVES.items()
-      for line in _curves(run.metrics, panel, curves)
-    ]
-    if not lines:
-      continue
-    out.append(
-      of_figure(
-        {
-          'title': run.name,
-          'x_label': 'step',
-          'y_label': 'value',
-          'lines': lines,
-          'is_rate': False,
-        },
-        f'Training of {run.name}',
-        'Dashed lines are of the batch of one step, before it is learned from; '
-        'solid ones of held-out images. A robust accuracy that falls while the '
-        'clean one rises is catastrophic overfitting. At most '
-        f'{_MOST_POINTS} points a line; metrics.jsonl has all.',
-      )
-    )
-  return out
-
-
 def routing(runs: Sequence[Run]) -> list[Shown]:
   """How an attack changed each block's routing, and the load of experts."""
   out = []
@@ -172,7 +95,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
     norm = rows[0]['norm']
     times = 255 if norm == 'linf' else 1
     lines = [
-      _line_of(
+      line_of(
         _block(block),
         [times * row['eps'] for row in rows],
         [row['routing'][block]['change'] for row in rows],
@@ -196,56 +119,15 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
   return out
 
 
-def studies(
-  runs: Sequence[Run], problems: Problems
-) -> list[tuple[Run, list[Shown], list[Table]]]:
-  """Of each study: its figures and its numbers."""
-  out = []
-  for run in runs:
-    if run.mode != 'study':
-      continue
-    shown = [
-      problems.guard(
-        f'figure {about.get("name")!r} of {run.name}',
-        functools.partial(_of_file, run, about),
-      )
-      for about in run.results['files'].get('figures', ())
-      if not str(about.get('data', '')).endswith('.npz')
-    ]
-    tables = [of_rows(f'All numbers of {run.name}', run.results['rows'])]
-    if run.results['summary']:
-      caption = f'Summary of {run.name}'
-      tables.insert(0, of_values(caption, run.results['summary']))
-    out.append((run, [one for one in shown if one is not None], tables))
-  return out
-
-
-def _of_file(run: Run, about: Mapping[str, str]) -> Shown:
-  """A figure of a study, from its data file."""
-  reading = READING.get(run.results['asked']['name'], USUAL)
-  return of_figure(run.figure(about), f'{run.name}: {about["title"]}', reading)
-
-
 def _accuracy_line(run: Run, norm: str) -> dict[str, Any]:
   summary, rows = run.results['summary'], run.results['rows']
   rows = sorted(rows, key=lambda row: row['eps'])
   times = 255 if norm == 'linf' else 1
-  return _line_of(
+  return line_of(
     f'{run.name} ({summary["attack"]})',
     [0, *(times * row['eps'] for row in rows)],
     [summary['clean_accuracy'], *(row['robust_accuracy'] for row in rows)],
   )
-
-
-def _line_of(label, x, estimates) -> dict[str, Any]:
-  ends = [one['interval'] or (None, None) for one in estimates]
-  return {
-    'label': label,
-    'x': x,
-    'y': [one['value'] for one in estimates],
-    'low': [low for low, _ in ends],
-    'high': [high for _, high in ends],
-  }
 
 
 def _accuracy_table(runs: Sequence[Run], norm: str) -> Table:
@@ -277,31 +159,6 @@ def _stages(caption: str, row: Mapping[str, Any]) -> Table:
       for name, stage in row['per_attack'].items()
     ),
   )
-
-
-def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
-  if panel == 'accuracy':
-    found = (name for line in metrics for name in line)
-    curves = [
-      *curves,
-      *(
-        (name, f'held out, eps {float(name.removeprefix(_MONITOR)):.3g}', False)
-        for name in dict.fromkeys(found)
-        if name.startswith(_MONITOR)
-      ),
-    ]
-  lines = []
-  for name, label, of_batch in curves:
-    points = [(m['step'], m[name]) for m in metrics if name in m]
-    every = -(-len(points) // _MOST_POINTS) or 1
-    points = points[::-1][::every][::-1]  # the last one is among them
-    if points:
-      x, y = zip(*points, strict=True)
-      lines.append(
-        {'label': label, 'x': x, 'y': y, 'low': y, 'high': y}
-        | {'panel': panel, 'dashed': of_batch}
-      )
-  return lines
 
 
 def _load(run: Run, rows) -> Shown:
