@@ -195,7 +195,7 @@ def _examples(
     shown.x_adv,
     text(shown.before),
     text(shown.after),
-    shown.index,
+    shown.index.tolist(),
     asked.condition(shown.eps),
   )
 

@@ -127,5 +127,5 @@ def _radii(runs: Sequence[Run]) -> dict[str, str]:
     most = max(by_text.values())
     best = [text for text, count in by_text.items() if count == most]
     is_usual = norm == _USUAL[0] and _USUAL[1] in best
-    out[norm] = _USUAL[1] if is_usual else best[(len(best) - 1) // 2]
+    out[norm] = _USUAL[1] if is_usual else best[len(best) // 2]
   return out

@@ -129,13 +129,4 @@
   });
   document.addEventListener('pointerover', point);
   document.addEventListener('pointerdown', point);
-  // Paper opens nothing: what is folded is printed too, and as it was after.
-  let closed = [];
-  addEventListener('beforeprint', () => {
-    closed = all(document, 'details:not([open])');
-    for (const one of closed) one.open = true;
-  });
-  addEventListener('afterprint', () => {
-    for (const one of closed) one.open = false;
-  });
 })();
