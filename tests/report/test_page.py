@@ -1,12 +1,15 @@
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
-from vmoe_robust.report import page
+from vmoe_robust.report import figures, page, writing
+from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.page.runs import Problems
 
 _VOID = {'meta', 'link', 'input', 'img', 'br'}
@@ -294,10 +297,10 @@ def test_the_gallery_knows_what_became_of_an_image(save_run):
     files__figures=[{'name': 'e', 'title': 'e', 'data': 'e.npz'}],
   )  # fmt: skip
   images = np.zeros((4, 2, 2, 1), np.float32)
-  np.savez(
-    folder / 'e.npz', images=images, x_adv=images + 0.01, before=list('0123'),
-    after=list('0189'), index=np.arange(4), condition='pgd linf 0.0627451',
-  )  # fmt: skip
+  figures.ExamplePictures(
+    'e', 'e', images, images + 0.01, list('0123'), list('0189'), range(4),
+    'pgd linf 0.0627451',
+  ).write_data(folder / 'e.npz')  # fmt: skip
   text, lines = made(folder)
   assert lines == []
   assert re.findall(r'data-kinds="([^"]*)" data-run', text) == [
@@ -335,3 +338,54 @@ def test_figures_of_studies(save_run, figure, pictures, cells):
   inner = text[text.index('id="study-s"') : text.index('id="gallery"')]
   assert inner.count('class="plot"') == pictures
   assert 'each model&#39;s own robust accuracy' in text
+
+
+def test_a_large_page_is_without_single_runs(save_run, monkeypatch):
+  runs = [save_run(f'r{i}', [0, 1, 2, 9]) for i in range(3)]
+  (runs[0] / 'metrics.jsonl').write_text('{"step": 1, "accuracy": 0.5}')
+  whole, lines = made(*runs)
+  assert 'Training of r0' in whole and lines == []
+  monkeypatch.setattr(page, '_MOST_BYTES', 10_000)
+  text, (line,) = made(*runs)
+  assert line.startswith('the numbers of each single run, with which')
+  assert 'Training of r0' not in text and 'All numbers of' not in text
+  caption = 'Robust accuracy, linf'
+  assert rows_of(text, caption) == rows_of(whole, caption)
+
+
+def test_a_run_writes_its_page_and_ends_without_it(tmp_path, monkeypatch):
+  names = ('index', 'label', 'prediction_after')
+  columns = {name: np.arange(2) for name in names}
+  columns['condition'] = np.array(['c', 'c'])
+  found = Findings(columns, [], [{'condition': 'c', 'x': 0.125}], {})
+  weights = ('checkpoint', 'step', 'checksum', 'parameters', 'flops_per_image')
+  asked = {'mode': 'study', 'name': 's', 'experts': None, 'settings': {}}
+  results = writing.assemble(
+    found,
+    asked=asked | {'seed': 0, 'config': None},
+    weights=dict.fromkeys(weights),
+    data={'name': 'random', 'split': ''},
+  )
+  writing.write(tmp_path, results, found)
+  assert '>0.125</td>' in (tmp_path / 'report.html').read_text()
+
+  def fails(*_):
+    raise RuntimeError('no page')
+
+  monkeypatch.setattr(page, 'write', fails)
+  writing.write(tmp_path, results, found)  # is a warning
+  assert (tmp_path / 'results.json').exists()
+
+
+def test_the_command(save_run, tmp_path):
+  folder = save_run('a', [0, 1, 2, 9], command='python -m x --a="<b>"')
+  command = [sys.executable, '-m', 'vmoe_robust.report', folder]
+  done = subprocess.run(
+    [*command, 'gone', '--out=there.html'], cwd=tmp_path, capture_output=True,
+    text=True, check=True,
+  )  # fmt: skip
+  assert done.stdout.strip() == str(tmp_path / 'there.html')
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('left out: path=gone cannot be read')
+  text = (tmp_path / 'there.html').read_text()
+  assert '>python -m x --a=&#34;&lt;b&gt;&#34;</pre>' in text

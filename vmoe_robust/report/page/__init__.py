@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 
@@ -20,6 +21,9 @@ from vmoe_robust.report.page import (
 from vmoe_robust.report.page.runs import Problems, Run, find
 
 REPORT = 'report.html'
+# Without images; and what a larger page is without.
+_MOST_BYTES = 2_000_000
+_LARGE = ('all_numbers', 'training', 'routing')
 
 
 def write(
@@ -51,6 +55,20 @@ def write(
 def render(runs: Sequence[Run], problems: Problems) -> str:
   """The page, as HTML; `problems` gets what is left out of it."""
   runs = [run for run in runs if _is_whole(run, problems)]
+  parts = _parts(runs, problems)
+  page = _html(runs, problems, parts)
+  images = sum(len(a) for e in parts['examples'] for _, a in e.pictures)
+  if len(page) - images > _MOST_BYTES:
+    problems.add(
+      f'the numbers of each single run, with which the page would have '
+      f'{len(page) / 1e6:.1f} MB; its own {REPORT} has them'
+    )
+    page = _html(runs, problems, parts | dict.fromkeys(_LARGE, ()))
+  return page
+
+
+def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
+  """What the template shows, by the names that it uses."""
   each = lambda name, make: [
     one
     for run in runs
@@ -60,7 +78,7 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
     or []
   ]
   whole = lambda name, make: problems.guard(name, lambda: make(runs)) or []
-  parts = {
+  return {
     'verdicts': verdict.verdicts(runs, problems),
     'accuracy': whole('robust accuracy', attacks.accuracy),
     'all_numbers': each('all numbers', attacks.all_numbers),
@@ -68,31 +86,26 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
     'training': each('training', training.training),
     'routing': each('routing', attacks.routing),
     'studies': each(
-      'the study', lambda one: studies.studies(one, problems)
+      'the study', functools.partial(studies.studies, problems=problems)
     ),
-    'pairs': whole('pairs', lambda some: compare.pairs(some, problems)),
+    'pairs': compare.pairs(runs, problems),
     'seeds': whole('seeds', compare.seeds),
     'differing': problems.guard('configs', lambda: compare.differing(runs)),
     'examples': gallery.examples(runs, problems),
     'recipes': each('how to reproduce', reproduce.recipes),
-    'robustbench': each(
-      'the entry of RobustBench',
-      lambda one: [(run, entry) for run in one
-                   if (entry := reproduce.robustbench(run))],
-    ),
-  }  # fmt: skip
-  return (
-    _environment()
-    .get_template('page.html')
-    .render(
-      parts,
-      runs=runs,
-      filters=gallery.FILTERS,
-      warnings=[(run, w) for run in runs for w in run.results['warnings']],
-      problems=problems.lines,
-      images=verdict.images,
-      describe=verdict.describe,
-    )
+  }
+
+
+def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
+  template = _environment().get_template('page.html')
+  return template.render(
+    parts,
+    runs=runs,
+    filters=gallery.FILTERS,
+    warnings=[(run, w) for run in runs for w in run.results['warnings']],
+    problems=problems.lines,
+    images=verdict.images,
+    describe=verdict.describe,
   )
 
 
@@ -103,7 +116,8 @@ def _is_whole(run: Run, problems: Problems) -> bool:
       run.name,
       lambda: (
         run.id, run.mode, run.model, run.is_attack, run.config,
-        verdict.images(run.results), verdict.describe(run),
+        run.results['asked']['name'], verdict.images(run.results),
+        verdict.describe(run),
         [row['condition'] for row in run.results['rows']],
         [run.results['summary']['norm']] if run.is_attack else [],
       ),

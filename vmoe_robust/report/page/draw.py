@@ -280,7 +280,7 @@ def _estimate(value, low, high, is_rate) -> str:
     return '-'
   times, unit = (100, '%') if is_rate else (1, '')
   shown = f'{value * times:.4g}{unit}'
-  if not (is_known(low) and is_known(high)) or low == high == value:
+  if not (is_known(low) and is_known(high)):
     return shown
   return f'{shown} [{low * times:.4g}, {high * times:.4g}]'
 

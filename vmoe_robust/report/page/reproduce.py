@@ -23,6 +23,7 @@ class Recipe:
   facts: Table
   config: str  # as JSON
   command: str | None
+  entry: str | None  # of RobustBench, as JSON
 
 
 def recipes(runs: Sequence[Run]) -> list[Recipe]:
@@ -41,7 +42,8 @@ def recipes(runs: Sequence[Run]) -> list[Recipe]:
     facts['speed'] = results.get('speed') or {}
     config = json.dumps(results['asked']['config'], indent=1)
     table = of_values(f'Facts of {run.name}', facts)
-    out.append(Recipe(run, table, config, results.get('command')))
+    command = results.get('command')
+    out.append(Recipe(run, table, config, command, robustbench(run)))
   return out
 
 

@@ -71,8 +71,9 @@ def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
     points = points[::-1][::every][::-1]  # the last one is among them
     if points:
       x, y = zip(*points, strict=True)
+      none = [None] * len(points)
       lines.append(
-        {'label': label, 'x': x, 'y': y, 'low': y, 'high': y}
+        {'label': label, 'x': x, 'y': y, 'low': none, 'high': none}
         | {'panel': panel, 'dashed': of_batch}
       )
   return lines

@@ -2,11 +2,13 @@
 (() => {
   const all = (where, what) => [...where.querySelectorAll(what)];
 
-  // A number where there is one, text else; what is not known comes last.
+  // A number where there is one, text else; null where nothing is known.
   const key = (cell) => {
-    if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
     const text = cell.textContent.trim();
-    return text === '-' || text === '' ? null : text;
+    if (text === '-' || text === '') return null;
+    const exact = cell.dataset.value ?? text;
+    const is_number = cell.classList.contains('number') && !Number.isNaN(Number(exact));
+    return is_number ? Number(exact) : text;
   };
   const compare = (a, b) => {
     if (a === null || b === null) return 0;
@@ -42,9 +44,8 @@
   const records = ({ heads, rows }) => rows.map((cells) => {
     const record = {};
     cells.forEach((cell, i) => {
-      const { value, low, high, n } = cell.dataset;
-      const text = cell.textContent.trim();
-      record[heads[i]] = value === undefined ? (text === '-' ? null : text) : Number(value);
+      const { low, high, n } = cell.dataset;
+      record[heads[i]] = key(cell);
       if (low !== undefined) {
         record[heads[i] + ' low'] = Number(low);
         record[heads[i] + ' high'] = Number(high);
