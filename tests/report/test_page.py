@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import vmoe_robust
 from vmoe_robust.config import UserError
 from vmoe_robust.report import figures, page, writing
 from vmoe_robust.report.findings import Findings
@@ -244,12 +245,12 @@ def test_damage_and_files_of_others_are_one_line_each(save_run, tmp_path):
 
 
 def test_runs_below_a_folder_are_found(save_run, tmp_path):
-  save_run('many/x/a', [0, 1, 2, 9])
-  save_run('many/y/a', [0, 1, 2, 3])
-  save_run('many/y/a/checkpoints/3', [0, 1, 2, 3])
+  save_run('many/x10/a', [0, 1, 2, 9])
+  save_run('many/x9/a', [0, 1, 2, 3])
+  save_run('many/x9/a/checkpoints/3', [0, 1, 2, 3])
   text, _ = made(tmp_path / 'many')
   assert [row[0] for row in rows_of(text, 'Robust accuracy, linf')] == [
-    *2 * ['x/a'], *2 * ['y/a']
+    *2 * ['x9/a'], *2 * ['x10/a']
   ]  # fmt: skip
 
 
@@ -389,3 +390,15 @@ def test_the_command(save_run, tmp_path):
   assert line.startswith('left out: path=gone cannot be read')
   text = (tmp_path / 'there.html').read_text()
   assert '>python -m x --a=&#34;&lt;b&gt;&#34;</pre>' in text
+
+
+def test_a_notebook_shows_the_page(save_run, tmp_path):
+  folder = save_run('a', [0, 1, 2, 9])
+  found = vmoe_robust.compare(folder, tmp_path / 'gone')
+  text, _ = made(folder)
+  assert found.html.count('Left out:') == len(found.problems) == 1
+  shown = Reader(found._repr_html_())
+  assert (shown.wrong, shown.tags) == ([], {'iframe'})
+  assert rows_of(found.html, 'Robust accuracy, linf') == rows_of(
+    text, 'Robust accuracy, linf'
+  )

@@ -1,6 +1,8 @@
 """The report: runs and studies as one HTML file that people send around."""
 
+import dataclasses
 import functools
+import html
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.files import replacing
 from vmoe_robust.report.page import (
   attacks,
-  compare,
+  comparison,
   gallery,
   reproduce,
   studies,
@@ -24,6 +26,33 @@ REPORT = 'report.html'
 # Without images; and what a larger page is without.
 _MOST_BYTES = 2_000_000
 _LARGE = ('all_numbers', 'training', 'routing')
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A page as a notebook shows it."""
+
+  html: str
+  problems: Sequence[str]  # a line for each thing that could not be read
+
+  def _repr_html_(self) -> str:
+    text = html.escape(self.html)
+    style = 'width: 100%; height: 48rem; border: 0'
+    return f'<iframe srcdoc="{text}" title="Report" style="{style}"></iframe>'
+
+
+def compare(*paths: str | os.PathLike) -> Report:
+  """The report of some runs, for a notebook: the last value of a cell.
+
+  Args:
+    *paths: as `write` takes them.
+
+  Raises:
+    UserError: no run could be read.
+  """
+  problems = Problems()
+  page = _page(paths, problems)
+  return Report(page, problems.lines)
 
 
 def write(
@@ -43,13 +72,17 @@ def write(
     UserError: no run could be read, or `out` is no local path.
   """
   problems = Problems()
-  runs = find(paths, problems)
-  if not runs:
-    raise UserError('no run to report of: ' + '; '.join(problems.lines))
-  page = render(runs, problems)
+  page = _page(paths, problems)
   with replacing(out) as draft:
     draft.write_text(page, encoding='utf-8')
   return problems.lines
+
+
+def _page(paths: Sequence[str | os.PathLike], problems: Problems) -> str:
+  runs = find(paths, problems)
+  if not runs:
+    raise UserError('no run to report of: ' + '; '.join(problems.lines))
+  return render(runs, problems)
 
 
 def render(runs: Sequence[Run], problems: Problems) -> str:
@@ -88,9 +121,9 @@ def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
     'studies': each(
       'the study', functools.partial(studies.studies, problems=problems)
     ),
-    'pairs': compare.pairs(runs, problems),
-    'seeds': whole('seeds', compare.seeds),
-    'differing': problems.guard('configs', lambda: compare.differing(runs)),
+    'pairs': comparison.pairs(runs, problems),
+    'seeds': whole('seeds', comparison.seeds),
+    'differing': problems.guard('configs', lambda: comparison.differing(runs)),
     'examples': gallery.examples(runs, problems),
     'recipes': each('how to reproduce', reproduce.recipes),
   }

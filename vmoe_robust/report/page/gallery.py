@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from vmoe_robust.report.page.compare import judged
+from vmoe_robust.report.page.comparison import judged
 from vmoe_robust.report.page.runs import Problems, Run
 
 TIMES = 10  # how much a difference is amplified

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -176,13 +177,19 @@ def _read(path, found: dict[str, Results], problems: Problems):
 
 
 def _below(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
-  for inner in sorted(folder.iterdir()):
+  for inner in sorted(folder.iterdir(), key=_order):
     if inner.name in _NOT_RUNS or not inner.is_dir():
       continue
     if (inner / RESULTS).exists():
       yield inner
     elif depth > 1:
       yield from _below(inner, depth - 1)
+
+
+def _order(path: epath.Path) -> list[tuple[int, str]]:
+  """As people count: seed2 is before seed10."""
+  parts = re.findall(r'\d+|\D+', path.name)
+  return [(int(p) if p.isdecimal() else -1, p) for p in parts]
 
 
 def _add(results: Results, found: dict[str, Results]):
