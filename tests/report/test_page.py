@@ -135,13 +135,18 @@ def test_names_from_files_are_text(save_run):
 def test_pairs_are_counted(save_run):
   # Of six images 2 are right for both, 2 for A, 1 for B, 1 for neither.
   labels = list(range(6))
-  a = save_run('a', [0, 1, 2, 3, 9, 9], labels=labels)
+  a = save_run(
+    'a', [0, 1, 2, 3, 9, 9], labels=labels, asked__settings__steps=20
+  )  # fmt: skip
   b = save_run(
     'b', [0, 1, 9, 9, 4, 9], labels=labels, weights__checksum='b',
+    asked__settings__steps=40, asked__settings__eps=[1],
     before=[0, 1, 2, 3, 4, 9],
   )  # fmt: skip
   text, lines = made(a, b)
   assert lines == []
+  assert 'Asked of A and B otherwise: steps 20 and 40.' in text
+  assert 'under pgd of 40 steps' in text
   clean, attacked = rows_of(text, 'a (A) against b (B)')
   assert clean[:6] == ['clean images', '6', '5', '1', '0', '0']
   assert attacked[1:6] == ['6', '2', '2', '1', '1']

@@ -158,6 +158,7 @@ def _is_whole(run: Run, problems: Problems) -> bool:
   )  # fmt: skip
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
   return jinja2.Environment(
     loader=jinja2.PackageLoader('vmoe_robust.report.page', 'templates'),

@@ -18,6 +18,8 @@ from vmoe_robust.report.records import to_numpy
 
 CLEAN = 'clean images'  # as a condition
 _MOST_PAIRS, _MOST_CONDITIONS = 10, 30
+# Settings that do not change what is done under a condition.
+_NOT_ATTACK = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
 # Rows that tell how many predictions under their condition are right.
 _SHARES = ('robust_accuracy', 'accuracy')
 # By which runs of several seeds may differ.
@@ -217,8 +219,26 @@ def _pair(a: Run, b: Run, first, second) -> Table:
     lines,
     'The same images, counted in pairs. Interval: bootstrap over images; p: '
     "McNemar's exact test, not corrected for the number of lines."
-    + _cut(len(shared)),
+    + _cut(len(shared))
+    + _unlike(a, b),
   )
+
+
+def _unlike(a: Run, b: Run) -> str:
+  """In words, how the runs were not asked the same."""
+  first, second = (
+    run.results['asked']['settings']
+    | {n: run.results['asked'][n] for n in ('experts', 'seed')}
+    for run in (a, b)
+  )
+  found = [
+    f'{name} {short(first[name])} and {short(second[name])}'
+    for name in first
+    if name in second
+    and first[name] != second[name]
+    and name not in _NOT_ATTACK
+  ]
+  return f' Asked of A and B otherwise: {"; ".join(found)}.' if found else ''
 
 
 def _cut(count: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.tables import radius, rate
 
+# Attacks whose name does not say their length.
+_STEPPED = ('pgd', 'mim')
 _USUAL = ('linf', '8/255')  # the radius that is shown if runs share several
 
 
@@ -76,12 +78,20 @@ def describe(run: Run) -> str:
 def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
   # Of the most images, the number of which is said with each.
   main = max(runs, key=lambda run: run.results['data']['examples'])
-  # Of each attack, the run of the most images.
+  # Of each attack the run of the most images; of several, the lowest accuracy.
+  order = lambda pair: (
+    -pair[0].results['data']['examples'],
+    pair[1]['robust_accuracy']['value'] or 0,
+  )
+  there = [
+    (run, row)
+    for run in runs
+    for row in run.results['rows']
+    if radius(norm, row['eps']) == at
+  ]
   found: dict[str, Attacked] = {}
-  for run in sorted(runs, key=lambda run: -run.results['data']['examples']):
-    for row in run.results['rows']:
-      if radius(norm, row['eps']) == at and row['attack'] not in found:
-        found[row['attack']] = _attacked(run, row)
+  for run, row in sorted(there, key=order):
+    found.setdefault(row['attack'], _attacked(run, row))
   attacked = list(found.values())
   if not attacked:  # not attacked at the radius of the others
     row = max(main.results['rows'], key=lambda row: row['eps'])
@@ -98,8 +108,11 @@ def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
 
 
 def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
-  shown = rate(row['robust_accuracy']).text
-  return Attacked(shown, row['attack'], images(run.results))
+  shown, name = rate(row['robust_accuracy']).text, row['attack']
+  steps = run.results['asked']['settings'].get('steps')
+  if name in _STEPPED and steps:
+    name += f' of {steps} steps'
+  return Attacked(shown, name, images(run.results))
 
 
 def images(results: Mapping[str, Any]) -> str:
