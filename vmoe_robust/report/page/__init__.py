@@ -16,6 +16,7 @@ from vmoe_robust.report.page import (
   comparison,
   gallery,
   reproduce,
+  seeds,
   studies,
   training,
   verdict,
@@ -122,7 +123,7 @@ def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
       'the study', functools.partial(studies.studies, problems=problems)
     ),
     'pairs': comparison.pairs(runs, problems),
-    'seeds': whole('seeds', comparison.seeds),
+    'seeds': whole('seeds', seeds.seeds),
     'differing': problems.guard('configs', lambda: comparison.differing(runs)),
     'examples': gallery.examples(runs, problems),
     'recipes': each('how to reproduce', reproduce.recipes),
