@@ -6,16 +6,18 @@ In a notebook:
   classifier(images)  # logits
   vmoe_robust.robust_accuracy(classifier, images, labels, eps=8 / 255).accuracy
   vmoe_robust.read_results('runs/digits_moe')  # numbers and records of a run
+  vmoe_robust.compare('runs/digits_moe', 'runs/digits_vit')  # their report
 """
 
 import importlib
 
 _MODULES = {
+  'compare': 'vmoe_robust.report.page',
   'load': 'vmoe_robust.evaluate.classifier',
   'read_results': 'vmoe_robust.report.results',
   'robust_accuracy': 'vmoe_robust.robustness.api',
 }
-__all__ = ['load', 'read_results', 'robust_accuracy']
+__all__ = ['compare', 'load', 'read_results', 'robust_accuracy']
 
 
 def __getattr__(name: str):

@@ -1,11 +1,19 @@
+import importlib.machinery
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.report.records import write_records
-from vmoe_robust.report.results import FORMAT, VERSION, read_results
+from vmoe_robust.report.results import (
+  FORMAT,
+  VERSION,
+  environment,
+  read_results,
+)
 
 
 def saved(folder, **changes):
@@ -61,3 +69,18 @@ def test_records_that_are_not_those_of_the_results(tmp_path):
   path.unlink()
   with pytest.raises(UserError, match='is missing; copy the whole folder'):
     found.records  # noqa: B018
+
+
+@pytest.mark.parametrize(
+  ('module', 'command'),
+  [
+    ('vmoe_robust.main', "python -m vmoe_robust.main '--config=a b'"),
+    ('ipykernel_launcher', None),
+  ],
+)
+def test_the_command_is_recorded(monkeypatch, module, command):
+  main = types.ModuleType('__main__')
+  main.__spec__ = importlib.machinery.ModuleSpec(module, None)
+  monkeypatch.setitem(sys.modules, '__main__', main)
+  monkeypatch.setattr(sys, 'argv', ['x.py', '--config=a b'])
+  assert environment()['command'] == command

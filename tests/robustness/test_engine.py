@@ -102,7 +102,14 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   ]
   again, _ = swept(tmp_path, killed_after(1))  # nothing is attacked
   np.testing.assert_array_equal(archived(tmp_path, again), x_adv)
-  np.testing.assert_array_equal(again.shown.x_adv, expected.shown.x_adv)
+  fell, shown = expected.shown, again.shown
+  np.testing.assert_array_equal(shown.x_adv[: len(fell.index)], fell.x_adv)
+  # Of what is in a folder, some that stand are shown too.
+  assert len(shown.index) == len(fell.index) + 16
+  np.testing.assert_array_equal(shown.x_adv, kept[shown.eps].x_adv[shown.index])
+  here = np.flatnonzero(found.columns['eps'] == shown.eps)[shown.index]
+  stands = found.columns['fallen_in'][here] == -1
+  assert stands.tolist() == [False] * len(fell.index) + [True] * 16
 
 
 def test_what_ended_is_not_attacked_again(tmp_path):

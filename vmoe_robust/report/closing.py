@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from vmoe_robust import staging
+from vmoe_robust.report.page import REPORT
 from vmoe_robust.report.results import RESULTS
 
 # `results` to the table of a mode and the lines below it.
@@ -28,5 +30,7 @@ def closing(results: dict, workdir: str | os.PathLike, render: Render) -> str:
   names += [f['picture'] for f in files['figures'] if f['picture']]
   if results['asked']['mode'] == 'train':
     names += ['checkpoints/', 'metrics.jsonl', 'tensorboard/']
+  if (Path(workdir) / REPORT).exists():
+    names.append(REPORT)
   lines.append(f'written to {staging.name(workdir)}: {", ".join(names)}')
   return '\n'.join(lines)

@@ -13,6 +13,7 @@ from vmoe_robust.files import replacing, write_json
 
 # How much a perturbation is amplified at most.
 _MOST = 50
+_MOST_EXAMPLES = 8  # of a picture; the data have all
 # Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
 _MARKERS = 'osD^vPX'
@@ -189,6 +190,8 @@ class ExamplePictures:
   x_adv: Float[np.ndarray, 'images height width channels']
   before: Sequence[str]  # predicted classes
   after: Sequence[str]
+  index: Sequence[int] = ()  # numbers of the examples in the records
+  condition: str = ''  # of the records of x_adv
 
   @property
   def data_name(self) -> str:
@@ -204,15 +207,18 @@ class ExamplePictures:
         x_adv=self.x_adv,
         before=np.array(self.before, str),
         after=np.array(self.after, str),
+        index=np.array(self.index, int),
+        condition=np.array(self.condition),
       )
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
-    count = len(self.images)
+    count = min(len(self.images), _MOST_EXAMPLES)
     figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
     axes = np.asarray(axes).reshape(3, count)
     # A pixel that is not a number is shown as black.
-    images, attacked = np.nan_to_num(self.images), np.nan_to_num(self.x_adv)
+    images = np.nan_to_num(self.images[:count])
+    attacked = np.nan_to_num(self.x_adv[:count])
     largest = max(float(np.abs(attacked - images).max()), 1e-6)
     times = min(int(0.5 / largest), _MOST) or 1
     for column, (image, x_adv) in enumerate(zip(images, attacked, strict=True)):

@@ -8,6 +8,9 @@ import functools
 import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -121,10 +124,13 @@ def _check(path: epath.Path, found: object):
 
 
 def environment() -> dict[str, object]:
-  """Versions and devices, which it takes to get the same numbers."""
+  """Command, versions and devices: what it takes to get the same numbers."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
   versions['vmoe_robust'] = metadata.version('vmoe_robust')
+  if revision := _revision():
+    versions['vmoe_robust_revision'] = revision
   return {
+    'command': _command(),
     'software': versions | {'python': platform.python_version()},
     'hardware': {
       'devices': jax.device_count(),
@@ -138,3 +144,28 @@ def environment() -> dict[str, object]:
       'resamples',
     },
   }
+
+
+def _command() -> str | None:
+  """What was typed; None in a notebook or a script of the user."""
+  spec = getattr(sys.modules.get('__main__'), '__spec__', None)
+  if spec is None or not spec.name.startswith('vmoe_robust.'):
+    return None
+  module = spec.name.removesuffix('.__main__')
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
+
+
+@functools.cache
+def _revision() -> str | None:
+  """The Git revision of this program; None where it is no working copy."""
+  root = Path(__file__).parents[2]
+  if not (root / '.git').exists():
+    return None
+  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
+  try:
+    found = subprocess.run(
+      command, cwd=root, capture_output=True, text=True, timeout=10, check=True
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return found.stdout.strip()

@@ -1,4 +1,4 @@
-"""Writes what was found: records, figures and, last of all, `results.json`."""
+"""Writes what was found: records, figures, `results.json`, and a page of it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 
 from vmoe_robust.files import write_json
+from vmoe_robust.report import page
 from vmoe_robust.report.findings import Figure, Findings
 from vmoe_robust.report.records import read_records, write_records
 from vmoe_robust.report.results import (
@@ -73,7 +74,7 @@ def assemble(
 
 
 def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
-  """Writes a folder; a figure that cannot be drawn is a warning.
+  """Writes a folder; a figure or page that cannot be made is a warning.
 
   Args:
     folder: which is there.
@@ -91,6 +92,15 @@ def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
   ):
     _draw(folder, about, figure)
   write_json(folder / RESULTS, results)
+  _report(folder)
+
+
+def _report(folder: Path):
+  """Writes the page of a run; one that cannot be made is a warning."""
+  try:
+    page.write([folder], folder / page.REPORT)
+  except Exception as error:  # no picture ends a run
+    logging.warning('%s was not written: %s', page.REPORT, error)
 
 
 def _write_records(path: Path, columns: dict[str, np.ndarray]):

@@ -63,7 +63,7 @@ def findings(
   rows = [_row(swept, columns, asked, eps) for eps in asked.radii]
   figures: list[Figure] = [curve(summary, rows)]
   if swept.shown is not None:
-    figures.append(_examples(swept.shown, class_names))
+    figures.append(_examples(swept.shown, asked, class_names))
   return Findings(
     columns=columns,
     skipped=swept.corrupt,
@@ -181,7 +181,9 @@ def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
   return LinePlot('robustness', title, f'eps{unit}', 'accuracy', lines)
 
 
-def _examples(shown: Shown, names: Sequence[str]) -> ExamplePictures:
+def _examples(
+  shown: Shown, asked: Asked, names: Sequence[str]
+) -> ExamplePictures:
   name = lambda i: names[i] if i < len(names) else f'class {i}'
   text = lambda found: [
     'not finite' if i == NO_CLASS else name(i) for i in found
@@ -193,6 +195,8 @@ def _examples(shown: Shown, names: Sequence[str]) -> ExamplePictures:
     shown.x_adv,
     text(shown.before),
     text(shown.after),
+    shown.index.tolist(),
+    asked.condition(shown.eps),
   )
 
 

@@ -6,29 +6,34 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.distributed import agreed, together
 from vmoe_robust.robustness import engine, trust
-from vmoe_robust.robustness.images import Archive, Keeper
+from vmoe_robust.robustness.images import Archive, Keeper, read
 from vmoe_robust.robustness.measure import (
   NO_CLASS,
   Clean,
   Columns,
   Rows,
+  is_right,
 )
 from vmoe_robust.robustness.programs import Programs, Work
 from vmoe_robust.robustness.radius import Radius
 from vmoe_robust.robustness.resume import Unfinished
 
 _SAVE_EVERY = 60.0  # seconds, at least
+_MOST_STANDING = 16  # of the examples that are shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """Examples for people to look at."""
+  """Examples for people to look at, those that fell first."""
 
+  eps: float
+  index: np.ndarray  # their numbers
   images: np.ndarray
   x_adv: np.ndarray
   before: np.ndarray  # predictions
@@ -56,7 +61,7 @@ class Swept:
       without compiling.
     falls: of each eps, what each attack left.
     warnings: what makes the numbers hard to believe.
-    shown: some examples that fell.
+    shown: some examples that fell, and some that stand if x_adv is kept.
   """
 
   columns: Columns
@@ -112,11 +117,11 @@ def run(
   shown: Shown | None = None
   for eps in radii:
     name = eps_name(eps)
+    folder = archive and pathlib.Path(archive, name)
     found = unfinished.get(f'{name}-done')
     if found is None:
       begun = time.perf_counter() - programs.compile_seconds
       keep = keeper and keeper(eps)
-      folder = archive and pathlib.Path(archive, name)
       work = _begin(programs, rows, clean, eps, unfinished, keep, folder)
       save = lambda work=work, name=name: _save(work, unfinished, name)
       is_due = _Clock(save_every)
@@ -138,7 +143,7 @@ def run(
       )
     ]
     parts.append(columns)
-    shown = shown or _shown(rows, seen, columns)
+    shown = shown or _shown(rows, seen, columns, folder)
   unfinished.wait()
   return Swept(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
@@ -228,14 +233,28 @@ def _read(found: Columns, clean: Clean, eps: float):
   return columns, sums, fall, _pictures(found)
 
 
-def _shown(rows, pictures, columns) -> Shown | None:
-  """Examples that fell, at the least radius that has any."""
+def _shown(rows, pictures, columns, folder) -> Shown | None:
+  """Examples at the least radius at which any fell."""
   if not pictures:
     return None
-  fell = np.array(sorted(pictures))
-  images = np.asarray(rows(fell)['image'])
+  pictures = {number: pictures[number] for number in sorted(pictures)}
+  if folder is not None:
+    pictures |= _standing(columns, folder, next(iter(pictures.values())).shape)
+  index = np.array(list(pictures))
+  images = np.asarray(rows(index)['image'])
   if images.dtype == np.uint8:
     images = images.astype(np.float32) / 255
-  at = np.isin(columns['index'], fell)
+  at = np.searchsorted(columns['index'], index)
   names = [columns[f'prediction_{when}'][at] for when in ('before', 'after')]
-  return Shown(images, np.stack([pictures[i] for i in fell]), *names)
+  x_adv, eps = np.stack(list(pictures.values())), float(columns['eps'][0])
+  return Shown(eps, index, images, x_adv, *names)
+
+
+def _standing(columns, folder, shape) -> dict[int, np.ndarray]:
+  """x_adv of some images that stand, of those that this process kept."""
+  stands = is_right(columns['prediction_after'], columns['label'])
+  process, row = columns['x_adv_process'], columns['x_adv_row']
+  stands &= (process == jax.process_index()) & (row >= 0)
+  some = np.flatnonzero(stands)[:_MOST_STANDING]
+  found = read(folder, process[some], row[some], shape)
+  return dict(zip(columns['index'][some].tolist(), found, strict=True))

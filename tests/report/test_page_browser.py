@@ -1,0 +1,161 @@
+"""The page in a browser; needs Chromium and playwright, and is skipped else."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from vmoe_robust.report import page
+
+_CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chrome'))), None)
+# `npm install axe-core` in the root of the working copy puts it there.
+_AXE = pathlib.Path(__file__).parents[2] / 'node_modules/axe-core/axe.min.js'
+_UNFOLD = 'document.querySelectorAll("details").forEach(d => d.open = true)'
+
+if _CHROMIUM is None:
+  pytest.skip('no Chromium', allow_module_level=True)
+sync_api = pytest.importorskip('playwright.sync_api')
+
+
+@pytest.fixture(scope='module')
+def browser():
+  with sync_api.sync_playwright() as playwright:
+    found = playwright.chromium.launch(
+      executable_path=_CHROMIUM, args=['--no-sandbox']
+    )
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def report(save_run, tmp_path):
+  """Of two runs on the same images, and of a study with a long name."""
+  change = {'routing_change/encoderblock_1': np.array([0, 0.5, 0.5, 0])}
+  about = [{'name': 'e', 'title': 'e', 'data': 'e.npz'}]
+  a = save_run('a', [0, 1, 8, 9], more=change, files__figures=about)
+  images = np.zeros((4, 2, 2, 1), np.float32)
+  np.savez(
+    a / 'e.npz', images=images, x_adv=images + 0.01, before=list('0123'),
+    after=list('0189'), index=np.arange(4), condition='pgd linf 0.0627451',
+  )  # fmt: skip
+  b = save_run('b', [0, 1, 2, 9], weights__checksum='b', warnings=['weak'])
+  rows = [{'condition': 'c', 'x': i, 'text': 'long_' * 30} for i in range(12)]
+  study = save_run(
+    'study' + '_long' * 20, [0, 1, 2, 9], asked__mode='study', rows=rows,
+    files__figures=[{'name': 'f', 'title': 'T', 'data': 'f.json'}],
+  )  # fmt: skip
+  line = {'label': 'line', 'x': [0, 1], 'y': [0, 1], 'low': [0, 1]}
+  line['high'] = [0.5, 1]
+  figure = {'title': 'T', 'x_label': 'x', 'y_label': 'y', 'lines': [line]}
+  (study / 'f.json').write_text(json.dumps(figure))
+  path = tmp_path / 'report.html'
+  assert page.write([a, b, study], path) == []
+  return path.as_uri()
+
+
+@pytest.fixture
+def opened(browser, report):
+  """A function that opens the page at a width; all it says is an error."""
+  said, pages = [], []
+
+  def open_page(width, **settings):
+    size = {'width': width, 'height': 800}
+    found = browser.new_page(viewport=size, **settings)
+    found.on('console', lambda message: said.append(message.text))
+    found.on('pageerror', lambda error: said.append(str(error)))
+    found.on('requestfailed', lambda request: said.append(request.url))
+    found.goto(report)
+    pages.append(found)
+    return found
+
+  yield open_page
+  for found in pages:
+    found.close()
+  assert said == []
+
+
+@pytest.mark.parametrize('width', [360, 768, 1280])
+def test_nothing_is_wider_than_the_window(opened, width):
+  found = opened(width)
+  found.evaluate(_UNFOLD)
+  assert found.evaluate('document.documentElement.scrollWidth') == width
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_no_serious_fault_of_access(opened, scheme):
+  if not _AXE.exists():
+    pytest.skip('no axe-core')
+  found = opened(768, color_scheme=scheme)
+  found.evaluate(_UNFOLD)
+  found.add_script_tag(path=_AXE)
+  faults = found.evaluate('axe.run().then(r => r.violations)')
+  assert [
+    (fault['id'], fault['nodes'][0]['html'])
+    for fault in faults
+    if fault['impact'] in ('serious', 'critical')
+  ] == []
+
+
+def test_tables_are_sorted_filtered_and_saved(opened, tmp_path):
+  found = opened(1280)
+  table = found.locator('.table', has_text='Robust accuracy, linf').first
+  column = lambda: [
+    text.split(' ')[0]
+    for text in table.locator(
+      'tbody tr:visible td:nth-child(5)'
+    ).all_inner_texts()
+  ]
+  assert column() == ['100.0%', '50.0%', '100.0%', '75.0%']
+  head = table.get_by_role('button', name='accuracy')
+  head.press('Enter')  # by keyboard
+  assert column() == ['50.0%', '75.0%', '100.0%', '100.0%']
+  head.click()
+  assert column() == ['100.0%', '100.0%', '75.0%', '50.0%']
+  assert head.locator('..').get_attribute('aria-sort') == 'descending'
+
+  def saved(kind):
+    with found.expect_download() as download:
+      table.get_by_role('button', name=kind).click()
+    path = tmp_path / 'saved'
+    download.value.save_as(path)
+    return path.read_text()
+
+  head.click()
+  first = json.loads(saved('JSON'))[0]
+  named = [first[name] for name in ('run', 'accuracy', 'accuracy n')]
+  assert named == ['a', 0.5, 4]
+  assert saved('CSV').startswith('run,attack,eps,images,accuracy,accuracy low,')
+  assert '50.0\\% [15.0, 85.0] &' in saved('LaTeX')
+
+  found.locator('summary', has_text='All numbers of study').click()
+  rows = found.locator('.table', has_text='All numbers of study').last
+  rows.get_by_label('Filter').fill('11')
+  assert rows.locator('tbody tr:visible').count() == 1
+
+
+def test_the_gallery_is_filtered_by_keyboard(opened):
+  found = opened(360)
+  shown = lambda: found.locator('.gallery li:visible p').all_inner_texts()
+  assert len(shown()) == 4
+  found.get_by_label('all', exact=True).focus()
+  texts = []
+  for _ in range(4):
+    found.keyboard.press('ArrowDown')
+    texts.append([text.split(':')[0] for text in shown()])
+  assert texts == [
+    ['image 2', 'image 3'],
+    ['image 0', 'image 1'],
+    ['image 1'],
+    ['image 3'],
+  ]
+  assert found.locator('#count').inner_text() == '1 image'
+
+
+def test_points_tell_their_numbers(opened):
+  found = opened(1280)
+  found.locator('[data-tip^="b (pgd), eps (1/255) 16"]').first.hover()
+  assert found.locator('#tip').inner_text() == (
+    'b (pgd), eps (1/255) 16: 75% [30.06, 95.44]'
+  )

@@ -1,0 +1,170 @@
+"""The report: runs and studies as one HTML file that people send around."""
+
+import dataclasses
+import functools
+import html
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from vmoe_robust.config import UserError
+from vmoe_robust.files import replacing
+from vmoe_robust.report.page import (
+  attacks,
+  comparison,
+  gallery,
+  reproduce,
+  seeds,
+  studies,
+  training,
+  verdict,
+)
+from vmoe_robust.report.page.runs import Problems, Run, find
+
+REPORT = 'report.html'
+# Without images; and what a larger page is without.
+_MOST_BYTES = 2_000_000
+_LARGE = ('all_numbers', 'training', 'routing')
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A page as a notebook shows it."""
+
+  html: str
+  problems: Sequence[str]  # a line for each thing that could not be read
+
+  def _repr_html_(self) -> str:
+    text = html.escape(self.html)
+    style = 'width: 100%; height: 48rem; border: 0'
+    return f'<iframe srcdoc="{text}" title="Report" style="{style}"></iframe>'
+
+
+def compare(*paths: str | os.PathLike) -> Report:
+  """The report of some runs, for a notebook: the last value of a cell.
+
+  Args:
+    *paths: as `write` takes them.
+
+  Raises:
+    UserError: no run could be read.
+  """
+  problems = Problems()
+  page = _page(paths, problems)
+  return Report(page, problems.lines)
+
+
+def write(
+  paths: Sequence[str | os.PathLike], out: str | os.PathLike
+) -> list[str]:
+  """Writes the report of some runs.
+
+  Args:
+    paths: folders of runs or studies, folders that have such, or their
+      `results.json`.
+    out: the HTML file: the old one or the new, never a part.
+
+  Returns:
+    A line for each thing that could not be read; the page shows them too.
+
+  Raises:
+    UserError: no run could be read, or `out` is no local path.
+  """
+  problems = Problems()
+  page = _page(paths, problems)
+  with replacing(out) as draft:
+    draft.write_text(page, encoding='utf-8')
+  return problems.lines
+
+
+def _page(paths: Sequence[str | os.PathLike], problems: Problems) -> str:
+  runs = find(paths, problems)
+  if not runs:
+    raise UserError('no run to report of: ' + '; '.join(problems.lines))
+  return render(runs, problems)
+
+
+def render(runs: Sequence[Run], problems: Problems) -> str:
+  """The page, as HTML; `problems` gets what is left out of it."""
+  runs = [run for run in runs if _is_whole(run, problems)]
+  parts = _parts(runs, problems)
+  page = _html(runs, problems, parts)
+  images = sum(len(a) for e in parts['examples'] for _, a in e.pictures)
+  if len(page) - images > _MOST_BYTES:
+    problems.add(
+      f'the numbers of each single run, with which the page would have '
+      f'{len(page) / 1e6:.1f} MB; its own {REPORT} has them'
+    )
+    page = _html(runs, problems, parts | dict.fromkeys(_LARGE, ()))
+  return page
+
+
+def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
+  """What the template shows, by the names that it uses."""
+  each = lambda name, make: [
+    one
+    for run in runs
+    for one in problems.guard(
+      f'{name} of {run.name}', functools.partial(make, [run])
+    )
+    or []
+  ]
+  whole = lambda name, make: problems.guard(name, lambda: make(runs)) or []
+  return {
+    'verdicts': verdict.verdicts(runs, problems),
+    'accuracy': whole('robust accuracy', attacks.accuracy),
+    'all_numbers': each('all numbers', attacks.all_numbers),
+    'waterfalls': each('what broke the images', attacks.waterfalls),
+    'training': each('training', training.training),
+    'routing': each('routing', attacks.routing),
+    'studies': each(
+      'the study', functools.partial(studies.studies, problems=problems)
+    ),
+    'pairs': comparison.pairs(runs, problems),
+    'seeds': whole('seeds', seeds.seeds),
+    'differing': problems.guard('configs', lambda: comparison.differing(runs)),
+    'examples': gallery.examples(runs, problems),
+    'recipes': each('how to reproduce', reproduce.recipes),
+  }
+
+
+def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
+  template = _environment().get_template('page.html')
+  return template.render(
+    parts,
+    runs=runs,
+    filters=gallery.FILTERS,
+    warnings=[(run, w) for run in runs for w in run.results['warnings']],
+    problems=problems.lines,
+    images=verdict.images,
+    describe=verdict.describe,
+  )
+
+
+def _is_whole(run: Run, problems: Problems) -> bool:
+  """Whether what every section needs is of the right form."""
+  return bool(
+    problems.guard(
+      run.name,
+      lambda: (
+        run.id, run.mode, run.model, run.is_attack, run.config,
+        run.results['asked']['name'], verdict.images(run.results),
+        verdict.describe(run),
+        [row['condition'] for row in run.results['rows']],
+        [run.results['summary']['norm']] if run.is_attack else [],
+      ),
+    )
+  )  # fmt: skip
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+  return jinja2.Environment(
+    loader=jinja2.PackageLoader('vmoe_robust.report.page', 'templates'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )

@@ -1,0 +1,195 @@
+"""What an attack did, as a page shows it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vmoe_robust.report.page import draw
+from vmoe_robust.report.page.runs import Run
+from vmoe_robust.report.page.shown import Shown, line_of, of_figure
+from vmoe_robust.report.page.tables import (
+  Cell,
+  Table,
+  cell,
+  of_rows,
+  radius,
+  rate,
+  table,
+)
+
+_MOST_WATERFALLS = 4  # of a run
+
+
+def accuracy(runs: Sequence[Run]) -> list[Shown]:
+  """Accuracy against the radius, a figure a norm and a line a run."""
+  found = [run for run in runs if run.is_attack]
+  norms = dict.fromkeys(run.results['summary']['norm'] for run in found)
+  out = []
+  for norm in norms:
+    own = [run for run in found if run.results['summary']['norm'] == norm]
+    out.append(
+      dataclasses.replace(
+        of_figure(
+          {
+            'title': 'Robust accuracy',
+            'x_label': 'eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+            'y_label': 'accuracy',
+            'lines': [_accuracy_line(run, norm) for run in own],
+          },
+          f'Accuracy against the radius, {norm}',
+          'Share of images that the model still gets right; eps 0 is clean. '
+          'Bands are 95% intervals. Runs that differ in attack or images are '
+          'not comparable by eye: see the comparison.',
+        ),
+        table=_accuracy_table(own, norm),
+      )
+    )
+  return out
+
+
+def all_numbers(runs: Sequence[Run]) -> list[Table]:
+  """Every number of the runs that attack."""
+  return [
+    of_rows(f'All numbers of {run.name}', run.results['rows'])
+    for run in runs
+    if run.is_attack
+  ]
+
+
+def waterfalls(runs: Sequence[Run]) -> list[Shown]:
+  """What each attack of an ensemble broke."""
+  out = []
+  for run in runs:
+    rows = [r for r in run.results['rows'] if len(r.get('per_attack', {})) > 1]
+    for row in rows[:_MOST_WATERFALLS]:
+      at = radius(row['norm'], row['eps'])
+      caption = f'What broke the images: {run.name}, {at} {row["norm"]}'
+      shares = [run.results['summary']['clean_accuracy']]
+      shares += [one['robust_after'] for one in row['per_attack'].values()]
+      values = [share['value'] for share in shares]
+      if None in values:
+        continue
+      steps = list(zip(row['per_attack'], values, values[1:], strict=False))
+      out.append(
+        Shown(
+          caption,
+          [draw.waterfall(caption, steps)],
+          [],
+          _stages(caption, row),
+          'Attacks run in this order on what still stands, so that a later '
+          'one may be as strong as an earlier one and yet break little. '
+          'Light: what stands after it; dark: what it broke.',
+        )
+      )
+  return out
+
+
+def routing(runs: Sequence[Run]) -> list[Shown]:
+  """How an attack changed each block's routing, and the load of experts."""
+  out = []
+  for run in runs:
+    rows = [row for row in run.results['rows'] if row.get('routing')]
+    if not run.is_attack or not rows:
+      continue
+    blocks = list(rows[0]['routing'])
+    norm = rows[0]['norm']
+    times = 255 if norm == 'linf' else 1
+    lines = [
+      line_of(
+        _block(block),
+        [times * row['eps'] for row in rows],
+        [row['routing'][block]['change'] for row in rows],
+      )
+      for block in blocks
+    ]
+    out.append(
+      of_figure(
+        {
+          'title': f'Routing of {run.name}',
+          'x_label': 'eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+          'y_label': 'changed',
+          'lines': lines,
+        },
+        f'Routing change under attack, {run.name}',
+        '1 - IoU of the experts that a token selects, clean and attacked, mean '
+        'over tokens and images. It does not say whether the change did harm.',
+      )
+    )
+    out.append(_load(run, rows))
+  return out
+
+
+def _accuracy_line(run: Run, norm: str) -> dict[str, Any]:
+  summary, rows = run.results['summary'], run.results['rows']
+  rows = sorted(rows, key=lambda row: row['eps'])
+  times = 255 if norm == 'linf' else 1
+  return line_of(
+    f'{run.name} ({summary["attack"]})',
+    [0, *(times * row['eps'] for row in rows)],
+    [summary['clean_accuracy'], *(row['robust_accuracy'] for row in rows)],
+  )
+
+
+def _accuracy_table(runs: Sequence[Run], norm: str) -> Table:
+  rows = []
+  for run in runs:
+    summary = run.results['summary']
+    clean = summary['clean_accuracy']
+    start = [run.name, summary['attack']]
+    rows.append(
+      [*start, Cell('clean', 0), clean['n'], rate(clean)]
+      + [cell(summary.get('clean_loss', '')), Cell('-')]
+    )
+    for row in run.results['rows']:
+      rows.append(
+        [*start, Cell(radius(norm, row['eps']), row['eps'])]
+        + [row['robust_accuracy']['n'], rate(row['robust_accuracy'])]
+        + [cell(row.get('loss_after', '')), rate(row.get('prediction_changes'))]
+      )
+  headers = ('run', 'attack', 'eps', 'images', 'accuracy', 'loss')
+  return table(f'Robust accuracy, {norm}', (*headers, 'changed class'), rows)
+
+
+def _stages(caption: str, row: Mapping[str, Any]) -> Table:
+  return table(
+    caption,
+    ('attack', 'accuracy after it', 'seconds'),
+    (
+      [name, rate(stage['robust_after']), stage.get('seconds')]
+      for name, stage in row['per_attack'].items()
+    ),
+  )
+
+
+def _load(run: Run, rows) -> Shown:
+  """Tokens of each expert, before and after: shades of a table."""
+  lines, most = [], 0
+  rows = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
+  for row in rows:
+    at = radius(row['norm'], row['eps'])
+    for block, found in row['routing'].items():
+      for when in ('before', 'after'):
+        load = found[f'load_{when}']
+        if when == 'before' and row is not rows[0]:
+          continue  # the same at each radius
+        most = max(most, len(load))
+        peak = max(load, default=0) or 1
+        cells = [Cell(f'{v:,}', v, swatch=v / peak) for v in load]
+        lines.append(
+          [_block(block), 'clean' if when == 'before' else at, *cells]
+        )
+  lines = [line + ['-'] * (most + 2 - len(line)) for line in lines]
+  caption = f'Load of experts, {run.name}'
+  headers = ('block', 'eps', *(f'expert {i}' for i in range(most)))
+  return Shown(
+    caption,
+    [],
+    [],
+    table(caption, headers, lines),
+    'Tokens that each expert serves, all images together; darker is more, '
+    'within a line. Of many radii the first, the middle and the last.',
+  )
+
+
+def _block(name: str) -> str:
+  return name.replace('encoderblock_', 'block ')

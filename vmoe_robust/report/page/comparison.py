@@ -1,0 +1,235 @@
+"""Runs beside each other: image by image, over seeds, field by field."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vmoe_robust.config import UserError
+from vmoe_robust.report import statistics
+from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.page.tables import Cell, Table, cell, short, table
+from vmoe_robust.report.records import to_numpy
+
+CLEAN = 'clean images'  # as a condition
+_MOST_PAIRS, _MOST_CONDITIONS = 10, 30
+# Settings that do not change what is done under a condition.
+_NOT_ATTACK = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
+# Rows that tell how many predictions under their condition are right.
+_SHARES = ('robust_accuracy', 'accuracy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """Which images are right under one condition."""
+
+  index: np.ndarray  # int [images], sorted
+  label: np.ndarray  # int [images], or which classes [images, classes]
+  right: np.ndarray  # bool [images]
+
+
+def judged(run: Run) -> dict[str, Judged]:
+  """The verdicts of a run by condition, clean images first.
+
+  Raises:
+    UserError: the records lack columns, or are not those that the numbers of
+      `results.json` come from.
+  """
+  records = run.results.records
+  needed = {'condition', 'index', 'label', 'prediction_after'}
+  if missing := sorted(needed - set(records.column_names)):
+    raise UserError(f'the records of {run.name} have no {missing[0]!r}')
+  found = {
+    name: to_numpy(records[name])
+    for name in (*needed, 'prediction_before')
+    if name in records.column_names
+  }
+  out: dict[str, Judged] = {}
+  for condition in dict.fromkeys(found['condition'].tolist()):
+    own = np.flatnonzero(found['condition'] == condition)
+    own = own[np.argsort(found['index'][own], kind='stable')]
+    if len(np.unique(found['index'][own])) < len(own):
+      raise UserError(f'{run.name} has an image twice under {condition!r}')
+    if not out and 'prediction_before' in found:
+      out[CLEAN] = _judged(found, own, 'prediction_before')
+    out[condition] = _judged(found, own, 'prediction_after')
+  _check(run, out)
+  return out
+
+
+def pairs(runs: Sequence[Run], problems: Problems) -> list[Table]:
+  """Two runs at a time on the same images, a line a condition.
+
+  Pairs that do not have the same images are a line of `problems`.
+  """
+  others = [
+    (a, b) for a, b in itertools.combinations(runs, 2) if _is_comparable(a, b)
+  ]
+  asked = [(a, b) for a, b in others if _conditions(a) & _conditions(b)]
+  if len(others) > len(asked):
+    problems.add(
+      f'{len(others) - len(asked)} of {len(others)} pairs of runs have no '
+      'condition in both and are not compared; attack them alike'
+    )
+  if len(asked) > _MOST_PAIRS:
+    problems.add(
+      f'the first {_MOST_PAIRS} of {len(asked)} pairs of runs are compared; '
+      'name fewer runs to see others'
+    )
+  verdicts: dict[str, dict[str, Judged] | None] = {}
+  out = []
+  for pair in asked[:_MOST_PAIRS]:
+    for run in pair:
+      if run.name not in verdicts:
+        verdicts[run.name] = problems.guard(
+          f'{run.name}, image by image,', functools.partial(judged, run)
+        )
+    first, second = (verdicts[run.name] for run in pair)
+    if first is None or second is None:
+      continue
+    made = problems.guard(
+      f'the comparison of {pair[0].name} with {pair[1].name}',
+      functools.partial(_pair, *pair, first, second),
+    )
+    out += [made] if made else []
+  return out
+
+
+def differing(runs: Sequence[Run]) -> Table | None:
+  """The fields of the configs in which runs differ; None if in none."""
+  runs = [run for run in runs if run.config]
+  names = dict.fromkeys(name for run in runs for name in run.config)
+  absent = object()
+  lines = []
+  for name in names:
+    values = [run.config.get(name, absent) for run in runs]
+    if any(value != values[0] for value in values[1:]):
+      lines.append(
+        [name, *('-' if v is absent else Cell(short(v)) for v in values)]
+      )
+  if not lines or len(runs) < 2:
+    return None
+  return table(
+    'Fields of the configs that differ',
+    ('field', *(run.name for run in runs)),
+    lines,
+  )
+
+
+def _judged(found: Mapping[str, np.ndarray], own, prediction: str) -> Judged:
+  label, said = found['label'][own], found[prediction][own]
+  if label.ndim == 1:
+    right = (said == label) & (said != -1)
+  else:
+    chosen = said[:, None] == np.arange(label.shape[1])
+    right = (chosen & (label > 0)).any(-1)
+  return Judged(found['index'][own], label, right)
+
+
+def _check(run: Run, found: Mapping[str, Judged]):
+  """Refuses records of which the numbers of the run are not the means."""
+  shares = [(CLEAN, run.results['summary'].get('clean_accuracy'))]
+  shares += [
+    (row['condition'], row.get(name))
+    for row in run.results['rows']
+    for name in _SHARES
+  ]
+  for condition, share in shares:
+    if condition not in found or not isinstance(share, Mapping):
+      continue
+    right = found[condition].right
+    if len(right) and abs(right.mean() - share['value']) > 1e-9:
+      raise UserError(
+        f'records.parquet of {run.name} has {right.mean():.6g} right under '
+        f'{condition!r} and results.json says {share["value"]:.6g}: they are '
+        'of different runs'
+      )
+
+
+def _is_comparable(a: Run, b: Run) -> bool:
+  """Whether two runs asked the same, of other weights."""
+  if a.is_attack and b.is_attack:
+    return a.model != b.model
+  same = a.mode == b.mode
+  name = [run.results['asked']['name'] for run in (a, b)]
+  return same and not a.is_attack and name[0] == name[1] and a.model != b.model
+
+
+def _conditions(run: Run) -> set[str]:
+  return {row['condition'] for row in run.results['rows']}
+
+
+def _pair(a: Run, b: Run, first, second) -> Table:
+  """Counts of one pair.
+
+  Raises:
+    UserError: the images are not the same.
+  """
+  data = [run.results['data'] for run in (a, b)]
+  places = [f'{d["name"]} {d["split"]}' for d in data]
+  if places[0] != places[1]:
+    raise UserError(f'other images, {places[0]} and {places[1]}')
+  shared = [name for name in first if name in second]
+  if not shared:
+    raise UserError('they have no images')
+  lines = []
+  for name in shared[:_MOST_CONDITIONS]:
+    one, other = first[name], second[name]
+    if not np.array_equal(one.index, other.index):
+      raise UserError(
+        f'other images, {len(one.index)} and {len(other.index)} under {name!r}'
+      )
+    if not np.array_equal(one.label, other.label):
+      raise UserError('the same numbers of images have other labels')
+    found = statistics.paired(one.right, other.right)
+    lines.append(
+      [name, len(one.index)]
+      + [found[n] for n in ('both', 'only_first', 'only_second', 'neither')]
+      + [_points(found['difference']), cell(found['p'])]
+    )
+  return table(
+    f'{a.name} (A) against {b.name} (B)',
+    ('condition', 'images', 'both right', 'only A', 'only B', 'neither')
+    + ('A - B, points', "McNemar's p"),
+    lines,
+    'The same images, counted in pairs. Interval: bootstrap over images; p: '
+    "McNemar's exact test, not corrected for the number of lines."
+    + _cut(len(shared))
+    + _unlike(a, b),
+  )
+
+
+def _unlike(a: Run, b: Run) -> str:
+  """In words, how the runs were not asked the same."""
+  first, second = (
+    run.results['asked']['settings']
+    | {n: run.results['asked'][n] for n in ('experts', 'seed')}
+    for run in (a, b)
+  )
+  found = [
+    f'{name} {short(first[name])} and {short(second[name])}'
+    for name in first
+    if name in second
+    and first[name] != second[name]
+    and name not in _NOT_ATTACK
+  ]
+  return f' Asked of A and B otherwise: {"; ".join(found)}.' if found else ''
+
+
+def _cut(count: int) -> str:
+  if count <= _MOST_CONDITIONS:
+    return ''
+  return f' The first {_MOST_CONDITIONS} of {count} conditions.'
+
+
+def _points(difference: Mapping) -> Cell:
+  value, (low, high) = (
+    difference['value'],
+    difference['interval'] or (None,) * 2,
+  )
+  text = f'{100 * value:+.1f}'
+  if low is not None:
+    text += f' [{100 * low:+.1f}, {100 * high:+.1f}]'
+  return Cell(text, value, low, high, difference['n'])

@@ -1,0 +1,98 @@
+"""What it takes to get the same numbers again, and an entry of RobustBench."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from vmoe_robust.report.page.runs import Run
+from vmoe_robust.report.page.tables import Table, of_values, radius
+
+# RobustBench's data sets by ours: name, images that it asks for, its radii.
+_BENCHES = {
+  'cifar10': ('cifar10', 10_000, {'linf': '8/255', 'l2': '0.5'}),
+  'cifar100': ('cifar100', 10_000, {'linf': '8/255'}),
+  'imagenet2012': ('imagenet', 5_000, {'linf': '4/255'}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What one run was."""
+
+  run: Run
+  facts: Table
+  config: str  # as JSON
+  command: str | None
+  entry: str | None  # of RobustBench, as JSON
+
+
+def recipes(runs: Sequence[Run]) -> list[Recipe]:
+  """Of each run its weights, data, software and configuration."""
+  out = []
+  for run in runs:
+    results = run.results
+    facts = {
+      name: results.get(name) or {}
+      for name in ('weights', 'data', 'software', 'hardware', 'intervals')
+    }
+    facts['asked'] = {
+      name: results['asked'].get(name)
+      for name in ('mode', 'name', 'experts', 'seed')
+    }
+    facts['speed'] = results.get('speed') or {}
+    config = json.dumps(results['asked']['config'], indent=1)
+    table = of_values(f'Facts of {run.name}', facts)
+    command = results.get('command')
+    out.append(Recipe(run, table, config, command, robustbench(run)))
+  return out
+
+
+def robustbench(run: Run) -> str | None:
+  """An entry of RobustBench's model_info; None if the run does not qualify.
+
+  It has to be the authors' AutoAttack at full length, at the benchmark's radius
+  and on as many images as the benchmark asks for, each judged alone.
+  """
+  results = run.results
+  bench = _BENCHES.get(results['data']['name'])
+  if bench is None or not run.is_attack:
+    return None
+  name, needed, radii = bench
+  if (
+    results['data']['examples'] < needed
+    or results['summary']['attack'] != 'autoattack'
+    or results['asked']['experts'] == 'capacity'
+  ):
+    return None
+  for row in results['rows']:
+    at = radius(row['norm'], row['eps'])
+    if at == radii.get(row['norm']):
+      entry = _entry(run, row, name, at)
+      return json.dumps(entry, indent=2)
+  return None
+
+
+def _entry(run: Run, row: Mapping, name: str, at: str) -> dict:
+  results = run.results
+  accuracy = 100 * row['robust_accuracy']['value']
+  clean = 100 * results['summary']['clean_accuracy']['value']
+  return {
+    'link': None,
+    'name': None,
+    'authors': None,
+    'additional_data': None,
+    'number_forward_passes': 1,
+    'dataset': name,
+    'venue': None,
+    'architecture': _architecture(run),
+    'eps': at,
+    'clean_acc': f'{clean:.2f}',
+    'reported': f'{accuracy:.2f}',
+    'autoattack_acc': f'{accuracy:.2f}',
+  }
+
+
+def _architecture(run: Run) -> str:
+  model = (run.results['asked']['config'] or {}).get('model') or {}
+  kind = 'V-MoE' if run.is_sparse else 'ViT'
+  return f'{kind}-{model.get("layers")}-{model.get("hidden")}'

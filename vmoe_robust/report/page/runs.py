@@ -1,0 +1,222 @@
+"""The runs that a report is of, and what cannot be read of them."""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from etils import epath
+
+from vmoe_robust import files
+from vmoe_robust.config import UserError
+from vmoe_robust.report.results import RESULTS, Results, read_results
+
+METRICS = 'metrics.jsonl'
+# What a file of another form, or a damaged one, raises where it is used.
+DAMAGE = (
+  *(ArithmeticError, AttributeError, LookupError, OSError, TypeError),
+  *(UserError, ValueError, zipfile.BadZipFile),
+)
+# How deep below a path runs are looked for, and what is never one.
+_DEPTH = 4
+_NOT_RUNS = ('checkpoints', 'figures', 'tensorboard', 'unfinished', 'x_adv')
+_Made = TypeVar('_Made')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run or study: its results, and what else is in its folder."""
+
+  name: str  # unlike that of all others of the report
+  results: Results
+
+  @property
+  def id(self) -> str:
+    """As the name, of letters that an address may have."""
+    return ''.join(c if c.isascii() and c.isalnum() else '-' for c in self.name)
+
+  @property
+  def mode(self) -> str:
+    """'train', 'attack' or 'study'."""
+    return self.results['asked']['mode']
+
+  @property
+  def is_attack(self) -> bool:
+    """Whether its rows are radii of an attack."""
+    rows = self.results['rows']
+    return bool(rows) and all('robust_accuracy' in row for row in rows)
+
+  @property
+  def is_sparse(self) -> bool:
+    """Whether its model has sparse blocks."""
+    model = (self.results['asked']['config'] or {}).get('model') or {}
+    places = ('moe_blocks', 'moe_every', 'moe_last')
+    return bool(model.get('experts')) and any(model.get(n) for n in places)
+
+  @property
+  def model(self) -> tuple[object, ...]:
+    """What tells the weights that were judged from others."""
+    weights = self.results['weights']
+    return tuple(weights[n] for n in ('checksum', 'checkpoint', 'step'))
+
+  @functools.cached_property
+  def config(self) -> dict[str, object]:
+    """Every field of its configuration by its full name."""
+    return flat(self.results['asked']['config'] or {}, 'config', '.')
+
+  @functools.cached_property
+  def metrics(self) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; none where there is no such file.
+
+    A line that was cut short, as by a full disk, is left out.
+    """
+    path = self.results.folder / METRICS
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+      try:
+        found.append(json.loads(line))
+      except ValueError:
+        continue
+    return [one for one in found if isinstance(one, dict) and 'step' in one]
+
+  def file(self, name: str) -> epath.Path:
+    """A file that `results.json` names.
+
+    Raises:
+      UserError: it is not in the folder of the run.
+    """
+    if os.path.isabs(name) or '..' in name.split('/') or '://' in name:
+      raise UserError(f'{name!r} is outside the folder of {self.name}')
+    return self.results.folder / name
+
+  def figure(self, about: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers of a figure, or its arrays by name."""
+    content = self.file(about['data']).read_bytes()
+    if about['data'].endswith('.npz'):
+      with np.load(io.BytesIO(content), allow_pickle=False) as found:
+        return dict(found)
+    return json.loads(content)
+
+
+@dataclasses.dataclass
+class Problems:
+  """A line for each thing that the report has to do without."""
+
+  lines: list[str] = dataclasses.field(default_factory=list)
+
+  def add(self, line: str) -> None:
+    """Adds a line, once."""
+    line = ' '.join(line.split())
+    if line not in self.lines:
+      self.lines.append(line)
+
+  def guard(self, what: str, make: Callable[[], _Made]) -> _Made | None:
+    """What `make` returns; None and a line where it meets a damaged file."""
+    try:
+      return make()
+    except DAMAGE as error:
+      said = str(error) if isinstance(error, UserError) else repr(error)
+      self.add(f'{what}: {said}')
+      return None
+
+
+def find(paths: Sequence[str | os.PathLike], problems: Problems) -> list[Run]:
+  """All runs at some paths, or below them.
+
+  Args:
+    paths: folders of runs, folders that have such, or files `results.json`.
+    problems: gets a line for each path or run that cannot be read.
+  """
+  found: dict[str, Results] = {}
+  for path in paths:
+    try:
+      _read(path, found, problems)
+    except DAMAGE as error:
+      problems.add(str(error))
+  names = _names([results.folder for results in found.values()])
+  return [
+    Run(name, results)
+    for name, results in zip(names, found.values(), strict=True)
+  ]
+
+
+def flat(found: Mapping, prefix: str = '', by: str = '/') -> dict[str, object]:
+  """Nested mappings as one, of which estimates stay whole."""
+  out: dict[str, object] = {}
+  for name, value in found.items():
+    whole = f'{prefix}{by}{name}' if prefix else str(name)
+    if isinstance(value, Mapping) and 'interval' not in value:
+      out |= flat(value, whole, by)
+    else:
+      out[whole] = value
+  return out
+
+
+def _read(path, found: dict[str, Results], problems: Problems):
+  top = files.path(path, 'path')
+  if not top.is_dir() or (top / RESULTS).exists():
+    _add(read_results(path), found)
+    return
+  below = list(_below(top, _DEPTH))
+  if not below:
+    problems.add(
+      f'path={top} has no {RESULTS}, nor has a folder below it; give the '
+      'folder of a finished run, or one that has such folders'
+    )
+  for folder in below:
+    try:
+      _add(read_results(folder), found)
+    except UserError as error:
+      problems.add(str(error))
+
+
+def _below(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
+  for inner in sorted(folder.iterdir(), key=_order):
+    if inner.name in _NOT_RUNS or not inner.is_dir():
+      continue
+    if (inner / RESULTS).exists():
+      yield inner
+    elif depth > 1:
+      yield from _below(inner, depth - 1)
+
+
+def _order(path: epath.Path) -> list[tuple[int, str]]:
+  """As people count: seed2 is before seed10."""
+  parts = re.findall(r'\d+|\D+', path.name)
+  return [(int(p) if p.isdecimal() else -1, p) for p in parts]
+
+
+def _add(results: Results, found: dict[str, Results]):
+  """Adds results whose parts have the kinds that their form says.
+
+  Raises:
+    UserError: they have others.
+  """
+  kinds = {
+    **dict.fromkeys(('asked', 'weights', 'data', 'summary', 'files'), dict),
+    **dict.fromkeys(('rows', 'warnings'), list),
+  }
+  for name, kind in kinds.items():
+    if not isinstance(results[name], kind):
+      raise UserError(
+        f'path={results.folder / RESULTS} is damaged: {name!r} is no '
+        f'{"object" if kind is dict else "list"}; copy it again'
+      )
+  found[os.path.abspath(results.folder)] = results
+
+
+def _names(folders: Sequence[epath.Path]) -> list[str]:
+  """The shortest ends of the folders' paths that differ."""
+  parts = [os.path.abspath(folder).split('/')[1:] for folder in folders]
+  longest = max(map(len, parts), default=1)
+  for length in range(1, longest + 1):
+    names = ['/'.join(one[-length:]) for one in parts]
+    if len(set(names)) == len(names):
+      return names
+  return ['/'.join(one) for one in parts]

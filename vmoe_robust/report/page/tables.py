@@ -1,0 +1,137 @@
+"""Tables of a page: what is shown, and the exact numbers behind it."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vmoe_robust.report.page.runs import flat
+from vmoe_robust.report.table import percent
+
+_MOST_ROWS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """What a cell shows, and the number that it rounds."""
+
+  text: str
+  value: float | int | None = None
+  low: float | None = None
+  high: float | None = None
+  n: int | None = None
+  swatch: float | None = None  # how dark a cell of a matrix is, 0 to 1
+
+  @property
+  def exact(self) -> str | None:
+    """The number as in `results.json`, None where there is none."""
+    if self.value is None or not math.isfinite(self.value):
+      return None
+    return json.dumps(self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table that can be sorted, filtered and saved."""
+
+  caption: str
+  headers: Sequence[str]
+  rows: Sequence[Sequence[Cell]]
+  note: str = ''
+
+  @property
+  def id(self) -> str:
+    """Of letters that a file's name may have."""
+    return re.sub(r'[^a-z0-9]+', '-', self.caption.lower()).strip('-')[:60]
+
+  @property
+  def with_numbers(self) -> list[bool]:
+    """Which columns have numbers, which stand to the right."""
+    return [
+      any(row[i].value is not None for row in self.rows)
+      for i in range(len(self.headers))
+    ]
+
+
+def table(
+  caption: str,
+  headers: Sequence[str],
+  rows: Iterable[Sequence[object]],
+  note: str = '',
+) -> Table:
+  """A table of cells, or of what `cell` makes cells of."""
+  made = [
+    [one if isinstance(one, Cell) else cell(one) for one in row] for row in rows
+  ]
+  return Table(caption, headers, made, note)
+
+
+def cell(value: Any) -> Cell:
+  """A value of `results.json`; of an estimate also its interval."""
+  if isinstance(value, Mapping) and 'interval' in value:
+    low, high = value['interval'] or (None, None)
+    text = _number(value['value'])
+    if low is not None:
+      text += f' [{_number(low)}, {_number(high)}]'
+    return Cell(text, value['value'], low, high, value['n'])
+  if isinstance(value, bool):
+    return Cell('yes' if value else 'no')
+  if value is None or isinstance(value, int | float):
+    return Cell(_number(value), value)
+  if isinstance(value, list | tuple):
+    return Cell(', '.join(cell(one).text for one in value))
+  return Cell(str(value))
+
+
+def rate(estimate: Mapping[str, Any] | None) -> Cell:
+  """A share of images in percent, with its interval."""
+  if estimate is None:
+    return Cell('-')
+  value, interval = estimate['value'], estimate['interval']
+  low, high = interval or (None, None)
+  text = percent(value)
+  if low is not None:
+    text += f' [{100 * low:.1f}, {100 * high:.1f}]'
+  return Cell(text, value, low, high, estimate['n'])
+
+
+def of_rows(caption: str, rows: Sequence[Mapping[str, object]]) -> Table:
+  """All rows of `results.json`, a column a number."""
+  flattened = [flat(row) for row in rows[:_MOST_ROWS]]
+  headers = list(dict.fromkeys(name for row in flattened for name in row))
+  note = ''
+  if len(rows) > _MOST_ROWS:
+    note = f'The first {_MOST_ROWS} of {len(rows):,}; results.json has all.'
+  return table(
+    caption, headers, ([row.get(n, '') for n in headers] for row in flattened),
+    note,
+  )  # fmt: skip
+
+
+def of_values(caption: str, found: Mapping[str, object]) -> Table:
+  """Names and values, one below the other."""
+  return table(caption, ('name', 'value'), flat(found).items())
+
+
+def radius(norm: str, eps: float) -> str:
+  """A radius as people write it: '8/255' in linf."""
+  if norm == 'linf':
+    return f'{255 * eps:.3g}/255'
+  return f'{eps:.4g}'
+
+
+def short(value: object) -> str:
+  """A field of a config as Python has it, its floats with six digits."""
+  if isinstance(value, list | tuple):
+    return f'[{", ".join(map(short, value))}]'
+  return f'{value:.6g}' if isinstance(value, float) else repr(value)
+
+
+def _number(value: float | int | None) -> str:
+  if value is None:
+    return '-'
+  if isinstance(value, int):
+    return f'{value:,}' if abs(value) > 9999 else str(value)
+  return f'{value:.4g}'

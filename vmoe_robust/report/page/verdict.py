@@ -1,0 +1,144 @@
+"""The first screen: one sentence a model, of what and how it was judged."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.page.tables import radius, rate
+
+# Attacks whose name does not say their length.
+_STEPPED = ('pgd', 'mim')
+_USUAL = ('linf', '8/255')  # the radius that is shown if runs share several
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+  """One number of the sentence."""
+
+  accuracy: str  # with its interval
+  attack: str
+  images: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a page says of one model, at one radius of each norm."""
+
+  model: str
+  what: str
+  clean: str
+  at: str  # the norm and the radius
+  attacked: Sequence[Attacked]
+
+
+def verdicts(runs: Sequence[Run], problems: Problems) -> list[Verdict]:
+  """A verdict a model and norm, of the runs that attacked it."""
+  models = collections.defaultdict(list)
+  for run in runs:
+    if run.is_attack:
+      models[run.model, run.results['summary']['norm']].append(run)
+  chosen = _radii(runs)
+  out = []
+  for (_, norm), own in models.items():
+    made = problems.guard(
+      f'the verdict on {own[0].name}',
+      functools.partial(_verdict, own, norm, chosen[norm]),
+    )
+    out += [made] if made else []
+  return out
+
+
+def describe(run: Run) -> str:
+  """The model and its size, in words."""
+  weights = run.results['weights']
+  model = (run.results['asked']['config'] or {}).get('model') or {}
+  parts = []
+  if model.get('layers'):
+    parts.append(
+      f'{"V-MoE" if run.is_sparse else "ViT"} of {model["layers"]} layers, '
+      f'{model.get("hidden")} wide'
+    )
+  if run.is_sparse:
+    router = model.get('router') or {}
+    parts.append(
+      f'{model.get("experts")} experts, {router.get("selected")} a token'
+    )
+  if weights['parameters'] is not None:
+    parts.append(f'{weights["parameters"]:,} parameters')
+  if weights['step'] is not None:
+    parts.append(f'step {weights["step"]}')
+  if weights['checkpoint']:
+    parts.append(str(weights['checkpoint']))
+  return ', '.join(parts) or 'a function without a checkpoint'
+
+
+def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
+  # Of the most images, the number of which is said with each.
+  main = max(runs, key=lambda run: run.results['data']['examples'])
+  # Of each attack the run of the most images; of several, the lowest accuracy.
+  order = lambda pair: (
+    -pair[0].results['data']['examples'],
+    pair[1]['robust_accuracy']['value'] or 0,
+  )
+  there = [
+    (run, row)
+    for run in runs
+    for row in run.results['rows']
+    if radius(norm, row['eps']) == at
+  ]
+  found: dict[str, Attacked] = {}
+  for run, row in sorted(there, key=order):
+    found.setdefault(row['attack'], _attacked(run, row))
+  attacked = list(found.values())
+  if not attacked:  # not attacked at the radius of the others
+    row = max(main.results['rows'], key=lambda row: row['eps'])
+    at = radius(norm, row['eps'])
+    attacked = [_attacked(main, row)]
+  clean = rate(main.results['summary']['clean_accuracy']).text
+  return Verdict(
+    main.name,
+    describe(main),
+    f'{clean} of {images(main.results)}',
+    f'{norm} {at}',
+    attacked,
+  )
+
+
+def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
+  shown, name = rate(row['robust_accuracy']).text, row['attack']
+  steps = run.results['asked']['settings'].get('steps')
+  if name in _STEPPED and steps:
+    name += f' of {steps} steps'
+  return Attacked(shown, name, images(run.results))
+
+
+def images(results: Mapping[str, Any]) -> str:
+  """How many images of which data."""
+  data = results['data']
+  return (
+    f'{data["examples"]:,} images of {data["name"]} {data["split"]}'.strip()
+  )
+
+
+def _radii(runs: Sequence[Run]) -> dict[str, str]:
+  """Of each norm, the radius that most runs have; the middle one of several."""
+  counts = collections.defaultdict(dict)
+  for run in runs:
+    if not run.is_attack:
+      continue
+    norm = run.results['summary']['norm']
+    for row in run.results['rows']:
+      counts[norm].setdefault(row['eps'], set()).add(run.name)
+  out = {}
+  for norm, found in counts.items():
+    by_text = collections.Counter()
+    for eps in sorted(found):
+      by_text[radius(norm, eps)] += len(found[eps])
+    most = max(by_text.values())
+    best = [text for text, count in by_text.items() if count == most]
+    is_usual = norm == _USUAL[0] and _USUAL[1] in best
+    out[norm] = _USUAL[1] if is_usual else best[len(best) // 2]
+  return out
