@@ -65,7 +65,7 @@ def _passes(config: ConfigDict) -> int:
 
 def flop(count: float) -> str:
   """A count of operations as '12.3 TFLOP'."""
-  for unit, size in (('', 1), ('M', 1e6), ('G', 1e9), ('T', 1e12)):
-    if count < 1000 * size:
+  for unit, size in (('M', 1e6), ('G', 1e9), ('T', 1e12), ('P', 1e15)):
+    if count < 999.5 * size:
       return f'{count / size:.3g} {unit}FLOP'
-  return f'{count / 1e15:,.3g} PFLOP'
+  return f'{count / 1e18:,.3g} EFLOP'

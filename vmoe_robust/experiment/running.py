@@ -97,7 +97,14 @@ class Runner:
     self.states[part.name] = state
     if state.name in (states_lib.FINISHED, states_lib.CHANGED):
       return  # of a part whose training had to be looked at first
-    child = self._child(part, self._free.pop())
+    share = self._free.pop()
+    try:
+      child = self._child(part, share)
+    except OSError as error:  # a full disk, or a file where a folder should be
+      self._free.append(share)
+      self.states[part.name] = State(states_lib.FAILED, str(error))
+      self._say(f'{_name(part)}: failed: {error}')
+      return
     self._children.append(child)
     if self.stopped:  # meanwhile
       child.process.send_signal(signal.SIGINT)
@@ -125,10 +132,11 @@ class Runner:
     state = states_lib.look(part)
     if state.name != states_lib.FINISHED and not self.stopped:
       log = part.folder / states_lib.LOG
-      error = f'{_last_line(child, log)} (log: {log})'
+      error = f'{_last_line(child, log).removeprefix("error: ")} (log: {log})'
       state = State(states_lib.FAILED, error)
       failure = {'error': error, 'exit_code': child.process.returncode}
-      write_json(part.folder / states_lib.FAILURE, failure)
+      with contextlib.suppress(OSError):  # it is said below in any case
+        write_json(part.folder / states_lib.FAILURE, failure)
     self.states[part.name] = state
     detail = f': {state.detail}' if state.detail else ''
     self._say(f'{_name(part)}: {state.name} after {seconds:.0f} s{detail}')
