@@ -18,7 +18,7 @@ from vmoe_robust import experiment
 
 # The hidden units of configs/cifar10_moe.py, spread over six blocks.
 WIDE = (3 * 256 + 3 * 8 * 256) // 6
-ATTACK = dict(batch_size=250)
+ATTACK = dict(batch_size=256)
 PART = dict(split='test[:1000]')
 MODELS = {
   'dense': ('cifar10_vit', {}),

@@ -190,6 +190,7 @@ def test_a_second_signal_kills(part):
   parts = [part('stubborn', stubborn)]
   start = time.monotonic()
   thread = signalled(parts[0].folder, signal.SIGTERM)
+
   def again():
     thread.join()
     time.sleep(0.3)

@@ -4,7 +4,10 @@ from vmoe_robust import experiment
 
 MODEL = dict(layers=1, hidden=16, heads=2, mlp=16)
 TRAIN = dict(steps=40, batch_size=32, log_every=1, ema=0.0)
-ATTACK = dict(eps=(0.1,), steps=2, batch_size=40)
+JUDGED = dict(
+  attack=dict(eps=(0.1,), steps=2, batch_size=40),
+  data=dict(split='test[:40]'),
+)
 
 
 def training(name, base, **model):
@@ -20,33 +23,20 @@ def training(name, base, **model):
   )
 
 
-def study(name, of):
-  return dict(
-    name=name,
-    base='configs/study.py',
-    changes=dict(
-      study=dict(name=name),
-      attack=ATTACK,
-      data=dict(split='test[:40]'),
-    ),
-    of=of,
-  )
-
-
 def get_config():
   return experiment.describe(
     runs=[
       training('dense', 'configs/digits_vit.py'),
       training('moe', 'configs/digits_moe.py', moe_every=1),
     ],
-    attacks=[
+    attacks=[dict(name='pgd', base='configs/attack_pgd.py', changes=JUDGED)],
+    studies=[
       dict(
-        name='pgd',
-        base='configs/attack_pgd.py',
-        changes=dict(attack=ATTACK, data=dict(split='test[:40]')),
+        name='routing',
+        base='configs/study.py',
+        changes=dict(JUDGED, study=dict(name='routing_change')),
+        of=('moe',),
       )
     ],
-    # A dense model has no routing: this study of it fails.
-    studies=[study('routing_change', ('moe', 'dense'))],
     comparisons=[('moe', 'dense')],
   )

@@ -94,7 +94,7 @@ def checked(config: ConfigDict) -> ConfigDict:
   )
 
 
-def _entries(group: str, entries: Sequence[Mapping], fields: Mapping) -> list:
+def _entries(group: str, entries: Sequence, fields: Mapping) -> list[dict]:
   found = []
   for entry in entries:
     where = f'config.{group}'

@@ -172,7 +172,7 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
   return made
 
 
-def _change(config: ConfigDict, changes: Mapping, path: str) -> None:
+def _change(config: ConfigDict, changes: object, path: str) -> None:
   if not isinstance(changes, Mapping):
     raise UserError(f'{path}: {changes!r} is no dict of fields')
   for name, value in changes.items():
@@ -211,10 +211,10 @@ def load_base(path: str, mode: str) -> ConfigDict:
 @functools.cache
 def _loaded(path: str, folder: pathlib.Path) -> ConfigDict:
   file = folder / local_path(path, 'base')
-  if not file.is_file():
+  if not file.is_file() or file.suffix != '.py':
     raise UserError(
-      f'base={path!r} does not exist in {folder}; give the path of '
-      'a config file from the folder in which the command is run'
+      f'base={path!r} is no Python file in {folder}; give the path of a config '
+      'file from the folder in which the command is run'
     )
   spec = importlib.util.spec_from_file_location(f'base_{file.stem}', file)
   module = importlib.util.module_from_spec(spec)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from vmoe_robust import files
 from vmoe_robust.checkpoint import open_weights, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
@@ -74,7 +75,7 @@ def look(part: Part, needed: State | None = None) -> State:
 
 
 def _training(part: Part) -> State:
-  done = steps(part.folder / 'checkpoints')
+  done = steps(files.path(part.folder) / 'checkpoints')
   total = part.config.train.steps
   if not done:
     return State(NOT_STARTED)
