@@ -14,9 +14,9 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.experiment import cost
-from vmoe_robust.experiment.__main__ import listing
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import look, states
+from vmoe_robust.experiment.summary import listing
 from vmoe_robust.models import build
 
 ROOT = pathlib.Path(__file__).parents[2]

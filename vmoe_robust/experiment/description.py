@@ -66,7 +66,10 @@ def checked(config: ConfigDict) -> ConfigDict:
   for name in FIELDS:
     if name not in config:
       raise UserError(f'the experiment has no {name!r}; make it by describe()')
-  out = {n: _entries(n, config[n], fields) for n, fields in GROUPS.items()}
+  out: dict[str, list] = {
+    name: _entries(name, config[name], fields)
+    for name, fields in GROUPS.items()
+  }
   names = [run['name'] for run in out['runs']]
   _check_seeds(config.seeds)
   for run in out['runs']:

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping
 
@@ -68,6 +69,10 @@ class Part:
   def command(self) -> list[str]:
     """The program and its arguments."""
     return [sys.executable, '-m', 'vmoe_robust.main', *self.arguments()]
+
+  def shown(self) -> str:
+    """The command as text for a shell."""
+    return shlex.join(['python', *self.command()[1:]])
 
 
 def parts(config: ConfigDict, workdir: str | os.PathLike) -> list[Part]:
