@@ -54,7 +54,12 @@ def test_the_experiments_are_there():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_is_listed_and_its_commands_say_all(name, monkeypatch, tmp_path):
-  every = parts(of(name, monkeypatch), tmp_path)
+  config = load(monkeypatch, f'--config={FOLDER / name}.py')
+  seeds, config.seeds = config.seeds, (3,)
+  every = parts(config, tmp_path)
+  page = (ROOT / 'docs/experiments.md').read_text()
+  [row] = [x for x in page.splitlines() if x.startswith(f'| `{name}` |')]
+  assert row.endswith(f'| {len(seeds) * len(every)} |')
   assert [part.number for part in every] == list(range(1, len(every) + 1))
   lines = listing(every, states(every)).splitlines()
   assert len(lines) == len(every) + 3
@@ -345,3 +350,13 @@ def test_the_paper_s_list_of_models(monkeypatch):
   fine = next(p.config for p in every if p.run == 'moe_b32_e32_k1')
   assert fine.data.image_size == 384 and fine.train.optimizer.name == 'sgd'
   assert fine.init_from == 'x/pretrain_moe_b32_e32_k1_seed3'
+
+
+def test_the_example_of_the_page_works(tmp_path):
+  page = (ROOT / 'docs/experiments.md').read_text()
+  code = page.split('### Writing one')[1].split('```python')[1].split('```')[0]
+  made = {}
+  exec(code, made)  # noqa: S102
+  every = parts(made['get_config'](), tmp_path)
+  assert len(every) == 3 * (2 + 2 + 1)
+  assert {part.run for part in every if part.mode == 'study'} == {'e8'}
