@@ -126,10 +126,11 @@ def test_names_folders_and_order():
     *('a_seed0/attacks/pgd', 'a_seed5/attacks/pgd'),
   ]
   by_name = {part.name: part for part in every}
-  assert by_name['a_seed5'].config.init_from == 'runs/x/c_seed5'
+  last = 'checkpoints/1600'
+  assert by_name['a_seed5'].config.init_from == f'runs/x/c_seed5/{last}'
   assert by_name['a_seed5'].needs == 'c_seed5'
   judged = by_name['a_seed5/attacks/pgd']
-  assert judged.config.checkpoint == 'runs/x/a_seed5'
+  assert judged.config.checkpoint == f'runs/x/a_seed5/{last}'
   assert judged.config.seed == 0 and judged.seed == 5
   assert judged.folder == pathlib.Path('runs/x/a_seed5/attacks/pgd')
   stages = [part.stage for part in every]
@@ -349,7 +350,8 @@ def test_the_paper_s_list_of_models(monkeypatch):
   assert models['moe_s32_e32_k2'].hidden == presets.MODEL_SIZES['S']['hidden']
   fine = next(p.config for p in every if p.run == 'moe_b32_e32_k1')
   assert fine.data.image_size == 384 and fine.train.optimizer.name == 'sgd'
-  assert fine.init_from == 'x/pretrain_moe_b32_e32_k1_seed3'
+  start = 'x/pretrain_moe_b32_e32_k1_seed3/checkpoints/93835'
+  assert fine.init_from == start
 
 
 def test_the_example_of_the_page_works(tmp_path):

@@ -10,11 +10,13 @@ from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics
+from vmoe_robust.report.records import to_numpy
 from vmoe_robust.report.results import read_results
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import is_right
 
 CLEAN = 'clean'
+_PREDICTIONS = ('prediction_before', 'prediction_after')
 # Of a sweep of radii, how many the table on the terminal has.
 _SHOWN = 4
 
@@ -172,7 +174,7 @@ def _paired(first: Part, second: Part) -> list[tuple[str, dict]]:
   found = []
   for condition in (CLEAN, *names):
     clean = condition == CLEAN
-    when = 'prediction_before' if clean else 'prediction_after'
+    when = _PREDICTIONS[0 if clean else 1]
     right, known = [], []
     for columns in sides:
       rows = columns['condition'] == (names[0] if clean else condition)
@@ -196,9 +198,5 @@ def _paired(first: Part, second: Part) -> list[tuple[str, dict]]:
 
 def _columns(part: Part) -> dict[str, np.ndarray]:
   records = read_results(part.folder).records
-  wanted = ('condition', 'index', 'label', 'prediction_before')
-  out = {}
-  for name in (*wanted, 'prediction_after'):
-    values = records[name].to_pylist()
-    out[name] = np.array(values)
-  return out
+  names = ('condition', 'index', 'label', *_PREDICTIONS)
+  return {name: to_numpy(records[name]) for name in names}

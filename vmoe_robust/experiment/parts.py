@@ -82,14 +82,15 @@ def parts(config: ConfigDict, workdir: str | os.PathLike) -> list[Part]:
     UserError: the description or what becomes of a base config is wrong.
   """
   config, workdir = checked(config), local_path(workdir, '--workdir')
-  found, stages = [], {}
+  trained: dict[str, Part] = {}
   for run in _in_order(config.runs):
     for seed in config.seeds:
-      found.append(_training(config, run, seed, workdir, stages))
-  trainings = list(found)
+      part = _training(config, run, seed, workdir, trained)
+      trained[part.name] = part
+  found = list(trained.values())
   for group in ('attacks', 'studies'):
     for entry in config[group]:
-      for training in trainings:
+      for training in trained.values():
         if not entry['of'] or training.run in entry['of']:
           found.append(_judging(config, group, entry, training))
   found.sort(key=lambda part: part.stage)
@@ -110,13 +111,14 @@ def _in_order(runs) -> list[Mapping]:
   return done
 
 
-def _training(config, run, seed, workdir, stages: dict) -> Part:
+def _training(config, run, seed, workdir, trained: dict) -> Part:
   name = f'{run["name"]}_seed{seed}'
-  needs = f'{run["start"]}_seed{seed}' if run['start'] else None
-  stages[name] = stages[needs] + 1 if needs else 0
-  own = {'seed': seed}
-  if needs:
-    own['init_from'] = str(workdir / needs)
+  own, needs = {'seed': seed}, None
+  stage = 0
+  if run['start']:
+    start = trained[f'{run["start"]}_seed{seed}']
+    own['init_from'], needs = _last_checkpoint(start), start.name
+    stage = start.stage + 1
   return Part(
     number=0,
     name=name,
@@ -128,13 +130,19 @@ def _training(config, run, seed, workdir, stages: dict) -> Part:
     config=_config(config, 'runs', run, own),
     folder=workdir / name,
     needs=needs,
-    stage=stages[name],
+    stage=stage,
   )
+
+
+def _last_checkpoint(training: Part) -> str:
+  """By name, so that no earlier one is taken where this is damaged."""
+  steps = training.config.train.steps
+  return str(training.folder / 'checkpoints' / str(steps))
 
 
 def _judging(config, group, entry, training: Part) -> Part:
   name = f'{training.name}/{group}/{entry["name"]}'
-  own = {'checkpoint': str(training.folder)}
+  own = {'checkpoint': _last_checkpoint(training)}
   made = _config(config, group, entry, own)
   if not needs_checkpoint(made):
     raise UserError(

@@ -67,15 +67,22 @@ class Runner:
       not in (states_lib.FINISHED, states_lib.CHANGED)
     ]
     with self._forwarding():
-      while (waiting and not self.stopped) or self._children:
-        if not self.stopped:
-          waiting = self._start(waiting)
-        time.sleep(_LOOK)
-        for child in [
-          c for c in self._children if c.process.poll() is not None
-        ]:
-          self._children.remove(child)
-          self._end(child)
+      try:
+        while (waiting and not self.stopped) or self._children:
+          if not self.stopped:
+            waiting = self._start(waiting)
+          time.sleep(_LOOK)
+          self._collect()
+      except BaseException:  # nobody would look after them any more
+        for child in self._children:
+          child.process.send_signal(signal.SIGINT)
+        raise
+
+  def _collect(self) -> None:
+    for child in list(self._children):
+      if child.process.poll() is not None:
+        self._children.remove(child)
+        self._end(child)
 
   def _start(self, waiting: Sequence[Part]) -> list[Part]:
     """Starts what can be; returns what still waits."""
@@ -155,7 +162,10 @@ class Runner:
         with contextlib.suppress(ProcessLookupError):
           child.process.send_signal(sent)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A terminal that closes; under nohup that is ignored.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
       yield

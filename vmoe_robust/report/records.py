@@ -34,7 +34,7 @@ def write_records(
 def read_records(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The columns that `write_records` wrote."""
   made = parquet.read_table(path)
-  return {name: _to_numpy(made[name]) for name in made.column_names}
+  return {name: to_numpy(made[name]) for name in made.column_names}
 
 
 def _to_arrow(values):
@@ -44,7 +44,8 @@ def _to_arrow(values):
   return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _to_numpy(column):
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+  """A column that `write_records` wrote, as it was given."""
   column = column.combine_chunks()
   if not pa.types.is_fixed_size_list(column.type):
     return column.to_numpy(zero_copy_only=False)
