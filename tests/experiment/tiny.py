@@ -1,33 +1,24 @@
-"""An experiment for the tests: two models of one block, a few steps each."""
+"""An experiment for the tests: the same model of one block under two names."""
 
 from vmoe_robust import experiment
 
-MODEL = dict(layers=1, hidden=16, heads=2, mlp=16)
-TRAIN = dict(steps=40, batch_size=32, log_every=1, ema=0.0)
+TRAINED = dict(
+  model=dict(layers=1, hidden=16, heads=2, mlp=16, experts=2, moe_every=1),
+  train=dict(steps=40, batch_size=32, log_every=1, ema=0.0),
+  save=dict(every_steps=2),
+  attack=dict(at_end=False),
+)
 JUDGED = dict(
   attack=dict(eps=(0.1,), steps=2, batch_size=40),
   data=dict(split='test[:40]'),
 )
 
 
-def training(name, base, **model):
-  return dict(
-    name=name,
-    base=base,
-    changes=dict(
-      model=MODEL | model,
-      train=TRAIN,
-      save=dict(every_steps=2),
-      attack=dict(at_end=False),
-    ),
-  )
-
-
 def get_config():
   return experiment.describe(
     runs=[
-      training('dense', 'configs/digits_vit.py'),
-      training('moe', 'configs/digits_moe.py', moe_every=1),
+      dict(name=name, base='configs/digits_moe.py', changes=TRAINED)
+      for name in ('killed', 'twin')
     ],
     attacks=[dict(name='pgd', base='configs/attack_pgd.py', changes=JUDGED)],
     studies=[
@@ -35,8 +26,8 @@ def get_config():
         name='routing',
         base='configs/study.py',
         changes=dict(JUDGED, study=dict(name='routing_change')),
-        of=('moe',),
+        of=('killed',),
       )
     ],
-    comparisons=[('moe', 'dense')],
+    comparisons=[('killed', 'twin')],
   )

@@ -115,10 +115,10 @@ def show(rows: Sequence[Mapping]) -> str:
       lines.append(_line(row))
   if not lines:
     return '\n'.join(notes)
-  headers = ('first', 'second', 'attack', 'condition', '', '')
+  headers = ('first', 'second', 'attack', 'condition', 'of first', 'of second')
   headers += ('difference', '95% interval', 'each seed', "McNemar's p")
   foot = (
-    'Differences are in points of the same images. The interval is over seeds, '
+    'Accuracies, and their differences in points. The interval is over seeds, '
     'or over images where there is one seed; p is of each seed.'
   )
   return '\n'.join([table(headers, lines), foot, *notes])
