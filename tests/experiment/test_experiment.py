@@ -1,7 +1,7 @@
 """A whole experiment through the real program, killed and continued.
 
 What its processes compile is kept in the folder of tests/conftest.py; where
-it is there already the test takes about 45 seconds of CPU time.
+it is there already the test takes about 55 seconds of CPU time.
 """
 
 import json
