@@ -10,7 +10,7 @@
 # The last line of the list says which parts can run at the same time; each such
 # group is an array of its own, after the one before:
 #
-#   sbatch --array=15-82 --dependency=afterok:JOB launch/slurm_array.sh ...
+#   sbatch --array=15-82 --dependency=afterany:JOB launch/slurm_array.sh ...
 #
 # Options of sbatch go before the script and win over those below: for parts of
 # one GPU --gpus-per-node=1 --ntasks-per-node=1. Five minutes before the time is

@@ -207,3 +207,32 @@ def test_a_folder_that_is_no_folder_fails_alone(part, tmp_path):
   (tmp_path / 'bad').write_text('')
   found, _ = run([part('bad'), part('good')])
   assert found == {'bad': 'failed', 'good': 'finished'}
+
+
+def test_an_error_of_our_own_leaves_no_process_alone(part):
+  if len(running.cpus()) < 2:
+    pytest.skip('one CPU')
+  saves = (
+    'import signal; '
+    'signal.signal(signal.SIGINT, lambda *_: sys.exit(print("saved")));'
+    'pathlib.Path("ready").touch(); time.sleep(60)'
+  )
+  waits = (
+    'end = time.monotonic() + 60\n'
+    'while not pathlib.Path("../long/ready").exists():\n'
+    '  assert time.monotonic() < end; time.sleep(.01)\n' + FINISH
+  )
+  parts = [part('long', saves), part('short', waits)]
+  found = {p.name: State(states.NOT_STARTED) for p in parts}
+
+  def broken():
+    raise RuntimeError('of the summary')
+
+  runner = running.Runner(parts, found, 2, lambda line: None, broken)
+  with pytest.raises(RuntimeError, match='of the summary'):
+    runner.run()
+  end = time.monotonic() + 30
+  log = parts[0].folder / 'log.txt'
+  while log.read_text() != 'saved\n' and time.monotonic() < end:
+    time.sleep(0.01)
+  assert log.read_text() == 'saved\n'
