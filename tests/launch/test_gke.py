@@ -199,3 +199,34 @@ def test_what_kubectl_says_is_explained(tool, tmp_path, said, words):
 
 def test_without_kubectl():
   assert 'kubectl is not installed' in refused(*FLAGS)
+
+
+def test_each_index_of_a_job_runs_its_part(tmp_path):
+  job = yaml.safe_load((ROOT / 'launch/gke_parts.yaml').read_text())
+  spec, pod = job['spec'], job['spec']['template']['spec']
+  assert (job['apiVersion'], job['kind']) == ('batch/v1', 'Job')
+  assert spec['completionMode'] == 'Indexed'
+  # These two go together, and with restartPolicy Never alone.
+  assert spec['maxFailedIndexes'] <= spec['completions']
+  assert spec['backoffLimitPerIndex'] and 'backoffLimit' not in spec
+  assert pod['restartPolicy'] == 'Never'
+  claim = yaml.safe_load((ROOT / 'launch/gke_share.yaml').read_text())
+  named = pod['volumes'][0]['persistentVolumeClaim']['claimName']
+  assert named == claim['metadata']['name']
+  [container] = pod['containers']
+  # Kubernetes would replace $(NAME).
+  assert not [word for word in container['command'] if '$(' in word]
+  (tmp_path / 'python').write_text('#!/bin/sh\necho "$*"\n')
+  (tmp_path / 'python').chmod(0o755)
+  done = subprocess.run(
+    [*container['command'], *container['args']],
+    env={'PATH': f'{tmp_path}:/bin:/usr/bin', 'FIRST': '15'}
+    | {'JOB_COMPLETION_INDEX': '2'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == [
+    *('-m', 'vmoe_robust.experiment', '--only=17'),
+    *container['args'],
+  ]

@@ -13,6 +13,7 @@ from tests.environment import child
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.attacks import ensemble
+from vmoe_robust.attacks.passes import forward_passes
 from vmoe_robust.cost import hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import (
@@ -93,7 +94,7 @@ def test_weights_are_never_made(config):
 def passes(programs, name):
   """By formula."""
   stage, classes = programs.stages()[name], programs.config.model.num_classes
-  return estimate.forward_passes(stage, classes, programs.judged)
+  return forward_passes(stage, classes, programs.judged)
 
 
 def together(programs, name):

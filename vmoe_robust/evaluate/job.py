@@ -146,17 +146,11 @@ def finished(
   if not (Path(workdir) / RESULTS).exists():
     return False
   results = read_results(workdir)
-  weights, training = results['weights'], config.mode == 'train'
-  before = weights['step']
+  before, training = results['weights']['step'], config.mode == 'train'
   if training and before is not None and before < step:
     return False  # of an attack while training
-  found = from_json(to_json(results['asked']['config']))
-  changed = differences(config, found, machine_fields(config))
+  changed = changes(config, results, step, checksum)
   called = staging.name(workdir)
-  if before != step:
-    changed.append(f'step {step} (was {before})')
-  elif checksum not in (None, weights['checksum']):
-    changed.append('weights that changed since')
   if changed:
     way = (
       'attack with --config=configs/attack_pgd.py and' if training else 'use'
@@ -167,6 +161,32 @@ def finished(
     )
   say(f'{called} is finished:\n\n{closing(results, workdir, render)}')
   return True
+
+
+def changes(
+  config: ConfigDict,
+  results: dict,
+  step: int | None,
+  checksum: str | None = None,
+  ignore: tuple[str, ...] = (),
+) -> list[str]:
+  """In what results differ from those that are asked for, as text.
+
+  Args:
+    config: that they are to be of.
+    results: that are there.
+    step: of the weights that are judged, if they are of a run.
+    checksum: of these weights; None: not compared.
+    ignore: fields that may differ, besides those of the machine.
+  """
+  weights = results['weights']
+  found = from_json(to_json(results['asked']['config']))
+  changed = differences(config, found, (*machine_fields(config), *ignore))
+  if weights['step'] != step:
+    changed.append(f'step {step} (was {weights["step"]})')
+  elif checksum not in (None, weights['checksum']):
+    changed.append('weights that changed since')
+  return changed
 
 
 def require_examples(config: ConfigDict, examples: int, skipped: int) -> None:

@@ -6,8 +6,6 @@ import math
 from ml_collections import ConfigDict
 
 from vmoe_robust.attacks import Stage
-from vmoe_robust.attacks.fab import Fab
-from vmoe_robust.attacks.square import Square
 from vmoe_robust.config import batch_size
 from vmoe_robust.cost.hardware import Chip
 from vmoe_robust.cost.program import Costs
@@ -44,31 +42,6 @@ def roofline(costs: Costs, chip: Chip) -> Roofline:
     links=links / chip.links,
     network=network / chip.network,
   )
-
-
-def forward_passes(stage: Stage, classes: int, judged: int) -> int:
-  """What a run of a stage and its judgement compute, in passes of the batch.
-
-  A gradient by the image costs one more pass than the loss.
-
-  Args:
-    stage: of an attack.
-    classes: of the model.
-    judged: passes of the judge.
-  """
-  attack = stage.attack
-  if isinstance(attack, Square):
-    each = 1
-  elif isinstance(attack, Fab):  # a gradient a rival, then a look
-    each = 2 + (1 if stage.targets else classes)
-  else:
-    each = 2
-  if stage.stays and isinstance(attack, Fab):
-    return each * attack.steps + judged
-  if stage.stays:  # the clean image is looked at first, the last x at the end
-    return 1 + each * (attack.steps - 1) + 1 + judged
-  # Claims are judged as they are made, here once.
-  return each * attack.steps + 1 + judged
 
 
 def calls(config: ConfigDict, stage: Stage, examples: int) -> int:

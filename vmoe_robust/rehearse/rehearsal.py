@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.attacks.passes import forward_passes as attack_passes
 from vmoe_robust.config import (
   UserError,
   batch_size,
@@ -19,8 +20,9 @@ from vmoe_robust.config import (
   validate,
 )
 from vmoe_robust.cost import hardware, program
+from vmoe_robust.data import known
 from vmoe_robust.models import flops
-from vmoe_robust.rehearse import advice, datasets, estimate, topology
+from vmoe_robust.rehearse import advice, estimate, topology
 from vmoe_robust.rehearse.programs import JUDGE, TRAIN, Programs
 from vmoe_robust.train.objective import forward_passes
 
@@ -55,7 +57,7 @@ def rehearse(
     UserError: the configuration cannot work on this topology.
   """
   devices = topology.devices(name, slices)
-  config, examples = datasets.resolve(config, examples)
+  config, examples = known.resolve(config, examples)
   programs = Programs(config, _mesh(config, devices, slices))
   out = {
     'topology': name,
@@ -164,7 +166,7 @@ def _stage(
   own = own + parts['outbox'] if own else sum(sizes.values())
   sizes['total'] = max(own, sizes['judging'])
   classes = config.model.num_classes
-  passes = estimate.forward_passes(stage, classes, programs.judged)
+  passes = attack_passes(stage, classes, programs.judged)
   out = _part(programs, 'attack', found, sizes, parts['weights'], passes)
   out |= dict(attempts=stage.attempts, steps=stage.attack.steps)
   calls = estimate.calls(config, stage, examples)

@@ -1,4 +1,4 @@
-"""What the data would say: a rehearsal does not read them."""
+"""What known data would say, for programs that do not read them."""
 
 from ml_collections import ConfigDict
 

@@ -1,0 +1,156 @@
+"""`python -m vmoe_robust.experiment --config=configs/experiments/NAME.py`."""
+
+import collections
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vmoe_robust.config import UserError, choose, command_line
+from vmoe_robust.experiment import comparing
+from vmoe_robust.experiment import states as states_lib
+from vmoe_robust.experiment.description import checked
+from vmoe_robust.experiment.parts import Part, parts
+from vmoe_robust.experiment.running import Runner, cpus
+from vmoe_robust.experiment.states import FINISHED, State, states
+from vmoe_robust.experiment.summary import (
+  COMPARISONS,
+  SUMMARY,
+  details,
+  listing,
+  seconds,
+  summary,
+)
+from vmoe_robust.files import (
+  local_path,
+  locked,
+  require_writable,
+  write_json,
+)
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, "Where everything goes; 'runs/CONFIG' by default."
+)
+_LIST = flags.DEFINE_bool(
+  'list', False, 'Show the parts, with --only the command of one; run none.'
+)
+_ONLY = flags.DEFINE_string(
+  'only', None, 'Run this part alone: its number or its name.'
+)
+_JOBS = flags.DEFINE_integer(
+  'jobs', 1, 'Parts that run at a time, each with its share of the CPUs.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'With --only, in each process of a pod or cluster.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs, lists or spreads an experiment."""
+  # The accelerator is the parts': this process must not take it.
+  jax.config.update('jax_platforms', 'cpu')
+  config = command_line.load(_CONFIG, argv)
+  if _DISTRIBUTED.value and not _ONLY.value:
+    raise UserError('--distributed is for one part; give --only=NUMBER')
+  if not 1 <= _JOBS.value <= len(cpus()):
+    raise UserError(
+      f'--jobs={_JOBS.value} does not fit the {len(cpus())} CPUs that this '
+      f'process may use; use 1 to {len(cpus())}'
+    )
+  workdir = _WORKDIR.value or os.path.join('runs', command_line.name())
+  workdir = local_path(workdir, '--workdir')
+  every = parts(config, workdir)
+  one = _chosen(every, _ONLY.value) if _ONLY.value else None
+  if _LIST.value and one:
+    print(one.shown())
+  elif _LIST.value:
+    print(listing(every, states(every)))
+  elif one:
+    _run_one(one, states(every))
+  else:
+    require_writable(workdir)
+    with locked(workdir):
+      _run_all(checked(config), workdir, every)
+
+
+def _chosen(every: Sequence[Part], wanted: str) -> Part:
+  if wanted.isdecimal():
+    if not 1 <= int(wanted) <= len(every):
+      raise UserError(
+        f'--only={wanted} is no part; there are 1 to {len(every)}, which '
+        '--list shows'
+      )
+    return every[int(wanted) - 1]
+  name = choose('--only', wanted, [part.name for part in every])
+  return next(part for part in every if part.name == name)
+
+
+def _run_one(part: Part, found: Mapping[str, State]) -> None:
+  state, needed = found[part.name], found.get(part.needs)
+  if needed is not None and needed.name != FINISHED:
+    raise UserError(
+      f'--only={_ONLY.value}: {part.name} needs {part.needs}, which is '
+      f'{needed.name}; run that first'
+    )
+  if state.name == states_lib.CHANGED:
+    raise UserError(f'--only={_ONLY.value}: {state.detail}')
+  if state.name == FINISHED:
+    print(f'{part.number} {part.name} is finished: {part.folder}')
+    return
+  if _DISTRIBUTED.value:  # signals and the exit code are then the part's own
+    os.execv(sys.executable, [*part.command(), '--distributed'])
+  runner = Runner([part], found, 1, _say)
+  runner.run()
+  _leave(runner, [part])
+
+
+def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
+  command = ['python', '-m', 'vmoe_robust.experiment', *sys.argv[1:]]
+  about = {'name': command_line.name(), 'command': shlex.join(command)}
+
+  def write_summary():
+    found = about | summary(config, every, runner.states, runner.seconds)
+    try:
+      write_json(workdir / SUMMARY, found)
+    except OSError as error:  # the parts' own results are what counts
+      _say(f'{SUMMARY} was not written: {error}')
+
+  runner = Runner(every, states(every), _JOBS.value, _say, write_summary)
+  runner.seconds = seconds(workdir)
+
+  write_summary()
+  runner.run()
+  rows = comparing.compare(config, every, runner.states)
+  write_json(workdir / COMPARISONS, rows)
+  write_summary()
+  if text := comparing.show(rows):
+    print(f'\n{text}')
+  print(f'\nwritten to {workdir}: {SUMMARY}, {COMPARISONS}')
+  _leave(runner, every)
+
+
+def _leave(runner: Runner, every: Sequence[Part]) -> None:
+  """Says what remains, and ends with the exit code for it."""
+  found = runner.states
+  counts = collections.Counter(found[part.name].name for part in every)
+  print(', '.join(f'{count} {name}' for name, count in counts.items()))
+  for line in details(every, found):
+    print(line)
+  if runner.stopped:
+    raise KeyboardInterrupt
+  if counts[FINISHED] < len(every):
+    sys.exit(1)
+
+
+def _say(text: str) -> None:
+  print(text, flush=True)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

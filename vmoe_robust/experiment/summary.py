@@ -1,0 +1,91 @@
+"""What is said of an experiment as a whole: its list, and experiment.json."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.experiment import cost
+from vmoe_robust.experiment.parts import Part
+from vmoe_robust.experiment.states import State
+from vmoe_robust.report.table import table
+
+# In the experiment's folder.
+SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
+FORMAT, VERSION = 'vmoe_robust experiment', 1
+
+
+def listing(every: Sequence[Part], found: Mapping[str, State]) -> str:
+  """The parts as a table, and which of them can run at the same time."""
+  lines = [
+    [part.number, part.name, found[part.name].name, price]
+    for part, price in zip(every, cost.costs(every), strict=True)
+  ]
+  headers = ('part', 'name', 'state', 'cost at most')
+  stages = collections.defaultdict(list)
+  for part in every:
+    stages[part.stage].append(part.number)
+  ranges = [f'{min(s)}-{max(s)}' for s in stages.values()]
+  return '\n'.join(
+    [
+      table(headers, lines),
+      *details(every, found),
+      'parts that can run at the same time, one group after the other: '
+      + ', '.join(ranges),
+    ]
+  )
+
+
+def details(every: Sequence[Part], found: Mapping[str, State]) -> list[str]:
+  """A line for each part of which there is more to say than its state."""
+  return [
+    f'{part.number} {part.name}: {found[part.name].name}: '
+    f'{found[part.name].detail}'
+    for part in every
+    if found[part.name].detail
+  ]
+
+
+def summary(
+  config: ConfigDict,
+  every: Sequence[Part],
+  found: Mapping[str, State],
+  seconds: Mapping[str, float],
+) -> dict:
+  """What experiment.json says: parts, states, folders and commands."""
+  said = [
+    {
+      'number': part.number,
+      'name': part.name,
+      'mode': part.mode,
+      'run': part.run,
+      'asked': part.asked,
+      'seed': part.seed,
+      'folder': part.name,  # in this one's
+      'needs': part.needs,
+      'state': found[part.name].name,
+      'detail': found[part.name].detail,
+      'seconds': seconds.get(part.name),
+      'command': part.shown(),
+    }
+    for part in every
+  ]
+  return {
+    'format': FORMAT,
+    'format_version': VERSION,
+    'runs': [run['name'] for run in config.runs],
+    'seeds': list(config.seeds),
+    'comparisons': [list(pair) for pair in config.comparisons],
+    'parts': said,
+  }
+
+
+def seconds(workdir: pathlib.Path) -> dict[str, float]:
+  """What parts took so far, by name, of earlier calls."""
+  try:
+    found = json.loads((workdir / SUMMARY).read_text())['parts']
+    return {p['name']: p['seconds'] for p in found if p['seconds']}
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}
