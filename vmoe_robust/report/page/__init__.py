@@ -145,18 +145,27 @@ def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
 
 def _is_whole(run: Run, problems: Problems) -> bool:
   """Whether what every section needs is of the right form."""
-  return bool(
-    problems.guard(
-      run.name,
-      lambda: (
-        run.id, run.mode, run.model, run.is_attack, run.config,
-        run.results['asked']['name'], verdict.images(run.results),
-        verdict.describe(run),
-        [row['condition'] for row in run.results['rows']],
-        [run.results['summary']['norm']] if run.is_attack else [],
-      ),
-    )
-  )  # fmt: skip
+  return (
+    problems.guard(run.name, functools.partial(_require_form, run)) or False
+  )
+
+
+def _require_form(run: Run) -> bool:
+  """Uses what sections use of all runs at once, so that damage is found here.
+
+  Raises:
+    LookupError, TypeError, ValueError: it is of another form.
+  """
+  results = run.results
+  hash((run.id, run.mode, run.model, results['asked']['name']))
+  verdict.describe(run), verdict.images(results)
+  for row in results['rows']:
+    hash(row['condition'])
+  for about in results['files'].get('figures', ()):
+    hash((about['name'], about['title'], about['data']))
+  attacks.accuracy([run])
+  verdict.verdicts([run], Problems())
+  return isinstance(run.config, dict)
 
 
 @functools.cache
