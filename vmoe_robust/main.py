@@ -56,6 +56,8 @@ def _workdir(config) -> str:
 
 def _default_workdir(config) -> str:
   name = command_line.name()
+  if config.mode == 'study':  # one config file asks any of them
+    name = 'studies' if config.study.names else config.study.name
   if config.mode != 'train' and config.checkpoint:
     path = Path(config.checkpoint).absolute()
     if path.parent.name == 'checkpoints':

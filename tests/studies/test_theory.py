@@ -1,3 +1,6 @@
+import importlib.util
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 import vmoe_robust
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
+from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.studies import run
 from vmoe_robust.studies.theory import cells, learned, misrouting
 
@@ -163,3 +167,16 @@ def test_a_checkpoint_has_no_effect(config, tmp_path):
   config.checkpoint = 'somewhere'
   with pytest.raises(UserError, match=r'config\.checkpoint.* has no effect'):
     run.run(config, tmp_path)
+
+
+def test_the_config_of_all_studies_runs_it():
+  root = pathlib.Path(__file__).parents[2]
+  spec = importlib.util.spec_from_file_location('c', root / 'configs/study.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.study.name = 'theory'
+  assert combine(config, None).study.name == 'theory'
+  config.data.split = 'test'
+  with pytest.raises(UserError, match=r'data\.split=.* has no effect'):
+    combine(config, None)

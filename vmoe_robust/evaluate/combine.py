@@ -74,6 +74,10 @@ def combine(config: ConfigDict, weights: Weights | None) -> ConfigDict:
 def _alone(config: ConfigDict) -> ConfigDict:
   """The configuration of a study that needs no checkpoint."""
   own = ('config.mode', 'config.seed', *_settings(config), *MACHINE_FIELDS)
+  # Empty in configs/study.py: as trained.
+  own += tuple(
+    f'config.data.{n}' for n in ('name', 'split') if not config.data[n]
+  )
   if ignored := differences(config, default(), own):
     raise UserError(
       f'{ignored[0].split(" ")[0]} has no effect with config.study.name='
