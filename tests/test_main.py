@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from tests.checkpoint.bucket import reached
 from vmoe_robust import checkpoint, main
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import command_line
@@ -106,11 +107,17 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   assert 'not writable' in refused(capsys, monkeypatch, DIGITS, workdir)
 
 
-def test_a_workdir_that_is_an_address_is_refused_and_leaves_nothing(
+def test_a_workdir_that_cannot_be_is_refused_and_leaves_nothing(
   capsys, monkeypatch, tmp_path
 ):
-  said = refused(capsys, monkeypatch, DIGITS, '--workdir=gs://bucket/run')
-  assert "--workdir='gs://bucket/run'" in said and 'mounted folder' in said
+  with reached(tmp_path):
+    said = refused(capsys, monkeypatch, DIGITS, '--workdir=gs://forbidden/run')
+  assert "--workdir='gs://forbidden/run' cannot be reached: Forbidden" in said
+  said = refused(capsys, monkeypatch, DIGITS, '--workdir=none://bucket/run')
+  assert "--workdir='none://bucket/run' is an address of an unknown" in said
+  kept = (DIGITS, '--config.attack.save_images', '--workdir=gs://bucket/run')
+  said = refused(capsys, monkeypatch, *kept)
+  assert 'set config.attack.save_images=False, or give a folder' in said
   said = refused(capsys, monkeypatch, DIGITS, '--workdir=~no.such.user/run')
   assert 'unknown user' in said
   assert not list(tmp_path.iterdir())

@@ -34,9 +34,16 @@ def path(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
     field: what the user set, for the error.
 
   Raises:
-    UserError: `~name` is the home of a user who does not exist.
+    UserError: `~name` is the home of a user who does not exist, or it is an
+      address of an unknown kind.
   """
-  return epath.Path(expanded(text, field))
+  try:
+    return epath.Path(expanded(text, field))
+  except KeyError as error:
+    raise UserError(
+      f'{field}={os.fspath(text)!r} is an address of an unknown kind; give a '
+      'folder, or an address such as gs://BUCKET/PATH'
+    ) from error
 
 
 def expanded(text: str | os.PathLike, field: str = 'the path') -> str:
