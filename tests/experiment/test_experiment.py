@@ -94,6 +94,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_results(
   assert list(killed) == list(twin)
   for name, values in twin.items():
     np.testing.assert_array_equal(killed[name], values)
+  assert 'Robustness report' in (tmp_path / 'report.html').read_text()
   [clean, attacked] = json.loads((tmp_path / 'comparisons.json').read_text())
   assert clean['condition'] == 'clean'
   [seed] = attacked['seeds']

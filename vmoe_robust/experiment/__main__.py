@@ -32,6 +32,7 @@ from vmoe_robust.files import (
   require_writable,
   write_json,
 )
+from vmoe_robust.report import page
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
 _WORKDIR = flags.DEFINE_string(
@@ -131,8 +132,21 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   write_summary()
   if text := comparing.show(rows):
     print(f'\n{text}')
-  print(f'\nwritten to {workdir}: {SUMMARY}, {COMPARISONS}')
+  written = [SUMMARY, COMPARISONS, *_reported(workdir)]
+  print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
+
+
+def _reported(workdir: Path) -> list[str]:
+  """Writes the page of what is finished; its name if that could be done."""
+  try:
+    left_out = page.write([workdir], workdir / page.REPORT)
+  except Exception as error:  # of whatever kind: the numbers are there
+    _say(f'{page.REPORT} was not written: {error}')
+    return []
+  for line in left_out:
+    _say(f'{page.REPORT}: left out: {line}')
+  return [page.REPORT]
 
 
 def _leave(runner: Runner, every: Sequence[Part]) -> None:
