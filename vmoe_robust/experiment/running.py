@@ -76,6 +76,8 @@ class Runner:
       except BaseException:  # nobody would look after them any more
         for child in self._children:
           child.process.send_signal(signal.SIGINT)
+        for child in self._children:
+          child.process.wait()  # it saves
         raise
 
   def _collect(self) -> None:

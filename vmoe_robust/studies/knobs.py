@@ -139,7 +139,7 @@ def _condition(eps, knob, value) -> under.Condition:
   about = {
     'eps': eps,
     'knob': knob,
-    'value': value,
+    'position': value,
     'x_adv_of': TRAINED if knob == CAPACITY else 'itself',
     'is_batch_dependent': knob == CAPACITY,
   }
@@ -252,14 +252,14 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
       here = [r for r in rows if (r['eps'], r['knob']) == (eps, knob)]
       if here and knob in own:  # dropless is no capacity
         trained = (r for r in rows if (r['eps'], r['knob']) == (eps, TRAINED))
-        here.append(next(trained) | {'value': own[knob]})
+        here.append(next(trained) | {'position': own[knob]})
       if not here:
         continue
-      here.sort(key=lambda row: row['value'])
+      here.sort(key=lambda row: row['position'])
       found = [row['accuracy'] for row in here]
       low, high = zip(*(f['interval'] for f in found), strict=True)
       label = f'eps {255 * eps:.3g}/255' if eps else 'clean'
-      x, y = [row['value'] for row in here], [f['value'] for f in found]
+      x, y = [row['position'] for row in here], [f['value'] for f in found]
       lines.append(Line(label, x, y, low, high, panel=panel))
   attack, n = config.attack, rows[0]['accuracy']['n']
   title = (
@@ -273,8 +273,8 @@ def render(results: dict) -> str:
   """Accuracies, a line for each position, with the difference from trained."""
   rows, lines = results['rows'], []
   radii = list(dict.fromkeys(row['eps'] for row in rows))
-  at = {(row['knob'], row['value'], row['eps']): row for row in rows}
-  for knob, value in dict.fromkeys((r['knob'], r['value']) for r in rows):
+  at = {(row['knob'], row['position'], row['eps']): row for row in rows}
+  for knob, value in dict.fromkeys((r['knob'], r['position']) for r in rows):
     shown = [at[knob, value, eps] for eps in radii]
     name = knob if value is None else f'{knob} {value:g}'
     name += ', by batch' if knob == CAPACITY else ''
