@@ -69,3 +69,17 @@ def test_examples_are_drawn_with_their_difference(tmp_path, channels):
   with np.load(tmp_path / 'shown.npz') as file:
     np.testing.assert_array_equal(file['x_adv'], x_adv)
     assert file['before'].tolist() == names
+
+
+def test_what_is_not_known_is_not_drawn_as_exact(tmp_path):
+  known = {'value': 0.5, 'interval': (0.25, 0.75), 'n': 4}
+  single = {'value': 0.5, 'interval': None, 'n': 1}
+  lost = {'value': None, 'interval': None, 'n': 4}
+  line = Line.of('a', [0, 1, 2], [known, single, lost], 'p', times=100)
+  assert (line.y[:2], line.low[0], line.high[0]) == ([50, 50], 25, 75)
+  assert np.isnan([line.y[2], *line.low[1:], *line.high[1:]]).all()
+  bars = [Bar.of(str(i), one) for i, one in enumerate((known, single, lost))]
+  assert np.isnan([bars[1].low, bars[1].high, bars[2].value]).all()
+  LinePlot('l', 'l', 'x', 'y', [line]).draw(tmp_path / 'l.png')
+  BarPlot('b', 'b', 'x', bars).draw(tmp_path / 'b.png')
+  assert (tmp_path / 'b.svg').stat().st_size > 200

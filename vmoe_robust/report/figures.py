@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe_robust.files import replacing, write_json
+from vmoe_robust.report.statistics import Estimate
 
 # How much a perturbation is amplified at most.
 _MOST = 50
@@ -48,6 +49,21 @@ class Line:
   panel: str = ''  # lines of a panel are drawn together
   dashed: bool = False
 
+  @classmethod
+  def of(
+    cls,
+    label: str,
+    x: Sequence[float],
+    estimates: Sequence[Estimate],
+    panel: str = '',
+    dashed: bool = False,
+    times: float = 1,
+  ) -> 'Line':
+    """Estimates with their intervals, times a number."""
+    ends = [_ends(one, times) for one in estimates]
+    y, low, high = ([one[i] for one in ends] for i in range(3))
+    return cls(label, x, y, low, high, panel, dashed)
+
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
@@ -58,6 +74,24 @@ class Bar:
   low: float
   high: float
   group: str = ''  # bars of a group have one colour and one marker
+
+  @classmethod
+  def of(
+    cls, label: str, estimate: Estimate, group: str = '', times: float = 1
+  ) -> 'Bar':
+    """An estimate with its interval, times a number."""
+    return cls(label, *_ends(estimate, times), group)
+
+
+def _ends(estimate: Estimate, times: float) -> tuple[float, float, float]:
+  """The value and its interval; not a number where they are not known.
+
+  A value that is known without an interval has none: one of no width would say
+  that it is exact.
+  """
+  parts = (estimate['value'], *(estimate['interval'] or (None, None)))
+  value, low, high = (np.nan if p is None else times * float(p) for p in parts)
+  return value, low, high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +130,7 @@ class BarPlot(_Numbers):
       )
       for place, x in zip(own, value, strict=True):
         axis.annotate(
-          f'{x:.3g}',
+          f'{round(x, 9):.3g}',  # 0, not the 1e-17 of a difference
           (x, place),
           (0, 4),
           textcoords='offset points',

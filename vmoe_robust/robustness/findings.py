@@ -161,11 +161,7 @@ def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
   clean = summary['clean_accuracy']
 
   def line(label, estimates, dashed=False):
-    estimates = [clean, *estimates]
-    low, high = zip(*(e['interval'] for e in estimates), strict=True)
-    return Line(
-      label, x, [e['value'] for e in estimates], low, high, dashed=dashed
-    )
+    return Line.of(label, x, [clean, *estimates], dashed=dashed)
 
   stages = list(found[0].get('per_attack', {}))[:-1]
   lines = [line(summary['attack'], [row['robust_accuracy'] for row in found])]

@@ -203,15 +203,13 @@ def _figure(rows: list[dict], ever: dict, config: ConfigDict) -> BarPlot:
   found.insert(1, (f'other neighbours, any of {draws} draws', 0.0, ever))
   bars = []
   for name, eps, flips in found:
-    low, high = flips['interval']
     label = f'neighbours, eps {255 * eps:.3g}/255' if eps else name
     group = 'neighbours attacked' if eps else 'no attack'
-    bars.append(Bar(label, flips['value'], low, high, group=group))
-  n, router = rows[0]['accuracy']['n'], config.model.router
+    bars.append(Bar.of(label, flips, group))
+  router = config.model.router
   title = (
     f'Batch dependence, groups of {router.group_images}, capacity '
-    f'{router.capacity_factor:g}\n{config.attack.name} ({config.attack.steps} '
-    f'steps, {config.attack.norm}), {n:,} examples'
+    f'{router.capacity_factor:g}\n{under.attacked_by(config, rows)}'
   )
   return BarPlot('batch_dependence', title, 'predictions that flip', bars)
 

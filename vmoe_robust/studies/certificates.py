@@ -270,9 +270,7 @@ def _figure(radius, right, settings: ConfigDict, largest: float) -> LinePlot:
   """Certified accuracy up to just above the largest radius there can be."""
   x = np.linspace(0, 1.05 * largest, 43)
   found = [rate(right & (radius >= one)) for one in x]
-  low, high = zip(*(one['interval'] for one in found), strict=True)
-  y = [one['value'] for one in found]
-  line = Line(_condition(settings), x.tolist(), y, low, high)
+  line = Line.of(_condition(settings), x.tolist(), found)
   title = f'Certified accuracy, {len(right):,} examples, n = {settings.n:,}'
   return LinePlot(
     'certificates', title, 'L2 radius', 'certified accuracy', [line]

@@ -53,6 +53,17 @@ def at_radii(radii: Sequence[float]) -> list[Condition]:
   ]
 
 
+def radius(eps: float) -> str:
+  """A radius as figures name it."""
+  return f'eps {255 * eps:.3g}/255' if eps else 'clean'
+
+
+def attacked_by(config: ConfigDict, rows: Sequence[Mapping]) -> str:
+  """The attack and the number of examples, for the title of a figure."""
+  attack, n = config.attack, rows[0]['accuracy']['n']
+  return f'{attack.name} ({attack.steps} steps, {attack.norm}), {n:,} examples'
+
+
 def measured(
   job: Job,
   what: str,

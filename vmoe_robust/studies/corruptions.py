@@ -230,9 +230,8 @@ def _figure(rows: list[dict]) -> LinePlot:
     here = [row for row in rest if row['corruption'] == name]
     here = [clean, *sorted(here, key=lambda row: row['severity'])]
     found = [row['accuracy'] for row in here]
-    low, high = zip(*(one['interval'] for one in found), strict=True)
-    x, y = [row['severity'] for row in here], [one['value'] for one in found]
-    lines.append(Line(name, x, y, low, high, panel=GROUPS[name]))
+    x = [row['severity'] for row in here]
+    lines.append(Line.of(name, x, found, GROUPS[name]))
   n = clean['accuracy']['n']
   title = f'Common corruptions, {n:,} examples'
   return LinePlot(

@@ -189,24 +189,15 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
   for block in dict.fromkeys(r['block'] for r in rows if r['block']):
     for eps in dict.fromkeys(row['eps'] for row in rows):
       here = [r for r in rows if (r['eps'], r['block']) == (eps, block)]
-      found = [100 * _of(row['against_router'], 0) for row in here]
-      low, high = (
-        [100 * _of(row['against_router'], end) for row in here]
-        for end in (-1, 1)
-      )
-      label = f'eps {255 * eps:.3g}/255' if eps else 'clean'
+      found = [row['against_router']['difference'] for row in here]
       x = [row['expert'] for row in here]
-      lines.append(Line(label, x, found, low, high, panel=block))
+      lines.append(Line.of(under.radius(eps), x, found, block, times=100))
   router = ', '.join(
     f'{percent(row["accuracy"]["value"])} at eps {255 * row["eps"]:.3g}/255'
     for row in rows
     if row['forced'] == ROUTER
   )
-  attack, n = config.attack, rows[0]['accuracy']['n']
-  title = (
-    f'One expert forced, attacked so\n{attack.name} ({attack.steps} steps, '
-    f'{attack.norm}), {n:,} examples'
-  )
+  title = f'One expert forced, attacked so\n{under.attacked_by(config, rows)}'
   return LinePlot(
     'forced_expert',
     title,
@@ -216,13 +207,6 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     is_rate=False,
     note=f'the router itself: {router}',
   )
-
-
-def _of(compared: dict, end: int) -> float:
-  """The difference (0), or an end of its interval (-1, 1)."""
-  found = compared['difference']
-  bounds = found['interval'] or (found['value'],) * 2
-  return (found['value'], bounds[1], bounds[0])[end]
 
 
 def render(results: dict) -> str:
@@ -238,7 +222,7 @@ def render(results: dict) -> str:
         name,
         *(
           f'{percent(row["accuracy"]["value"])} '
-          f'({100 * _of(row["against_router"], 0):+.1f})'
+          f'({100 * row["against_router"]["difference"]["value"]:+.1f})'
           for row in here
         ),
       ]

@@ -146,22 +146,15 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     ]
     here = sorted([clean, *here], key=lambda row: row['eps'])
     found = [row['accuracy'] for row in here]
-    low, high = zip(*(f['interval'] for f in found), strict=True)
     lines.append(
-      Line(
+      Line.of(
         f'{attacked} attack, judged with {judged} routing',
         [255 * row['eps'] for row in here],
-        [f['value'] for f in found],
-        low,
-        high,
+        found,
         dashed=judged == CLEAN_ROUTING,
       )
     )
-  n, settings = clean['accuracy']['n'], config.attack
-  title = (
-    f'Frozen routing under {settings.name} ({settings.steps} steps, '
-    f'{settings.norm}), {n:,} examples'
-  )
+  title = f'Frozen routing under {under.attacked_by(config, rows)}'
   return LinePlot('frozen_routing', title, 'eps x 255', 'accuracy', lines)
 
 
@@ -171,15 +164,10 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
   for pair in PAIRS:
     for at, found in compared.items():
       one = found[pair]['difference']
-      value = 100 * one['value']
-      low, high = (100 * end for end in one['interval'] or (one['value'],) * 2)
-      label = pair.replace('_', ' ')
-      bars.append(Bar(at, value, low, high, label))
-  n, settings = rows[0]['accuracy']['n'], config.attack
+      bars.append(Bar.of(at, one, pair.replace('_', ' '), times=100))
   return BarPlot(
     'frozen_routing_differences',
-    f'What routing changes under {settings.name} ({settings.steps} steps, '
-    f'{settings.norm}), {n:,} examples',
+    f'What routing changes under {under.attacked_by(config, rows)}',
     'accuracy, paired difference in points',
     bars,
     is_rate=False,

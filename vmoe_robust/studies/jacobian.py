@@ -272,9 +272,8 @@ def _figure(row, places) -> BarPlot:
     name = 'logit margin' if place == MARGIN else place
     for term in TERMS:
       found = row[place]['share'][term]
-      low, high = found['interval'] or (found['value'],) * 2
       shown = f'{name}: {term.replace("_", " ")}'
-      bars.append(Bar(shown, found['value'], low, high, name))
+      bars.append(Bar.of(shown, found, name))
   title = f'Terms of the Jacobian, {row["accuracy"]["n"]:,} clean examples'
   x_label = 'norm of the term / norm of J'
   return BarPlot('jacobian', title, x_label, bars, is_rate=False)

@@ -257,15 +257,10 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
         continue
       here.sort(key=lambda row: row['position'])
       found = [row['accuracy'] for row in here]
-      low, high = zip(*(f['interval'] for f in found), strict=True)
-      label = f'eps {255 * eps:.3g}/255' if eps else 'clean'
-      x, y = [row['position'] for row in here], [f['value'] for f in found]
-      lines.append(Line(label, x, y, low, high, panel=panel))
-  attack, n = config.attack, rows[0]['accuracy']['n']
-  title = (
-    f'Knobs at inference, the same weights\n{attack.name} ({attack.steps} '
-    f'steps, {attack.norm}), {n:,} examples'
-  )
+      x = [row['position'] for row in here]
+      lines.append(Line.of(under.radius(eps), x, found, panel))
+  attacked = under.attacked_by(config, rows)
+  title = f'Knobs at inference, the same weights\n{attacked}'
   return LinePlot('knobs', title, 'position of the knob', 'accuracy', lines)
 
 

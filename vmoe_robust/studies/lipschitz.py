@@ -233,10 +233,8 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
 def _line(label: str, found, dashed: bool = False) -> Line:
   """Of (eps, estimate) those that are known."""
   known = [(e, v) for e, v in found if v and v['value'] is not None]
-  y = [value['value'] for _, value in known]
-  ends = [v['interval'] or 2 * (v['value'],) for _, v in known]
-  low, high = zip(*ends, strict=True) if ends else ((), ())
-  return Line(label, [255 * e for e, _ in known], y, low, high, dashed=dashed)
+  x, found = [255 * e for e, _ in known], [value for _, value in known]
+  return Line.of(label, x, found, dashed=dashed)
 
 
 def render(results: dict) -> str:

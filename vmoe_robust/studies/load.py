@@ -221,11 +221,10 @@ def _figure(rows: list[dict], blocks, config: ConfigDict) -> LinePlot:
   for block in blocks:
     full = lambda row, block=block: row['blocks'][block]['max_over_mean']
     lines += _lines(rows, f'{block}: max / mean load of a group', 1, full)
-  router, attack, first = config.model.router, config.attack, rows[0]
+  router, groups = config.model.router, rows[0]['groups']
   title = (
-    f'Load in {first["groups"]:,} groups of {router.group_images}, capacity '
-    f'{router.capacity_factor:g}\n{attack.name} ({attack.steps} steps, '
-    f'{attack.norm}), {first["accuracy"]["n"]:,} examples'
+    f'Load in {groups:,} groups of {router.group_images}, capacity '
+    f'{router.capacity_factor:g}\n{under.attacked_by(config, rows)}'
   )
   return LinePlot(
     'load',
@@ -244,21 +243,9 @@ def _lines(rows, panel: str, times: float, of, judged='') -> list[Line]:
   for name, label in ((CLASS, 'loss of the class'), (OVERFLOW, OVERFLOW)):
     here = [clean, *(row for row in rest if row['attacked'] == name)]
     found = [of(row) for row in here]
-    y = [times * one['value'] for one in found]
-    bounds = [one['interval'] or (one['value'],) * 2 for one in found]
-    low, high = times * np.array(bounds).T
     x = [255 * row['eps'] for row in here]
-    lines.append(
-      Line(
-        label + judged,
-        x,
-        y,
-        low.tolist(),
-        high.tolist(),
-        panel=panel,
-        dashed=bool(judged),
-      )
-    )
+    line = Line.of(label + judged, x, found, panel, bool(judged), times)
+    lines.append(line)
   return lines
 
 

@@ -6,7 +6,6 @@ image's class, the second would break images too.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -147,18 +146,11 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     for name, label in ATTACKED.items():
       here = [clean, *(row for row in rest if row['attacked'] == name)]
       found = [row[number] for row in here]
-      bounds = [one['interval'] or (np.nan, np.nan) for one in found]
-      low, high = zip(*bounds, strict=True)
-      y = [np.nan if f['value'] is None else f['value'] for f in found]
       x = [255 * row['eps'] for row in here]
       # Dashed, so that a line below it is seen.
       dashed = name == 'both'
-      lines.append(Line(label, x, y, low, high, panel=panel, dashed=dashed))
-  n, settings = clean['accuracy']['n'], config.attack
-  title = (
-    f'What is attacked: {settings.name} ({settings.steps} steps, '
-    f'{settings.norm}), {n:,} examples'
-  )
+      lines.append(Line.of(label, x, found, panel, dashed))
+  title = f'What is attacked: {under.attacked_by(config, rows)}'
   return LinePlot('losses', title, 'eps x 255', 'share', lines)
 
 

@@ -303,16 +303,8 @@ def _figure(rows, blocks, config) -> LinePlot:
       panel = 'images: any token in any block'
       if place != 'images':
         found, panel = [row[name][place] for row in rows], f'{place}: tokens'
-      y = [one['value'] for one in found]
-      ends = [one['interval'] or (None, None) for one in found]
-      low, high = zip(*ends, strict=True)
-      dashed = name == 'below'
-      lines.append(Line(label, x, y, low, high, panel=panel, dashed=dashed))
-  n, settings = rows[0]['accuracy']['n'], config.attack
-  title = (
-    f'Routing margins beside {settings.name} ({settings.steps} steps, '
-    f'{settings.norm}), {n:,} examples'
-  )
+      lines.append(Line.of(label, x, found, panel, dashed=name == 'below'))
+  title = f'Routing margins beside {under.attacked_by(config, rows)}'
   return LinePlot('margin', title, 'eps x 255', 'share', lines)
 
 

@@ -236,12 +236,9 @@ def _by_severity(right: dict, shown: Sequence[Corruption]) -> LinePlot:
           *([o for o in here if o.severity == s] for s in severities),
         )
       ]
-      y = [one['value'] for one in found]
-      ends = [one['interval'] or (one['value'],) * 2 for one in found]
-      low, high = zip(*ends, strict=True)
       label, dashed = f'{way} routing', way == CLEAN_ROUTING
       x = [0, *severities]
-      lines.append(Line(label, x, y, low, high, panel=group, dashed=dashed))
+      lines.append(Line.of(label, x, found, group, dashed))
   n = len(right[clean, OWN])
   title = f'Corruptions with own and with clean routing, {n:,} examples'
   return LinePlot('misrouting', title, 'severity', 'mean accuracy', lines)
@@ -250,8 +247,10 @@ def _by_severity(right: dict, shown: Sequence[Corruption]) -> LinePlot:
 def _differences(summary: dict, rows: list[dict]) -> BarPlot:
   bars = []
   for name, found in summary['corruptions'].items():
-    bars.append(_bar(name.replace('_', ' '), found, GROUPS[name]))
-  bars.append(_bar('all corruptions', summary['overall'], 'all'))
+    won, label = found['difference'], name.replace('_', ' ')
+    bars.append(Bar.of(label, won, GROUPS[name], times=100))
+  won = summary['overall']['difference']
+  bars.append(Bar.of('all corruptions', won, 'all', times=100))
   return BarPlot(
     'misrouting_differences',
     f'What clean routing wins, {rows[0]["accuracy"]["n"]:,} examples',
@@ -259,15 +258,6 @@ def _differences(summary: dict, rows: list[dict]) -> BarPlot:
     bars,
     is_rate=False,
   )
-
-
-def _bar(label: str, found: dict, group: str) -> Bar:
-  value = round(
-    100 * found['difference']['value'], 9
-  )  # no 1e-17 in the picture
-  ends = found['difference']['interval']
-  low, high = (100 * end for end in ends) if ends else (value, value)
-  return Bar(label, value, low, high, group)
 
 
 def render(results: dict) -> str:

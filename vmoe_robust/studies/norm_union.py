@@ -108,8 +108,7 @@ def _figure(rows: list[dict], config: ConfigDict) -> BarPlot:
     label = name if row['eps'] is None else f'{name}, eps {row["eps"]:.3g}'
     label = label if name in NORMS else name
     group = groups.get(name, 'one norm')
-    low, high = found['interval']
-    bars.append(Bar(label, found['value'], low, high, group=group))
+    bars.append(Bar.of(label, found, group))
   n, settings = rows[0]['accuracy']['n'], config.attack
   title = (
     f'Union over norms, {settings.name} ({settings.steps} steps), '

@@ -173,30 +173,24 @@ def _figure(rows: list[dict], drawn: dict[str, dict], config) -> LinePlot:
   lines = []
   for eps in (0.0, *config.attack.eps):
     mine = [row for row in rows if row['eps'] == eps]
-    panel = f'eps {255 * eps:.3g}/255' if eps else 'clean'
+    panel = under.radius(eps)
     at_random = [row for row in drawn.values() if row['eps'] == eps]
     for order in (LEAST, MOST, RANDOM):
       ranked = [row for row in mine if row['order'] == order]
       here = [mine[0], *(at_random if order == RANDOM else ranked)]
       found = [row['accuracy'] for row in here]
-      bounds = [f['interval'] or (f['value'],) * 2 for f in found]
-      low, high = zip(*bounds, strict=True)
-      x, y = [row['removed'] for row in here], [f['value'] for f in found]
+      x = [row['removed'] for row in here]
       draws = config.study.pruning.draws
       label = order
       if order == RANDOM and draws > 1:
         label = f'random, mean of {draws} draws'
       dashed = order == RANDOM
-      lines.append(Line(label, x, y, low, high, panel=panel, dashed=dashed))
-  attack, n = config.attack, rows[0]['accuracy']['n']
-  of = (
-    'each pruned model'
-    if config.study.pruning.attack_pruned
-    else 'the whole model'
-  )
+      lines.append(Line.of(label, x, found, panel, dashed))
+  own = config.study.pruning.attack_pruned
   title = (
-    f'Experts removed from every sparse block\n{attack.name} ({attack.steps} '
-    f'steps, {attack.norm}) of {of}, {n:,} examples'
+    f'Experts removed from every sparse block, x_adv of '
+    f'{"each pruned model" if own else "the whole model"}\n'
+    f'{under.attacked_by(config, rows)}'
   )
   x_label = f'experts removed, of {config.model.experts}'
   return LinePlot('pruning', title, x_label, 'accuracy', lines)

@@ -278,14 +278,10 @@ def _accuracies(rows, summary, config) -> LinePlot:
   numbers, lines = _numbers(rows, summary), []
   for kind in dict.fromkeys(name for name, *_ in numbers):
     here = [one for one in numbers if one[0] == kind]
-    y = [accuracy['value'] for _, _, accuracy, _ in here]
-    ends = [
-      one[2]['interval'] or 2 * (v,) for one, v in zip(here, y, strict=True)
-    ]
-    low, high = zip(*ends, strict=True)
-    x = [255 * eps for _, eps, _, _ in here]
-    lines.append(Line(_LABELS[kind], x, y, low, high, dashed=kind == LEARNED))
-  title = f'Controls in place of the router, {_settings(rows, config)}'
+    found = [accuracy for _, _, accuracy, _ in here]
+    x, dashed = [255 * eps for _, eps, _, _ in here], kind == LEARNED
+    lines.append(Line.of(_LABELS[kind], x, found, dashed=dashed))
+  title = f'Controls in place of the router, {under.attacked_by(config, rows)}'
   return LinePlot('router_controls', title, 'eps x 255', 'accuracy', lines)
 
 
@@ -293,22 +289,14 @@ def _differences(rows, summary, config) -> BarPlot:
   bars = []
   for kind, eps, _, found in _numbers(rows, summary):
     if kind != LEARNED:
-      value = round(100 * found['value'], 9)
-      low, high = found['interval'] or 2 * (found['value'],)
-      at = f'eps {255 * eps:.3g}/255' if eps else 'clean'
-      bars.append(Bar(at, value, 100 * low, 100 * high, kind))
+      bars.append(Bar.of(under.radius(eps), found, kind, times=100))
   return BarPlot(
     'router_controls_differences',
-    f'Controls less the learned router, {_settings(rows, config)}',
+    f'Controls less the learned router, {under.attacked_by(config, rows)}',
     'accuracy, paired difference in points',
     bars,
     is_rate=False,
   )
-
-
-def _settings(rows, config) -> str:
-  attack, n = config.attack, rows[0]['accuracy']['n']
-  return f'{attack.name} ({attack.steps} steps, {attack.norm}), {n:,} examples'
 
 
 def render(results: dict) -> str:

@@ -238,10 +238,9 @@ def _figure(rows, job: Job) -> LinePlot:
     here = [row for row in rows if row['attack'] in (None, kind)]
     here = sorted(here, key=lambda row: row['eps'])
     found = [row['accuracy'] for row in here]
-    low, high = zip(*(f['interval'] for f in found), strict=True)
-    x, y = [255 * row['eps'] for row in here], [f['value'] for f in found]
+    x = [255 * row['eps'] for row in here]
     label = names.get(kind, kind.replace('_', ' '))
-    lines.append(Line(label, x, y, low, high, dashed=kind == FIRST))
+    lines.append(Line.of(label, x, found, dashed=kind == FIRST))
   n, settings = rows[0]['accuracy']['n'], config.attack
   title = (
     f'Attacks on routing ({settings.steps} steps, {settings.norm}), '

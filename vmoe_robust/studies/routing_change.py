@@ -7,7 +7,6 @@ changed.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
@@ -100,25 +99,14 @@ def _figure(rows, blocks, config) -> LinePlot:
   for measure in _MEASURES:
     for block in blocks:
       found = [row[measure][block] for row in rows]
-      low, high = zip(*(_interval(one) for one in found), strict=True)
-      y = [np.nan if f['value'] is None else f['value'] for f in found]
       panel = {
         'selected': '1 - IoU of the selected experts',
         'official': '1 - IoU after capacity, as the paper counts',
         'top_1': 'tokens whose first expert changed',
       }[measure]
-      lines.append(Line(block, x, y, low, high, panel=panel))
-  n = rows[0]['accuracy']['n']
-  settings = config.attack
-  title = (
-    f'Routing under {settings.name} ({settings.steps} steps, '
-    f'{settings.norm}), {n:,} examples'
-  )
+      lines.append(Line.of(block, x, found, panel))
+  title = f'Routing under {under.attacked_by(config, rows)}'
   return LinePlot('routing_change', title, 'eps x 255', 'changed', lines)
-
-
-def _interval(estimate):
-  return estimate['interval'] or (np.nan, np.nan)
 
 
 def render(results: dict) -> str:

@@ -177,19 +177,15 @@ def _by_rank(rows, config) -> LinePlot:
         and (row['kind'] == 'unchanged' or row['block'] == at)
       ]
       found = [row['accuracy'] for row in mine]
-      low, high = zip(*(f['interval'] for f in found), strict=True)
       x = [row['number'] or 1 for row in mine]
-      y = [f['value'] for f in found]
       panel = 'all sparse blocks' if at == _ALL else at
-      label = f'eps {255 * eps:.3g}/255' if eps else 'clean'
-      lines.append(Line(label, x, y, low, high, panel=panel))
+      lines.append(Line.of(under.radius(eps), x, found, panel))
   if not lines:  # one expert has no other rank
     found = [row['accuracy'] for row in rows if row['kind'] == 'unchanged']
-    low, high = zip(*(f['interval'] for f in found), strict=True)
-    lines = [
-      Line('eps', [1] * len(found), [f['value'] for f in found], low, high)
-    ]
-  title = f'Rank r in place of the first expert, {_settings(rows, config)}'
+    lines = [Line.of('eps', [1] * len(found), found)]
+  title = (
+    f'Rank r in place of the first expert, {under.attacked_by(config, rows)}'
+  )
   return LinePlot(
     'substitution', title, 'rank of the expert that runs', 'accuracy', lines
   )
@@ -197,23 +193,16 @@ def _by_rank(rows, config) -> LinePlot:
 
 def _others(rows, config) -> BarPlot:
   bars = [
-    Bar(
+    Bar.of(
       f'{row["kind"]} {row["number"] or ""}'.strip(),
-      row['accuracy']['value'],
-      row['accuracy']['interval'][0],
-      row['accuracy']['interval'][1],
-      group=f'eps {255 * row["eps"]:.3g}/255' if row['eps'] else 'clean',
+      row['accuracy'],
+      under.radius(row['eps']),
     )
     for row in rows
     if row['block'] == _ALL and row['kind'] != 'rank'
   ]
-  title = f'Choices changed in all blocks, {_settings(rows, config)}'
+  title = f'Choices changed in all blocks, {under.attacked_by(config, rows)}'
   return BarPlot('substitution_others', title, 'accuracy', bars)
-
-
-def _settings(rows, config) -> str:
-  attack, n = config.attack, rows[0]['accuracy']['n']
-  return f'{attack.name} ({attack.steps} steps, {attack.norm}), {n:,} examples'
 
 
 def render(results: dict) -> str:

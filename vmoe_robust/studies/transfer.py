@@ -195,10 +195,9 @@ def _figure(rows, names, eps, config: ConfigDict) -> Matrix:
     if row['eps'] in (0, eps)
   }
   sources = ['', *names]
-  n, settings = rows[0]['accuracy']['n'], config.attack
   title = (
-    f'Accuracy under transfer, eps {255 * eps:.3g}/255\n{settings.name} '
-    f'({settings.steps} steps, {settings.norm}), {n:,} examples'
+    f'Accuracy under transfer, {under.radius(eps)}\n'
+    f'{under.attacked_by(config, rows)}'
   )
   return Matrix(
     f'transfer_{eps_name(eps)}',

@@ -106,13 +106,6 @@ def figures(rows: list[dict], settings: ConfigDict) -> list[LinePlot]:
   ]
 
 
-def _line(label, x, estimates, panel='') -> Line:
-  y = [one['value'] for one in estimates]
-  bounds = [one['interval'] or 2 * [one['value']] for one in estimates]
-  low, high = zip(*bounds, strict=True)
-  return Line(label, x, y, low, high, panel=panel)
-
-
 def _curve(label, x, y, panel='') -> Line:
   """A formula: dashed, without an interval."""
   return Line(label, x, y, y, y, panel=panel, dashed=True)
@@ -127,7 +120,7 @@ def _ratios(rows, settings) -> LinePlot:
   for problem, label in _PROBLEMS.items():
     here = [r for r in rows if r['problem'] == problem]
     x = [r['experts'] for r in here]
-    lines.append(_line(label, x, [r['dense_over_largest'] for r in here]))
+    lines.append(Line.of(label, x, [r['dense_over_largest'] for r in here]))
   lines.append(_curve('square root of E', x, [x**0.5 for x in x]))
   return LinePlot(
     'theory_ratios',
@@ -148,7 +141,7 @@ def _slopes(rows, settings) -> LinePlot:
     here = [r for r in rows if r['problem'] == problem]
     x = [r['experts'] for r in here]
     found = [r['largest_slope'] for r in here]
-    lines.append(_line(f'largest expert: {_PROBLEMS[problem]}', x, found))
+    lines.append(Line.of(f'largest expert: {_PROBLEMS[problem]}', x, found))
   law = [cells.law(n, d, experts * d) for experts in x]
   lines.append(_curve('sqrt(n d / p), p = E d', x, law))
   if n < d:
@@ -174,7 +167,7 @@ def _terms(rows, settings) -> LinePlot:
     'gate_term': 'gate term',
   }
   lines = [
-    _line(label, x, [r[name] for r in here]) for name, label in names.items()
+    Line.of(label, x, [r[name] for r in here]) for name, label in names.items()
   ]
   return LinePlot(
     'theory_terms',
@@ -202,9 +195,9 @@ def _misrouted(rows, settings) -> LinePlot:
     dense = [by('dense')[0]['squared_error']] * len(x)
     energy = by('routed by energy')[0]
     lines += [
-      _line('experts, misrouted at random', x, routed, panel),
-      _line('dense, as many parameters', x, dense, panel),
-      _line(
+      Line.of('experts, misrouted at random', x, routed, panel),
+      Line.of('dense, as many parameters', x, dense, panel),
+      Line.of(
         'experts, routed by energy',
         [energy['misrouted']],
         [energy['squared_error']],
