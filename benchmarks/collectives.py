@@ -29,7 +29,8 @@ from ml_collections import FrozenConfigDict  # noqa: E402
 
 from vmoe_robust import config as config_lib  # noqa: E402
 from vmoe_robust import mesh as mesh_lib  # noqa: E402
-from vmoe_robust.cost.program import Collective, costs  # noqa: E402
+from vmoe_robust.cost.collectives import Collective  # noqa: E402
+from vmoe_robust.cost.program import costs  # noqa: E402
 from vmoe_robust.models.moe import Grouping, Moe  # noqa: E402
 from vmoe_robust.rehearse.programs import Programs  # noqa: E402
 from vmoe_robust.report.table import table  # noqa: E402

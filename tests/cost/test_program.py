@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmoe_robust import mesh as mesh_lib
-from vmoe_robust.cost import hlo, program
+from vmoe_robust.cost import collectives, hlo, program
 
 ROWS = 4 * 6  # numbers on a device
 X = (32, 6)
@@ -118,7 +118,7 @@ def test_loops_multiply_and_open_ones_are_named():
 
 def test_what_each_kind_puts_on_the_wires():
   def one(kind, slices=1, hops=1.0):
-    return program.Collective(
+    return collectives.Collective(
       kind, 'f32', 800, 1, 8, ('data',), slices, hops, ''
     )
 

@@ -14,7 +14,7 @@ from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.attacks import ensemble
 from vmoe_robust.attacks.passes import forward_passes
-from vmoe_robust.cost import hardware, program
+from vmoe_robust.cost import collectives, hardware, program
 from vmoe_robust.models import flops
 from vmoe_robust.rehearse import (
   advice,
@@ -146,7 +146,7 @@ def test_forward_passes_of_training(config):
 
 def test_roofline_and_schedule(config):
   chip = hardware.Chip(1e12, 1e9, 1e10, 1e9, 1e9)
-  inside = program.Collective(
+  inside = collectives.Collective(
     'all-reduce', 'f32', 8_000_000, 3, 8, ('data',), 1, 1.0, ''
   )
   between = dataclasses.replace(inside, devices=2, slices=2)

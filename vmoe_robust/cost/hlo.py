@@ -200,3 +200,8 @@ def _number(line: Instruction) -> int | None:
   if line.opcode != 'constant' or not re.fullmatch(r'-?\d+', line.operands[0]):
     return None
   return int(line.operands[0])
+
+
+def numbers(text: str) -> list[int]:
+  """The whole numbers in a text, such as '{0,1}', in order."""
+  return [int(n) for n in re.findall(r'\d+', text)]
