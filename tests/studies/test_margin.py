@@ -8,7 +8,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.models import Record
 from vmoe_robust.models.routers.routing import Placement, Routing
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import margin
+from vmoe_robust.studies import first_order, margin
 
 BLOCK = 'encoderblock_0'
 
@@ -84,7 +84,7 @@ def test_linear_margins_in_each_norm(norm):
     return m + jnp.einsum('bhwc,thwc->bt', x - images, w)
 
   order = jnp.array([[0, 1, 2], [0, 1, 2]])
-  radius, reached = margin.first_order(margins, images, order, norm)
+  radius, reached = first_order.first_order(margins, images, order, norm)
   w[0, 0, 0] = np.abs(w[0, 0, 0])  # a black pixel cannot go down
   length = {
     'linf': lambda g: np.abs(g).sum(),

@@ -11,7 +11,6 @@ along it shows whether the choice does change, and an attack of the class
 whether such changes come by themselves.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,7 +19,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.attacks import Images, norms
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial, routing
 from vmoe_robust.evaluate.job import Job
@@ -32,20 +30,18 @@ from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import choices
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies.first_order import Margins, first_order
 
-DUAL = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}
 # Shares of tokens, before the block's name in the records.
 SHARES = {
   'below': 'first-order radius at most eps',
   'reached': 'changed by a step of at most eps',
   'changed': 'changed by the attack of the class',
 }
-# Steps that are tried, times the radius.
-STEPS = (1.1, 1.5)
 _QUANTILES = (0.05, 0.5, 0.95)
 Scores = Float[Array, 'batch tokens experts']
-Margins = Float[Array, 'batch tokens']
 
 
 def run(job: Job) -> Findings:
@@ -146,63 +142,6 @@ def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
   return program
 
 
-def first_order(
-  margins: Callable[[Images], Margins],
-  images: Images,
-  order: Int[Array, 'batch sampled'],
-  norm: str,
-) -> tuple[Float[Array, 'batch sampled'], Float[Array, 'batch sampled']]:
-  """Where margins would be 0 if they were linear, and where they were below.
-
-  Images do not see each other, so that a backward pass serves a token of each
-  image of the batch.
-
-  Args:
-    margins: of each token; all are 0 or more at `images`.
-    images: pixels in [0, 1].
-    order: which tokens of each image.
-    norm: 'linf', 'l2' or 'l1', in which distances are.
-
-  Returns:
-    The radii: infinite where the gradient is zero, for nothing then moves the
-    margin, and NaN where margin or gradient is not finite. And the distances
-    from the image at which the margin was seen to be negative; infinite if it
-    was not.
-  """
-  found, backward = jax.vjp(margins, images)
-
-  def one(token):
-    at = lambda x: jnp.take_along_axis(x, token[:, None], 1)[:, 0]
-    hot = jax.nn.one_hot(token, found.shape[1], dtype=found.dtype)
-    (gradient,) = backward(hot)
-    down = norms.inward(-gradient, images)
-    slope = norms.length(down, DUAL[norm])
-    radius = at(found) / jnp.where(slope > 0, slope, 1)
-    radius = jnp.where(slope > 0, radius, jnp.inf)
-    finite = jnp.isfinite(at(found)) & jnp.isfinite(slope)
-    radius = jnp.where(finite, radius, jnp.nan)
-    reached = jnp.full_like(radius, jnp.inf)
-    for times in reversed(STEPS):
-      way = times * radius
-      x = images + norms.per_image(way) * steepest(down, norm)
-      is_other = at(margins(jnp.clip(x, 0, 1))) < 0
-      reached = jnp.where(is_other, way, reached)
-    return radius, reached
-
-  radius, reached = jax.lax.map(one, order.T)
-  return radius.T, reached.T
-
-
-def steepest(gradient: Images, norm: str) -> Images:
-  """The step of length 1 along which a linear function rises most."""
-  if norm != 'l1':
-    return norms.direction(gradient, norm)
-  flat = gradient.reshape(len(gradient), -1)
-  largest = jnp.abs(flat).argmax(1)
-  hot = jax.nn.one_hot(largest, flat.shape[1], dtype=flat.dtype)
-  return (hot * jnp.sign(flat)).reshape(gradient.shape)
-
-
 def sampled(
   config: ConfigDict, index: Int[Array, 'batch'], tokens: int
 ) -> Int[Array, 'batch sampled']:
@@ -239,7 +178,7 @@ def scores_of(
   """What a router orders experts by: logits, or gates that are balanced."""
   if not config.model.router.balance_rate:
     return record.routing.logits
-  bias = params['Encoder'][block]['Moe']['Router']['bias']
+  bias = choices.bias_of(params, block, config.model.router)
   return record.routing.probabilities + bias
 
 
