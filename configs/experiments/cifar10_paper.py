@@ -25,5 +25,6 @@ def get_config():
     wide=(3 * 256 + 3 * 8 * 256) // 6,
     batch_size=256,
     eps=(2 / 255, 8 / 255),
+    others=dict(l2=0.5, l1=12.0),
     part=dict(split='test[:1000]'),
   )

@@ -1,8 +1,9 @@
 """The paper's questions (arXiv:2210.10253) on small data.
 
 What configs/experiments/digits_paper.py and cifar10_paper.py share: a dense
-model, a dense one of as many parameters, and sparse ones of the same active
-FLOPs, each trained naturally and against PGD; and what is asked of each.
+model, a dense one of as many parameters, sparse ones of the same active FLOPs,
+other routers and controls, each trained naturally and against PGD; and what is
+asked of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,16 @@ from ml_collections import ConfigDict
 from vmoe_robust.experiment.description import describe
 
 _EXPERTS = (2, 4, 8, 16)
+# Other routers over 8 experts. The last three are controls that learn no
+# routes: what is a learnt route worth? (The fourth, which is told the class,
+# classifies nothing; the study `router_controls` has it.)
+_ROUTERS = {
+  'soft': dict(name='soft'),
+  'expert_choice': dict(name='expert_choice'),
+  'frozen': dict(frozen=True),
+  'hash': dict(name='hash'),
+  'uniform': dict(gate='uniform'),
+}
 _STUDIES = {  # and whether they attack
   'routing_change': True,
   'substitution': True,
@@ -26,6 +37,7 @@ def describe_twins(
   wide: int,
   batch_size: int,
   eps: Sequence[float],
+  others: Mapping[str, float],
   part: Mapping[str, object],
 ) -> ConfigDict:
   """Models of two configs, their attacks, studies and comparisons.
@@ -36,7 +48,9 @@ def describe_twins(
     sparse: the same of the V-MoE of 8 experts.
     wide: hidden units of the dense model with as many parameters as that.
     batch_size: of attacks.
-    eps: radii of the studies; the last one is AutoAttack's.
+    eps: two radii in Linf; all are attacked at the second, and models that
+      were trained naturally at the first too.
+    others: radii in other norms, in which the main pair is attacked.
     part: of `config.data`, for AutoAttack and the studies.
   """
   models = {
@@ -44,6 +58,7 @@ def describe_twins(
     'dense_wide': (dense, dict(mlp=wide)),
     **{f'moe_e{e}': (sparse, dict(experts=e)) for e in _EXPERTS},
     'moe_e8_k2': (sparse, dict(router=dict(selected=2))),
+    **{f'moe_{n}': (sparse, dict(router=r)) for n, r in _ROUTERS.items()},
   }
   runs = [
     dict(
@@ -54,22 +69,38 @@ def describe_twins(
     for end in ('', '_adv')
     for name, (base, changes) in models.items()
   ]
-  sparse_runs = tuple(
-    name + end for end in ('', '_adv') for name in models if 'moe' in name
-  )
   attack = dict(batch_size=batch_size)
+
+  def autoattack(name, of, **changes):
+    return dict(
+      name=name,
+      base='configs/attack_autoattack.py',
+      changes=dict(attack=attack | changes, data=part),
+      of=of,
+    )
+
+  def both(*names):
+    return tuple(name + end for end in ('', '_adv') for name in names)
+
   return describe(
     runs=runs,
     attacks=[
+      autoattack('autoattack', (), eps=eps[1:]),
+      autoattack('autoattack_small', tuple(models), eps=eps[:1]),
       dict(
         name='pgd',
         base='configs/attack_pgd.py',
         changes=dict(attack=attack),
+        of=both('dense', 'dense_wide', 'moe_e8'),
       ),
-      dict(
-        name='autoattack',
-        base='configs/attack_autoattack.py',
-        changes=dict(attack=dict(attack, eps=(eps[-1],)), data=part),
+      *(
+        autoattack(
+          f'autoattack_{norm}',
+          both('dense', 'moe_e8'),
+          norm=norm,
+          eps=(radius,),
+        )
+        for norm, radius in others.items()
       ),
     ],
     studies=[
@@ -81,7 +112,7 @@ def describe_twins(
           attack=dict(attack, eps=eps, steps=20) if attacks else {},
           data=part,
         ),
-        of=sparse_runs,
+        of=both('moe_e8'),
       )
       for name, attacks in _STUDIES.items()
     ],
@@ -92,7 +123,8 @@ def describe_twins(
         *((f'moe_e{e}{end}', f'dense{end}') for e in _EXPERTS),
         (f'moe_e8_k2{end}', f'dense{end}'),
         (f'moe_e8{end}', f'dense_wide{end}'),
+        *((f'moe_{n}{end}', f'moe_e8{end}') for n in _ROUTERS),
       )
     ],
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
   )
