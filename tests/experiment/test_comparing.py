@@ -16,9 +16,11 @@ CONDITIONS = ('pgd linf 0.1', 'pgd linf 0.2')
 FINISHED = State('finished')
 
 
-def attacked(folder, run, seed, right, index=(0, 1, 2, 3), clean=4):
+def attacked(
+  folder, run, seed, right, index=(0, 1, 2, 3), clean=4, asked='pgd'
+):
   """A part whose attack left these images right at each radius."""
-  name = f'{run}_seed{seed}/attacks/pgd'
+  name = f'{run}_seed{seed}/attacks/{asked}'
   place = folder / name
   n = len(index)
   label = np.arange(n)
@@ -42,7 +44,7 @@ def attacked(folder, run, seed, right, index=(0, 1, 2, 3), clean=4):
     name=name,
     mode='attack',
     run=run,
-    asked='pgd',
+    asked=asked,
     seed=seed,
     base='',
     config=config_lib.default(),
@@ -56,7 +58,10 @@ def attacked(folder, run, seed, right, index=(0, 1, 2, 3), clean=4):
 def experiment():
   return config_lib.ConfigDict(
     dict(
-      comparisons=(('moe', 'dense'),), seeds=(0, 1), attacks=({'name': 'pgd'},)
+      comparisons=(('moe', 'dense'),),
+      seeds=(0, 1),
+      attacks=({'name': 'pgd'},),
+      unions=(),
     ),
     convert_dict=False,
   )
@@ -150,3 +155,39 @@ def test_a_sweep_is_shown_at_few_radii():
   rows = [base | {'condition': c} for c in ('clean', *map(str, range(26)))]
   shown = [row['condition'] for row in comparing._few(rows)]
   assert shown == ['clean', '7', '13', '19', '25']
+
+
+def test_an_image_of_a_union_is_right_under_all(experiment, tmp_path):
+  experiment.seeds = (0,)
+  experiment.attacks = ({'name': 'pgd'}, {'name': 'l1'})
+  experiment.unions = ({'name': 'both', 'of': ('pgd', 'l1')},)
+  parts = [
+    attacked(tmp_path, 'moe', 0, [(0, 1, 2), (0, 1, 2)]),
+    attacked(tmp_path, 'moe', 0, [(0, 2, 3), (0, 2, 3)], asked='l1'),
+    attacked(tmp_path, 'dense', 0, [(0, 1, 2, 3)] * 2),
+    attacked(tmp_path, 'dense', 0, [(1, 2, 3)] * 2, clean=3, asked='l1'),
+  ]
+  row = compared(experiment, parts)[-1]
+  assert (row['attack'], row['condition']) == ('both', 'both')
+  [seed] = row['seeds']
+  # The first is right on 0 and 2; the second on 1 and 2, as 3 is wrong clean.
+  assert seed['accuracy_first']['value'] == 0.5
+  assert seed['accuracy_second']['value'] == 0.5
+  assert (seed['both'], seed['only_first'], seed['only_second']) == (1, 1, 1)
+  assert seed['neither'] == 1
+
+
+def test_a_union_is_of_the_same_images(experiment, tmp_path):
+  experiment.seeds = (0,)
+  experiment.attacks = ({'name': 'pgd'}, {'name': 'l1'})
+  experiment.unions = ({'name': 'both', 'of': ('pgd', 'l1')},)
+  parts = [
+    attacked(tmp_path, run, 0, [(0,), (0,)], index=index, asked=asked)
+    for run in ('moe', 'dense')
+    for asked, index in (('pgd', (0, 1, 2, 3)), ('l1', (0, 1, 2, 4)))
+  ]
+  row = compared(experiment, parts)[-1]
+  assert row['condition'] is None
+  assert row['missing'] == [
+    'seed 0: the conditions of a union are of other images'
+  ]

@@ -17,7 +17,7 @@ import numpy as np
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import states
 from vmoe_robust.report.records import read_records
-from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.report.verdicts import is_right
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = 'tests/experiment/tiny.py'

@@ -148,7 +148,7 @@ def test_pairs_are_counted(save_run):
   assert 'Asked of A and B otherwise: steps 20 and 40.' in text
   assert 'under pgd of 40 steps' in text
   clean, attacked = rows_of(text, 'a (A) against b (B)')
-  assert clean[:6] == ['clean images', '6', '5', '1', '0', '0']
+  assert clean[:6] == ['clean', '6', '5', '1', '0', '0']
   assert attacked[1:6] == ['6', '2', '2', '1', '1']
   assert attacked[6].startswith('+16.7 [') and attacked[7] == '1'
 
@@ -167,9 +167,9 @@ def test_pairs_are_counted(save_run):
     ),
     (
       dict(summary__clean_accuracy={'value': 0.5, 'interval': [0, 1], 'n': 4}),
-      "has 1 right under 'clean images' and results.json says 0.5",
+      "has 1 right under 'clean' and results.json says 0.5",
     ),
-    (dict(more={'index': np.array([0, 1, 1, 3])}), 'has an image twice'),
+    (dict(more={'index': np.array([0, 1, 1, 3])}), 'an image is twice'),
   ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(save_run, other, words):

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 
 
 def test_a_logit_that_is_not_finite_is_no_class():

@@ -10,7 +10,8 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import Model, losses
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
 
 

@@ -13,7 +13,8 @@ from vmoe_robust.config import UserError
 from vmoe_robust.config.judging import WHOLE_ATTACKS
 from vmoe_robust.evaluate import target
 from vmoe_robust.models import Aux, Model
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.slots import Goal
 
 Batch = dict[str, Array]

@@ -9,14 +9,11 @@ from scipy import stats
 from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
-from vmoe_robust.report import statistics
-from vmoe_robust.report.records import to_numpy
+from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.results import read_results
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.report.verdicts import CLEAN, Judged, judged
 
-CLEAN = 'clean'
-_PREDICTIONS = ('prediction_before', 'prediction_after')
 # Of a sweep of radii, how many the table on the terminal has.
 _SHOWN = 4
 
@@ -25,6 +22,9 @@ def compare(
   config: ConfigDict, parts: Sequence[Part], states: Mapping[str, State]
 ) -> list[dict]:
   """What the attacks of each pair of runs say, a row a condition.
+
+  In a union of attacks an image is right if it is under all their conditions,
+  and without an attack.
 
   Args:
     config: the experiment, checked.
@@ -41,21 +41,23 @@ def compare(
     for part in parts
     if part.mode == 'attack'
   }
+  asked = [(one['name'], [one['name']], '') for one in config.attacks]
+  asked += [(one['name'], one['of'], one['name']) for one in config.unions]
   rows = []
-  for first, second in config.comparisons:
-    for attack in config.attacks:
-      name, found, missing = attack['name'], {}, []
+  for pair in config.comparisons:
+    for name, of, union in asked:
+      found, missing = {}, []
       for seed in config.seeds:
-        pair = [attacks.get((run, name, seed)) for run in (first, second)]
-        if None in pair:
+        sides = [[attacks.get((run, n, seed)) for n in of] for run in pair]
+        if None in (*sides[0], *sides[1]):
           continue  # not asked of both
         try:
-          _require_finished(pair, states)
-          for condition, numbers in _paired(*pair):
+          _require_finished([*sides[0], *sides[1]], states)
+          for condition, numbers in _paired(sides[0], sides[1], union):
             found.setdefault(condition, []).append({'seed': seed} | numbers)
         except UserError as error:
           missing.append(f'seed {seed}: {error}')
-      about = {'first': first, 'second': second, 'attack': name}
+      about = {'first': pair[0], 'second': pair[1], 'attack': name}
       for condition, seeds in found.items():
         rows.append(
           about
@@ -162,41 +164,37 @@ def _require_finished(pair: Sequence[Part], states: Mapping[str, State]):
       raise UserError(f'{part.name} is {states[part.name].name}')
 
 
-def _paired(first: Part, second: Part) -> list[tuple[str, dict]]:
-  """Of each condition, and of the clean images, the numbers of one seed."""
-  sides = [_columns(part) for part in (first, second)]
-  names = list(dict.fromkeys(sides[0]['condition']))
-  if names != list(dict.fromkeys(sides[1]['condition'])):
-    raise UserError(
-      f'{first.name} and {second.name} have other conditions; ask the same of '
-      'both'
-    )
+def _paired(
+  first: Sequence[Part], second: Sequence[Part], union: str
+) -> list[tuple[str, dict]]:
+  """Of each condition, and of the clean images, the numbers of one seed.
+
+  Args:
+    first: the attacks of one run, one or those of a union.
+    second: the same of the other.
+    union: its name; '' for one attack.
+  """
+  sides = [_judged(parts, union) for parts in (first, second)]
+  about = f'{first[0].name} and {second[0].name}'
+  if list(sides[0]) != list(sides[1]):
+    raise UserError(f'{about} have other conditions; ask the same of both')
   found = []
-  for condition in (CLEAN, *names):
-    clean = condition == CLEAN
-    when = _PREDICTIONS[0 if clean else 1]
-    right, known = [], []
-    for columns in sides:
-      rows = columns['condition'] == (names[0] if clean else condition)
-      order = np.argsort(columns['index'][rows], kind='stable')
-      index, label, predicted = (
-        columns[name][rows][order] for name in ('index', 'label', when)
-      )
-      right.append(np.asarray(is_right(predicted, label)))
-      known.append((index, label))
-    if not all(map(np.array_equal, *known)):
-      raise UserError(
-        f'{first.name} and {second.name} were not judged on the same images'
-      )
+  for condition, one in sides[0].items():
+    other = sides[1][condition]
+    if not one.is_of_same_images(other):
+      raise UserError(f'{about} were not judged on the same images')
     shares = {
-      'accuracy_first': statistics.rate(right[0]),
-      'accuracy_second': statistics.rate(right[1]),
+      'accuracy_first': statistics.rate(one.right),
+      'accuracy_second': statistics.rate(other.right),
     }
-    found.append((condition, shares | statistics.paired(*right)))
+    found.append(
+      (condition, shares | statistics.paired(one.right, other.right))
+    )
   return found
 
 
-def _columns(part: Part) -> dict[str, np.ndarray]:
-  records = read_results(part.folder).records
-  names = ('condition', 'index', 'label', *_PREDICTIONS)
-  return {name: to_numpy(records[name]) for name in names}
+def _judged(parts: Sequence[Part], union: str) -> dict[str, Judged]:
+  found = [judged(read_results(part.folder).records) for part in parts]
+  if not union:
+    return found[0]
+  return {union: verdicts.union([one for f in found for one in f.values()])}

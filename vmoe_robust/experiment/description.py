@@ -11,7 +11,8 @@ from vmoe_robust.config import UserError, choose
 _RUN = dict(name=None, base=None, changes={}, start='')
 _ASKED = dict(name=None, base=None, changes={}, of=())
 GROUPS = {'runs': _RUN, 'attacks': _ASKED, 'studies': _ASKED}
-FIELDS = (*GROUPS, 'comparisons', 'seeds', 'select', 'data_dir')
+FIELDS = (*GROUPS, 'unions', 'comparisons', 'seeds', 'select', 'data_dir')
+_UNION = dict(name=None, of=None)
 
 
 def describe(
@@ -19,6 +20,7 @@ def describe(
   runs: Sequence[Mapping],
   attacks: Sequence[Mapping] = (),
   studies: Sequence[Mapping] = (),
+  unions: Sequence[Mapping] = (),
   comparisons: Sequence[tuple[str, str]] = (),
   seeds: Sequence[int] = (0,),
 ) -> ConfigDict:
@@ -31,8 +33,10 @@ def describe(
     attacks: what is asked of the trained models: a `name`, a `base` with
       config.mode='attack', `changes`, and `of`, the names of runs; (): all.
     studies: the same with config.mode='study'.
+    unions: a `name`, and `of`, the names of attacks, such as those in three
+      norms: an image stands if it stands under all of them.
     comparisons: pairs of runs, which are compared image by image under each
-      attack that is asked of both.
+      attack and each union that is asked of both.
     seeds: each run is trained with each of these.
 
   Returns:
@@ -45,6 +49,7 @@ def describe(
       runs=tuple(runs),
       attacks=tuple(attacks),
       studies=tuple(studies),
+      unions=tuple(unions),
       comparisons=tuple(comparisons),
       seeds=tuple(seeds),
       select=(),
@@ -79,6 +84,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     for entry in out[group]:
       for name in entry['of']:
         choose(f'config.{group} {entry["name"]!r}: of', name, names)
+  out['unions'] = _unions(config.unions, out['attacks'])
   for pair in config.comparisons:
     if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
       raise UserError(f'config.comparisons has {pair!r}; give two runs')
@@ -121,6 +127,20 @@ def _entries(group: str, entries: Sequence, fields: Mapping) -> list[dict]:
     found.append(entry)
   if group == 'runs' and not found:
     raise UserError('config.runs is empty; give dict(name=..., base=...)')
+  return found
+
+
+def _unions(unions: Sequence, attacks: Sequence[Mapping]) -> list[dict]:
+  found = _entries('unions', unions, _UNION)
+  names = [attack['name'] for attack in attacks]
+  for union in found:
+    where = f'config.unions {union["name"]!r}'
+    if union['name'] in names:
+      raise UserError(f'{where}: an attack has the name; give another')
+    if len(set(union['of'])) < 2:
+      raise UserError(f'{where}: of={union["of"]!r}; give two attacks or more')
+    for name in union['of']:
+      choose(f'{where}: of', name, names)
   return found
 
 

@@ -116,6 +116,12 @@ def describe_twins(
       )
       for name, attacks in _STUDIES.items()
     ],
+    unions=[
+      dict(
+        name='union',
+        of=('autoattack', *(f'autoattack_{norm}' for norm in others)),
+      )
+    ],
     comparisons=[
       pair
       for end in ('', '_adv')

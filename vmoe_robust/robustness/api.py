@@ -17,12 +17,13 @@ from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.progress import Stages
+from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.report.writing import assemble, write
 from vmoe_robust.robustness import arguments, sweep
 from vmoe_robust.robustness.findings import Asked, findings
 from vmoe_robust.robustness.foreign import Model, of_model
 from vmoe_robust.robustness.images import InMemory, read
-from vmoe_robust.robustness.measure import Arrays, is_right
+from vmoe_robust.robustness.measure import Arrays
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.robustness.target import Target

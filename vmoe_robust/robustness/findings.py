@@ -10,7 +10,7 @@ from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import NO_CLASS, is_right
+from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness.sweep import Shown, Swept
 
 

@@ -1,14 +1,14 @@
 """One clean pass, one verdict, one set of columns: what is reported.
 
 The verdict is made of two functions. `classes` is the prediction of each image,
-and `is_right` says whether a prediction is right. A number that is reported
-comes from the columns that `Measure` finds, which come from x_adv judged again
-as mere numbers.
+and `is_right`, of report/verdicts.py, says whether a prediction is right. A
+number that is reported comes from the columns that `Measure` finds, which come
+from x_adv judged again as mere numbers.
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from vmoe_robust.attacks import check, distance
 from vmoe_robust.config import UserError
 from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
 from vmoe_robust.mesh.batch import BatchRows
+from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness.target import (
   JUDGE_DRAWS,
   Target,
@@ -28,9 +29,6 @@ from vmoe_robust.robustness.target import (
 )
 
 Columns = dict[str, np.ndarray]
-# What comes from NumPy stays there.
-_Array = TypeVar('_Array', Array, np.ndarray)
-NO_CLASS = -1  # the prediction where a logit is not finite
 
 
 def classes(
@@ -39,23 +37,6 @@ def classes(
   """The top class of each image, -1 where a logit is not finite."""
   top = logits.argmax(-1).astype(jnp.int32)
   return jnp.where(jnp.isfinite(logits).all(-1), top, NO_CLASS)
-
-
-def is_right(
-  predictions: Int[_Array, 'rows'], labels: Array | np.ndarray
-) -> Bool[_Array, 'rows']:
-  """Whether a class is the label, or one of several; -1 never is.
-
-  Args:
-    predictions: of `classes`.
-    labels: classes [rows], or which classes an image has [rows, classes].
-  """
-  if labels.ndim == 1:
-    return (predictions == labels) & (predictions != NO_CLASS)
-  # One row an image and one column a class: no gather, which a mesh would
-  # communicate for.
-  chosen = predictions[:, None] == np.arange(labels.shape[1])
-  return (chosen & (labels > 0)).any(-1)
 
 
 def without_own(

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vmoe_robust.files import to_json
-from vmoe_robust.robustness.measure import Clean, Columns, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import Clean, Columns
 from vmoe_robust.robustness.work import Pair
 
 # Of `Radius.fallen`, where it is no number of a stage.

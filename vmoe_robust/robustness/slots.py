@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 from vmoe_robust.attacks import LOSSES, Stage, State
 from vmoe_robust.attacks.fab import Fab
 from vmoe_robust.attacks.interface import record, where
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import (
   JUDGE_DRAWS,
   Target,

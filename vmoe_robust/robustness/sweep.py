@@ -11,15 +11,10 @@ import numpy as np
 
 from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.distributed import agreed, together
+from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness import engine, trust
 from vmoe_robust.robustness.images import Archive, Keeper, read
-from vmoe_robust.robustness.measure import (
-  NO_CLASS,
-  Clean,
-  Columns,
-  Rows,
-  is_right,
-)
+from vmoe_robust.robustness.measure import Clean, Columns, Rows
 from vmoe_robust.robustness.programs import Programs, Work
 from vmoe_robust.robustness.radius import Radius
 from vmoe_robust.robustness.resume import Unfinished

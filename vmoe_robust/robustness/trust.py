@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from vmoe_robust.attacks import Ensemble, Stage
 from vmoe_robust.attacks.ensembles import StageLoss
 from vmoe_robust.config import UserError
-from vmoe_robust.robustness.measure import NO_CLASS, without_own
+from vmoe_robust.report.verdicts import NO_CLASS
+from vmoe_robust.robustness.measure import without_own
 from vmoe_robust.robustness.slots import Goal, objective
 from vmoe_robust.robustness.target import Target, as_floats, predict
 

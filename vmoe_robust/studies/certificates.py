@@ -29,7 +29,8 @@ from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import NO_CLASS, classes, is_right
+from vmoe_robust.report.verdicts import NO_CLASS, is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
 
 # In place of a class; it is never right.

@@ -22,7 +22,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.findings import Columns
 from vmoe_robust.report.statistics import mean, rate
-from vmoe_robust.robustness.measure import is_right
+from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.target import as_floats
 
 CLEAN = 'clean'

@@ -24,7 +24,8 @@ from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
 
 # Panels of the figure, in the order of ImageNet-C's tables.

@@ -19,7 +19,8 @@ from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.statistics import mean, paired
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import choices
 from vmoe_robust.studies import conditions as under
 

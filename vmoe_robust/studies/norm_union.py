@@ -15,7 +15,8 @@ from vmoe_robust.report.figures import Bar, BarPlot
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.statistics import paired, rate
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
 
 NORMS = ('linf', 'l2', 'l1')

@@ -29,7 +29,8 @@ from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, paired, rate
 from vmoe_robust.report.table import percent, table
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.studies import conditions as under
 

@@ -20,7 +20,8 @@ from vmoe_robust.evaluate import adversarial
 from vmoe_robust.mesh import batch_sharding, batch_shards
 from vmoe_robust.mesh.batch import BatchRows
 from vmoe_robust.models import Model
-from vmoe_robust.robustness.measure import classes, is_right
+from vmoe_robust.report.verdicts import is_right
+from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
 
 

@@ -1,6 +1,5 @@
 """Runs beside each other: image by image, over seeds, field by field."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,26 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vmoe_robust.config import UserError
-from vmoe_robust.report import statistics
+from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.tables import Cell, Table, cell, short, table
-from vmoe_robust.report.records import to_numpy
+from vmoe_robust.report.verdicts import CLEAN, Judged
 
-CLEAN = 'clean images'  # as a condition
 _MOST_PAIRS, _MOST_CONDITIONS = 10, 30
 # Settings that do not change what is done under a condition.
 _NOT_ATTACK = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
 # Rows that tell how many predictions under their condition are right.
 _SHARES = ('robust_accuracy', 'accuracy')
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-  """Which images are right under one condition."""
-
-  index: np.ndarray  # int [images], sorted
-  label: np.ndarray  # int [images], or which classes [images, classes]
-  right: np.ndarray  # bool [images]
 
 
 def judged(run: Run) -> dict[str, Judged]:
@@ -37,26 +26,12 @@ def judged(run: Run) -> dict[str, Judged]:
     UserError: the records lack columns, or are not those that the numbers of
       `results.json` come from.
   """
-  records = run.results.records
-  needed = {'condition', 'index', 'label', 'prediction_after'}
-  if missing := sorted(needed - set(records.column_names)):
-    raise UserError(f'the records of {run.name} have no {missing[0]!r}')
-  found = {
-    name: to_numpy(records[name])
-    for name in (*needed, 'prediction_before')
-    if name in records.column_names
-  }
-  out: dict[str, Judged] = {}
-  for condition in dict.fromkeys(found['condition'].tolist()):
-    own = np.flatnonzero(found['condition'] == condition)
-    own = own[np.argsort(found['index'][own], kind='stable')]
-    if len(np.unique(found['index'][own])) < len(own):
-      raise UserError(f'{run.name} has an image twice under {condition!r}')
-    if not out and 'prediction_before' in found:
-      out[CLEAN] = _judged(found, own, 'prediction_before')
-    out[condition] = _judged(found, own, 'prediction_after')
-  _check(run, out)
-  return out
+  try:
+    found = verdicts.judged(run.results.records)
+  except UserError as error:
+    raise UserError(f'records.parquet of {run.name}: {error}') from error
+  _check(run, found)
+  return found
 
 
 def pairs(runs: Sequence[Run], problems: Problems) -> list[Table]:
@@ -116,16 +91,6 @@ def differing(runs: Sequence[Run]) -> Table | None:
     ('field', *(run.name for run in runs)),
     lines,
   )
-
-
-def _judged(found: Mapping[str, np.ndarray], own, prediction: str) -> Judged:
-  label, said = found['label'][own], found[prediction][own]
-  if label.ndim == 1:
-    right = (said == label) & (said != -1)
-  else:
-    chosen = said[:, None] == np.arange(label.shape[1])
-    right = (chosen & (label > 0)).any(-1)
-  return Judged(found['index'][own], label, right)
 
 
 def _check(run: Run, found: Mapping[str, Judged]):

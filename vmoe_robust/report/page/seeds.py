@@ -9,10 +9,10 @@ from scipy import stats
 
 from vmoe_robust.config import MACHINE_FIELDS
 from vmoe_robust.report import statistics
-from vmoe_robust.report.page.comparison import CLEAN
 from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import rate, table
+from vmoe_robust.report.verdicts import CLEAN
 
 # By which runs of several seeds may differ.
 _SEEDS = ('config.seed', 'config.checkpoint', *MACHINE_FIELDS)
