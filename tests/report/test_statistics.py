@@ -55,3 +55,18 @@ def test_pairs_are_compared_image_by_image():
   assert found['p'] == pytest.approx(2 * (1 + 6) / 2**6)
   same = statistics.paired(first, first)
   assert same['p'] == 1 and same['difference']['interval'] == (0, 0)
+
+
+def test_over_seeds_by_hand():
+  rate = lambda value: {'value': value, 'interval': [0.1, 0.2], 'n': 9}
+  whole = statistics.over_seeds([rate(0.5), rate(0.7)])
+  assert whole['value'] == pytest.approx(0.6)
+  # The standard error is 0.1, and Student's t of one degree 12.7062.
+  assert whole['interval'] == pytest.approx([0.6 - 1.27062, 0.6 + 1.27062])
+  assert (whole['n'], whole['over']) == (2, 'seeds')
+  cut = statistics.over_seeds([rate(0.5), rate(0.7)], is_rate=True)
+  assert cut['interval'] == [0, 1]
+  one = statistics.over_seeds([rate(0.5)])
+  assert one == {'value': 0.5, 'interval': [0.1, 0.2], 'n': 1, 'over': 'images'}
+  for unknown in ([], [rate(0.5), rate(None)]):
+    assert statistics.over_seeds(unknown)['value'] is None

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict, config_flags
 from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment import states as states_lib
+from vmoe_robust.experiment.accuracies import accuracies
 from vmoe_robust.experiment.description import checked
+from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.parts import Part, parts
 from vmoe_robust.experiment.running import Runner, cpus
 from vmoe_robust.experiment.states import FINISHED, State, states
 from vmoe_robust.experiment.summary import (
-  COMPARISONS,
-  SUMMARY,
   details,
   listing,
   seconds,
@@ -32,7 +32,9 @@ from vmoe_robust.files import (
   require_writable,
   write_json,
 )
-from vmoe_robust.report import page
+from vmoe_robust.report import page, writing
+from vmoe_robust.report.findings import Figure
+from vmoe_robust.report.page.experiment import COMPARISONS, SUMMARY
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
 _WORKDIR = flags.DEFINE_string(
@@ -115,8 +117,11 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   command = ['python', '-m', 'vmoe_robust.experiment', *sys.argv[1:]]
   about = {'name': command_line.name(), 'command': shlex.join(command)}
 
-  def write_summary():
-    found = about | summary(config, every, runner.states, runner.seconds)
+  def write_summary(accuracies=(), figures=()):
+    found = summary(
+      config, every, runner.states, runner.seconds, accuracies, figures
+    )
+    found = about | found
     try:
       write_json(workdir / SUMMARY, found)
     except OSError as error:  # the parts' own results are what counts
@@ -129,12 +134,28 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   runner.run()
   rows = comparing.compare(config, every, runner.states)
   write_json(workdir / COMPARISONS, rows)
-  write_summary()
+  found = _accuracies(config, every, runner)
+  write_summary(found, _drawn(workdir, figures(found, rows)))
   if text := comparing.show(rows):
     print(f'\n{text}')
   written = [SUMMARY, COMPARISONS, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
+
+
+def _accuracies(config: ConfigDict, every: Sequence[Part], runner: Runner):
+  try:
+    return accuracies(config, every, runner.states)
+  except UserError as error:
+    _say(f'no accuracies are in {SUMMARY}: {error}')
+    return []
+
+
+def _drawn(workdir: Path, made: Sequence[Figure]) -> list[dict]:
+  entries = [writing.entry(figure) for figure in made]
+  for about, figure in zip(entries, made, strict=True):
+    writing.draw(workdir, about, figure)
+  return entries
 
 
 def _reported(workdir: Path) -> list[str]:

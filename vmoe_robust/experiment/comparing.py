@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
 
 from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.results import read_results
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import in_words, percent, table
 from vmoe_robust.report.verdicts import CLEAN, Judged, judged
 
 # Of a sweep of radii, how many the table on the terminal has.
@@ -34,7 +33,8 @@ def compare(
   Returns:
     Rows with 'first' and 'second' (runs), 'attack', 'condition', 'seeds' (for
     each: the two shares and `statistics.paired`), 'difference' (see
-    `over_seeds`), and 'missing', a line for each seed that is not compared.
+    `statistics.over_seeds`), and 'missing', a line for each seed that is not
+    compared.
   """
   attacks = {
     (part.run, part.asked, part.seed): part
@@ -64,7 +64,9 @@ def compare(
           | {
             'condition': condition,
             'seeds': seeds,
-            'difference': over_seeds([one['difference'] for one in seeds]),
+            'difference': statistics.over_seeds(
+              [one['difference'] for one in seeds]
+            ),
             'missing': missing,
           }
         )
@@ -72,35 +74,6 @@ def compare(
         empty = {'condition': None, 'seeds': [], 'difference': None}
         rows.append(about | empty | {'missing': missing})
   return rows
-
-
-def over_seeds(differences: Sequence[statistics.Estimate]) -> dict:
-  """The mean of a difference over seeds, with its 95% interval.
-
-  Of several seeds it is Student's interval of the seeds' means: what another
-  seed would do. Of one it is the bootstrap's over images, and 'over' says so.
-
-  Returns:
-    'value', 'interval', 'n' (seeds), 'over': 'seeds' or 'images'.
-  """
-  values = np.array([one['value'] for one in differences], np.float64)
-  if len(values) == 1:
-    interval = differences[0]['interval']
-    return {
-      'value': float(values[0]),
-      'interval': interval,
-      'n': 1,
-      'over': 'images',
-    }
-  level = (1 + statistics.LEVEL) / 2
-  half = stats.t.ppf(level, len(values) - 1) * stats.sem(values)
-  value = float(values.mean())
-  return {
-    'value': value,
-    'interval': [value - float(half), value + float(half)],
-    'n': len(values),
-    'over': 'seeds',
-  }
 
 
 def show(rows: Sequence[Mapping]) -> str:
@@ -134,7 +107,8 @@ def _line(row: Mapping) -> list[str]:
   ]
   low, high = difference['interval']
   return [
-    *(row[name] for name in ('first', 'second', 'attack', 'condition')),
+    *(row[name] for name in ('first', 'second', 'attack')),
+    in_words(row['condition']),
     *shares,
     f'{100 * difference["value"]:+.1f}',
     f'{100 * low:+.1f} to {100 * high:+.1f}',

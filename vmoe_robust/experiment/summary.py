@@ -10,11 +10,8 @@ from ml_collections import ConfigDict
 from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
+from vmoe_robust.report.page.experiment import FORMAT, SUMMARY, VERSION
 from vmoe_robust.report.table import table
-
-# In the experiment's folder.
-SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
-FORMAT, VERSION = 'vmoe_robust experiment', 1
 
 
 def listing(every: Sequence[Part], found: Mapping[str, State]) -> str:
@@ -53,8 +50,19 @@ def summary(
   every: Sequence[Part],
   found: Mapping[str, State],
   seconds: Mapping[str, float],
+  accuracies: Sequence[Mapping] = (),
+  figures: Sequence[Mapping] = (),
 ) -> dict:
-  """What experiment.json says: parts, states, folders and commands."""
+  """What experiment.json says.
+
+  Args:
+    config: the experiment, checked.
+    every: its parts.
+    found: their states, by name.
+    seconds: what they took so far, by name.
+    accuracies: of `accuracies.accuracies`.
+    figures: of `report.writing.draw`.
+  """
   said = [
     {
       'number': part.number,
@@ -79,6 +87,8 @@ def summary(
     'seeds': list(config.seeds),
     'comparisons': [list(pair) for pair in config.comparisons],
     'parts': said,
+    'accuracies': list(accuracies),
+    'figures': list(figures),
   }
 
 

@@ -74,13 +74,19 @@ class Bar:
   low: float
   high: float
   group: str = ''  # bars of a group have one colour and one marker
+  dots: Sequence[float] = ()  # what it is the mean of, such as seeds
 
   @classmethod
   def of(
-    cls, label: str, estimate: Estimate, group: str = '', times: float = 1
+    cls,
+    label: str,
+    estimate: Estimate,
+    group: str = '',
+    times: float = 1,
+    dots: Sequence[float] = (),
   ) -> 'Bar':
-    """An estimate with its interval, times a number."""
-    return cls(label, *_ends(estimate, times), group)
+    """An estimate with its interval, times a number; dots are as they are."""
+    return cls(label, *_ends(estimate, times), group, dots)
 
 
 def _ends(estimate: Estimate, times: float) -> tuple[float, float, float]:
@@ -128,6 +134,10 @@ class BarPlot(_Numbers):
         capsize=2.5,
         label=_plain(group),
       )
+      for place, bar in zip(own, found, strict=True):
+        dots = times * np.array(bar.dots, float)
+        at = np.full(len(dots), place)
+        axis.plot(dots, at, 'o', color='0.45', markersize=2.5, zorder=3)
       for place, x in zip(own, value, strict=True):
         axis.annotate(
           f'{round(x, 9):.3g}',  # 0, not the 1e-17 of a difference

@@ -1,5 +1,6 @@
 """Estimates with their 95% intervals, as every result has them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,46 @@ def mean(values: Num[np.ndarray, 'images']) -> Estimate:
     'value': float(values.mean()),
     'interval': interval,
     'n': len(values),
+  }
+
+
+def over_seeds(
+  estimates: Sequence[Estimate], *, is_rate: bool = False
+) -> Estimate:
+  """The mean over seeds, with its 95% interval.
+
+  Of several seeds it is Student's interval of the seeds' means: where the mean
+  of other seeds is expected. Of one seed it is the estimate's own, over images.
+
+  Args:
+    estimates: one a seed.
+    is_rate: the interval is cut to [0, 1].
+
+  Returns:
+    'value', 'interval', 'n' (seeds), and 'over': 'seeds' or 'images'. The value
+    is null where one of them is, the interval too.
+  """
+  values = [one['value'] for one in estimates]
+  if None in values or not values:
+    return {'value': None, 'interval': None, 'n': len(values), 'over': 'seeds'}
+  if len(values) == 1:
+    return {
+      'value': values[0],
+      'interval': estimates[0]['interval'],
+      'n': 1,
+      'over': 'images',
+    }
+  value = float(np.mean(values))
+  level = (1 + LEVEL) / 2
+  half = float(stats.t.ppf(level, len(values) - 1) * stats.sem(values))
+  low, high = value - half, value + half
+  if is_rate:
+    low, high = max(low, 0.0), min(high, 1.0)
+  return {
+    'value': value,
+    'interval': [low, high],
+    'n': len(values),
+    'over': 'seeds',
   }
 
 

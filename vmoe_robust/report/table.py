@@ -33,6 +33,22 @@ def percent(share: float | None) -> str:
   return '-' if share is None else f'{100 * share:.1f}%'
 
 
+def radius(norm: str, eps: float) -> str:
+  """A radius as people write it: '8/255' in linf."""
+  if norm == 'linf':
+    return f'{255 * eps:.3g}/255'
+  return f'{eps:.4g}'
+
+
+def in_words(condition: str) -> str:
+  """A condition whose radius is as people write it: 'pgd linf 16/255'."""
+  name, _, last = condition.rpartition(' linf ')
+  try:
+    return f'{name} linf {radius("linf", float(last))}' if name else condition
+  except ValueError:
+    return condition
+
+
 def _is_number(cell):
   text = cell.removesuffix('%').replace(',', '')
   try:

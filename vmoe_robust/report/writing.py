@@ -60,15 +60,7 @@ def assemble(
         'rows': len(columns['index']),
         'columns': list(columns),
       },
-      'figures': [
-        {
-          'name': figure.name,
-          'title': figure.title,
-          'data': f'{FIGURES}/{figure.data_name}',
-          'picture': f'{FIGURES}/{figure.name}.png',
-        }
-        for figure in findings.figures
-      ],
+      'figures': [entry(figure) for figure in findings.figures],
     },
   }
 
@@ -90,7 +82,7 @@ def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
   for about, figure in zip(
     results['files']['figures'], findings.figures, strict=True
   ):
-    _draw(folder, about, figure)
+    draw(folder, about, figure)
   write_json(folder / RESULTS, results)
   _report(folder)
 
@@ -116,7 +108,27 @@ def _write_records(path: Path, columns: dict[str, np.ndarray]):
       raise RuntimeError(f'{path}: column {name!r} came back changed')
 
 
-def _draw(folder: Path, about: dict, figure: Figure):
+def entry(figure: Figure) -> dict:
+  """What a file says of a figure: its name, title and files."""
+  return {
+    'name': figure.name,
+    'title': figure.title,
+    'data': f'{FIGURES}/{figure.data_name}',
+    'picture': f'{FIGURES}/{figure.name}.png',
+  }
+
+
+def draw(folder: Path, about: dict, figure: Figure) -> None:
+  """Writes the data and the picture of a figure.
+
+  Args:
+    folder: of the run.
+    about: its `entry`; the picture becomes None if it cannot be made.
+    figure: which one.
+
+  Raises:
+    OSError: the disk is full, say.
+  """
   (folder / FIGURES).mkdir(exist_ok=True)
   figure.write_data(folder / about['data'])
   try:

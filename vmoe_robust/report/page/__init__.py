@@ -14,6 +14,7 @@ from vmoe_robust.files import replacing
 from vmoe_robust.report.page import (
   attacks,
   comparison,
+  experiment,
   gallery,
   reproduce,
   seeds,
@@ -24,6 +25,8 @@ from vmoe_robust.report.page import (
 from vmoe_robust.report.page.runs import Problems, Run, find
 
 REPORT = 'report.html'
+# Of an experiment of more runs the page has what they say together alone.
+_MOST_RUNS = 16
 # Without images; and what a larger page is without.
 _MOST_BYTES = 2_000_000
 _LARGE = ('all_numbers', 'training', 'routing')
@@ -83,21 +86,26 @@ def _page(paths: Sequence[str | os.PathLike], problems: Problems) -> str:
   runs = find(paths, problems)
   if not runs:
     raise UserError('no run to report of: ' + '; '.join(problems.lines))
-  return render(runs, problems)
+  return render(runs, problems, experiment.experiments(paths, problems))
 
 
-def render(runs: Sequence[Run], problems: Problems) -> str:
+def render(
+  runs: Sequence[Run],
+  problems: Problems,
+  experiments: Sequence[experiment.Experiment] = (),
+) -> str:
   """The page, as HTML; `problems` gets what is left out of it."""
   runs = [run for run in runs if _is_whole(run, problems)]
-  parts = _parts(runs, problems)
-  page = _html(runs, problems, parts)
+  shown = () if experiments and len(runs) > _MOST_RUNS else runs
+  parts = _parts(shown, problems) | {'experiments': experiments}
+  page = _html(shown, problems, parts)
   images = sum(len(a) for e in parts['examples'] for _, a in e.pictures)
   if len(page) - images > _MOST_BYTES:
     problems.add(
       f'the numbers of each single run, with which the page would have '
       f'{len(page) / 1e6:.1f} MB; its own {REPORT} has them'
     )
-    page = _html(runs, problems, parts | dict.fromkeys(_LARGE, ()))
+    page = _html(shown, problems, parts | dict.fromkeys(_LARGE, ()))
   return page
 
 

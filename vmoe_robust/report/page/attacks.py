@@ -12,10 +12,10 @@ from vmoe_robust.report.page.tables import (
   Table,
   cell,
   of_rows,
-  radius,
   rate,
   table,
 )
+from vmoe_robust.report.table import radius
 
 _MOST_WATERFALLS = 4  # of a run
 

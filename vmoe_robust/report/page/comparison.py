@@ -9,7 +9,14 @@ import numpy as np
 from vmoe_robust.config import UserError
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.page.runs import Problems, Run
-from vmoe_robust.report.page.tables import Cell, Table, cell, short, table
+from vmoe_robust.report.page.tables import (
+  Cell,
+  Table,
+  cell,
+  points,
+  short,
+  table,
+)
 from vmoe_robust.report.verdicts import CLEAN, Judged
 
 _MOST_PAIRS, _MOST_CONDITIONS = 10, 30
@@ -152,7 +159,7 @@ def _pair(a: Run, b: Run, first, second) -> Table:
     lines.append(
       [name, len(one.index)]
       + [found[n] for n in ('both', 'only_first', 'only_second', 'neither')]
-      + [_points(found['difference']), cell(found['p'])]
+      + [points(found['difference']), cell(found['p'])]
     )
   return table(
     f'{a.name} (A) against {b.name} (B)',
@@ -187,14 +194,3 @@ def _cut(count: int) -> str:
   if count <= _MOST_CONDITIONS:
     return ''
   return f' The first {_MOST_CONDITIONS} of {count} conditions.'
-
-
-def _points(difference: Mapping) -> Cell:
-  value, (low, high) = (
-    difference['value'],
-    difference['interval'] or (None,) * 2,
-  )
-  text = f'{100 * value:+.1f}'
-  if low is not None:
-    text += f' [{100 * low:+.1f}, {100 * high:+.1f}]'
-  return Cell(text, value, low, high, difference['n'])

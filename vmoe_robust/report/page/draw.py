@@ -28,7 +28,7 @@ _HEIGHT = 270  # in units of the drawing
 _LEFT, _TOP, _BOTTOM = 40, 18, 38
 _ROW = 34  # of a plot of bars
 _LONGEST = 20  # letters of a label beside its line
-_LETTER = 6.5  # about, wide
+_LETTER = 7  # about, wide
 _MOST_MARKERS = 30  # of a line; of more they would hide it
 
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from vmoe_robust.report.page.runs import Run
-from vmoe_robust.report.page.tables import Table, of_values, radius
+from vmoe_robust.report.page.tables import Table, of_values
+from vmoe_robust.report.table import radius
 
 # RobustBench's data sets by ours: name, images that it asks for, its radii.
 _BENCHES = {

@@ -4,9 +4,6 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-from scipy import stats
-
 from vmoe_robust.config import MACHINE_FIELDS
 from vmoe_robust.report import statistics
 from vmoe_robust.report.page.runs import Run
@@ -43,14 +40,16 @@ def _over_seeds(group: Sequence[Run]) -> Shown:
   bars, lines = [], []
   for name in (CLEAN, *names):
     found = [_share(run, name) for run in group]
-    dots = [one['value'] for one in found if one and one['value'] is not None]
-    if len(dots) < 2:
+    known = [one for one in found if one and one['value'] is not None]
+    if len(known) < 2:
       continue
-    mean, low, high = _mean(dots)
+    whole = statistics.over_seeds(known, is_rate=True)
+    low, high = whole['interval']
+    dots = [one['value'] for one in known]
     bars.append(
-      {'label': name, 'value': mean, 'low': low, 'high': high, 'dots': dots}
+      {'label': name, 'value': whole['value'], 'low': low, 'high': high}
+      | {'dots': dots}
     )
-    whole = {'value': mean, 'interval': [low, high], 'n': len(dots)}
     lines.append([name, rate(whole), *map(rate, found)])
   caption = f'Over {len(group)} seeds, {group[0].name} and the like'
   shown = of_figure(
@@ -71,14 +70,6 @@ def _share(run: Run, condition: str):
     if row['condition'] == condition:
       return row['robust_accuracy']
   return None
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-  """Mean of seeds with the interval of Student's t, not beyond 0 and 1."""
-  mean, count = float(np.mean(values)), len(values)
-  half = np.std(values, ddof=1) / count**0.5
-  half *= stats.t.ppf(0.5 + statistics.LEVEL / 2, count - 1)
-  return mean, max(float(mean - half), 0.0), min(float(mean + half), 1.0)
 
 
 def _is_seed(name: str) -> bool:

@@ -97,6 +97,16 @@ def rate(estimate: Mapping[str, Any] | None) -> Cell:
   return Cell(text, value, low, high, estimate['n'])
 
 
+def points(difference: Mapping[str, Any]) -> Cell:
+  """A difference of shares in percentage points, with its interval."""
+  value, interval = difference['value'], difference['interval']
+  low, high = interval or (None, None)
+  text = f'{100 * value:+.1f}'
+  if low is not None:
+    text += f' [{100 * low:+.1f}, {100 * high:+.1f}]'
+  return Cell(text, value, low, high, difference['n'])
+
+
 def of_rows(caption: str, rows: Sequence[Mapping[str, object]]) -> Table:
   """All rows of `results.json`, a column a number."""
   flattened = [flat(row) for row in rows[:_MOST_ROWS]]
@@ -113,13 +123,6 @@ def of_rows(caption: str, rows: Sequence[Mapping[str, object]]) -> Table:
 def of_values(caption: str, found: Mapping[str, object]) -> Table:
   """Names and values, one below the other."""
   return table(caption, ('name', 'value'), flat(found).items())
-
-
-def radius(norm: str, eps: float) -> str:
-  """A radius as people write it: '8/255' in linf."""
-  if norm == 'linf':
-    return f'{255 * eps:.3g}/255'
-  return f'{eps:.4g}'
 
 
 def short(value: object) -> str:

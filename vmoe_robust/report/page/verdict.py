@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmoe_robust.report.page.runs import Problems, Run
-from vmoe_robust.report.page.tables import radius, rate
+from vmoe_robust.report.page.tables import rate
+from vmoe_robust.report.table import radius
 
 # Attacks whose name does not say their length.
 _STEPPED = ('pgd', 'mim')

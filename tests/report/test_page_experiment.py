@@ -1,0 +1,108 @@
+"""The page of an experiment of many runs."""
+
+import pytest
+
+from vmoe_robust.files import write_json
+from vmoe_robust.report import page, writing
+from vmoe_robust.report.figures import Bar, BarPlot
+
+
+def pair(first, condition, *values):
+  rate = lambda value: {'value': value, 'interval': [0.0, 1.0], 'n': 4}
+  seeds = [
+    {
+      'seed': i,
+      'difference': rate(v),
+      'accuracy_first': rate(0.5 + v),
+      'accuracy_second': rate(0.5),
+      'p': 0.25,
+    }
+    for i, v in enumerate(values)
+  ]
+  mean = {
+    'value': sum(values) / len(values),
+    'interval': [-0.2, 0.1],
+    'n': len(values),
+    'over': 'seeds' if len(values) > 1 else 'images',
+  }
+  return {
+    'first': first,
+    'second': 'dense',
+    'attack': 'aa',
+    'condition': condition,
+    'seeds': seeds,
+    'difference': mean,
+    'missing': [],
+  }
+
+
+@pytest.fixture
+def folder(tmp_path, save_run):
+  """An experiment of 17 attacked models."""
+  for i in range(17):
+    save_run(f'run{i}', before=[0, 1], after=[0, 9], labels=[0, 1])
+  rows = [
+    pair('moe', 'clean', 0.0, 0.0),
+    pair('moe', 'aa linf 0.0627451', -0.04, 0.0),
+    pair('wide', 'aa linf 0.0627451', 0.25),
+  ]
+  plot = BarPlot('bars', 'Main figure', 'accuracy', [Bar('moe', 0.5, 0.4, 0.6)])
+  about = writing.entry(plot)
+  writing.draw(tmp_path, about, plot)
+  write_json(tmp_path / 'comparisons.json', rows)
+  said = {
+    'format': 'vmoe_robust experiment',
+    'format_version': 1,
+    'name': 'twins',
+    'command': 'python -m vmoe_robust.experiment --config=twins.py',
+    'figures': [about],
+    'parts': [
+      {'number': 1, 'name': 'a_seed0', 'state': 'finished', 'seconds': 3.5},
+      {'number': 2, 'name': 'b_seed0', 'state': 'failed', 'seconds': None},
+    ],
+  }
+  write_json(tmp_path / 'experiment.json', said)
+  return tmp_path
+
+
+def shown(folder):
+  out = folder / 'report.html'
+  lines = page.write([folder], out)
+  return ' '.join(out.read_text().split()), lines
+
+
+def test_it_says_what_runs_say_together(folder):
+  text, lines = shown(folder)
+  assert not lines
+  sentence = (
+    'under aa linf 16/255: 48.0% and 50.0%, <strong>-2.0 [-20.0, +10.0]'
+  )
+  assert sentence in text and '(over 2 seeds)' in text
+  assert '+25.0 [-20.0, +10.0]</strong> points (one seed' in text
+  assert 'Experiment twins, 1 of 2 parts are finished' in text
+  assert 'Main figure' in text and 'a_seed0' in text
+  assert '-4.0, +0.0' in text and '0.25, 0.25' in text
+  assert 'run3' not in text  # has a page of its own
+
+
+def test_few_runs_are_shown_too(folder):
+  for i in range(4):
+    (folder / f'run{i}/results.json').unlink()
+  text, _ = shown(folder)
+  assert 'run5' in text and 'Main figure' in text
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'words'),
+  [
+    ('experiment.json', '{', 'experiment.json cannot be read'),
+    ('experiment.json', '{"format": "x"}', "has format 'x'"),
+    ('comparisons.json', '[{', 'comparisons.json cannot be read'),
+    ('figures/bars.json', '[', 'bars.json cannot be read'),
+  ],
+)
+def test_damage_is_one_line(folder, name, text, words):
+  (folder / name).write_text(text)
+  html, [line] = shown(folder)
+  assert words in line
+  assert words in html or 'run3' in html  # the runs are shown instead

@@ -1,0 +1,139 @@
+"""The figures of an experiment: accuracies of runs, and their differences."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
+from vmoe_robust.report.table import in_words
+from vmoe_robust.report.verdicts import CLEAN
+
+# Conditions of an attack that have a figure each; more are a line a run.
+_MOST_FIGURES = 3
+
+
+def figures(
+  accuracies: Sequence[Mapping], comparisons: Sequence[Mapping]
+) -> list[BarPlot | LinePlot]:
+  """Accuracies of runs and differences of pairs, attack by attack.
+
+  Args:
+    accuracies: of `accuracies`.
+    comparisons: of `comparing.compare`.
+  """
+  by_attack = lambda row: row['attack']
+  made: list[BarPlot | LinePlot] = []
+  for attack, rows in itertools.groupby(accuracies, by_attack):
+    made += _of_attack(attack, list(rows))
+  if accuracies:
+    made.append(_clean(accuracies))
+  compared = [row for row in comparisons if row['difference'] is not None]
+  for attack in dict.fromkeys(map(by_attack, compared)):
+    made.append(
+      _differences(attack, [r for r in compared if r['attack'] == attack])
+    )
+  return made
+
+
+def _of_attack(
+  attack: str, rows: Sequence[Mapping]
+) -> Iterator[BarPlot | LinePlot]:
+  conditions = dict.fromkeys(row['condition'] for row in rows)
+  del conditions[CLEAN]
+  if len(conditions) > _MOST_FIGURES:
+    yield _sweep(attack, rows)
+    return
+  for condition in reversed(conditions):  # the largest radius first
+    own = [row for row in rows if row['condition'] == condition]
+    yield _bars(_name(attack, own[0]), condition, own)
+
+
+def _clean(rows: Sequence[Mapping]) -> BarPlot:
+  """Without an attack, each run on the most images that any attack took."""
+  found: dict[str, Mapping] = {}
+  for row in rows:
+    if row['condition'] == CLEAN:
+      run, size = row['run'], row['seeds'][0]['accuracy']['n']
+      if run not in found or size > found[run]['seeds'][0]['accuracy']['n']:
+        found[run] = row
+  return _bars('accuracy_clean', CLEAN, list(found.values()))
+
+
+def _bars(name: str, condition: str, rows: Sequence[Mapping]) -> BarPlot:
+  seeds, images = _counts(rows)
+  return BarPlot(
+    name=name,
+    title=f'Accuracy, {in_words(condition)}, {images} images, {seeds}',
+    x_label='accuracy',
+    bars=[
+      Bar.of(
+        row['run'],
+        row['accuracy'],
+        dots=_dots([one['accuracy'] for one in row['seeds']]),
+      )
+      for row in rows
+    ],
+  )
+
+
+def _sweep(attack: str, rows: Sequence[Mapping]) -> LinePlot:
+  norm = rows[0]['norm']
+  times = 255 if norm == 'linf' else 1
+  seeds, images = _counts(rows)
+  lines = []
+  for run in dict.fromkeys(row['run'] for row in rows):
+    own = [row for row in rows if row['run'] == run]
+    at = [times * row['eps'] for row in own]
+    lines.append(Line.of(run, at, [row['accuracy'] for row in own]))
+  return LinePlot(
+    name=f'accuracy_{attack}',
+    title=f'Accuracy under {attack}, {images} images, {seeds}',
+    x_label='eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+    y_label='accuracy',
+    lines=lines,
+  )
+
+
+def _differences(attack: str, rows: Sequence[Mapping]) -> BarPlot:
+  """Of each pair, at the last condition of the attack."""
+  last = {(row['first'], row['second']): row for row in rows}
+  condition = list(last.values())[-1]['condition']
+  bars = [
+    Bar.of(
+      f'{first} - {second}',
+      row['difference'],
+      dots=_dots([one['difference'] for one in row['seeds']], 100),
+      times=100,
+    )
+    for (first, second), row in last.items()
+    if row['condition'] == condition
+  ]
+  return BarPlot(
+    name=f'difference_{attack}',
+    title=f'Difference of accuracies, {in_words(condition)}',
+    x_label='percentage points',
+    bars=bars,
+    is_rate=False,
+  )
+
+
+def _name(attack: str, row: Mapping) -> str:
+  times, unit = (255, '_255') if row['norm'] == 'linf' else (1, '')
+  radius = f'{times * row["eps"]:.4g}'.replace('.', 'p')
+  return f'accuracy_{attack}_{row["norm"]}_{radius}{unit}'
+
+
+def _dots(seeds: Sequence[Mapping], times: float = 1) -> list[float]:
+  """Each of several seeds; one is the point itself."""
+  known = [times * one['value'] for one in seeds if one['value'] is not None]
+  return known if len(seeds) > 1 else []
+
+
+def _counts(rows: Sequence[Mapping]) -> tuple[str, str]:
+  """How many seeds and images, in words."""
+  seeds = {len(row['seeds']) for row in rows}
+  images = {one['accuracy']['n'] for row in rows for one in row['seeds']}
+  most, least = max(seeds), min(seeds)
+  counted = f'{most}' if most == least else f'{least} to {most}'
+  word = 'seed' if most == 1 else 'seeds'
+  shown = f'{min(images)}' if len(images) == 1 else f'{min(images)} or more'
+  return f'{counted} {word}', shown

@@ -1,0 +1,176 @@
+"""An experiment of many runs: what it found, and the list of its parts."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vmoe_robust import files
+from vmoe_robust.config import UserError
+from vmoe_robust.report.page.runs import Problems
+from vmoe_robust.report.page.shown import Shown, of_figure
+from vmoe_robust.report.page.tables import Table, cell, points, table
+from vmoe_robust.report.table import in_words
+
+# In the folder of an experiment.
+SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
+FORMAT, VERSION = 'vmoe_robust experiment', 1
+_READING = (
+  'Points are means over seeds with their 95% intervals (of one seed over '
+  'images); small dots are seeds.'
+)
+_DIFFERENCE = (
+  'The same images, seed by seed. Interval: over seeds, of one seed the '
+  "bootstrap's over images. p: McNemar's exact test of each seed, not "
+  'corrected for the number of lines.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """One sentence: a pair of runs under one condition."""
+
+  first: str
+  second: str
+  condition: str
+  accuracies: tuple[str, str]
+  points: str  # with its interval
+  over: str  # what the interval is over
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a page shows of an experiment."""
+
+  name: str
+  state: str  # such as '12 of 14 parts are finished'
+  command: str
+  sentences: Sequence[Difference]
+  figures: Sequence[Shown]
+  comparisons: Table | None
+  parts: Table
+
+
+def experiments(
+  paths: Sequence[str | os.PathLike], problems: Problems
+) -> list[Experiment]:
+  """Those of the paths that are folders of experiments."""
+  found = []
+  for path in paths:
+    top = files.path(path, 'path')
+    if not (top / SUMMARY).exists():
+      continue
+    made = problems.guard(
+      f'the experiment in {top}', functools.partial(_experiment, top, problems)
+    )
+    found += [made] if made else []
+  return found
+
+
+def _experiment(folder: epath.Path, problems: Problems) -> Experiment:
+  said = _read(folder / SUMMARY)
+  if said.get('format') != FORMAT or said.get('format_version') != VERSION:
+    raise UserError(
+      f'{SUMMARY} has format {said.get("format")!r} of version '
+      f'{said.get("format_version")!r}; {FORMAT!r} of version {VERSION} is read'
+    )
+  rows = problems.guard(
+    f'the comparisons in {folder}', lambda: _read(folder / COMPARISONS)
+  )
+  rows = [row for row in rows or () if row['difference'] is not None]
+  figures = [
+    problems.guard(about['title'], functools.partial(_shown, folder, about))
+    for about in said.get('figures', ())
+  ]
+  done = sum(part['state'] == 'finished' for part in said['parts'])
+  return Experiment(
+    name=said['name'],
+    state=f'{done} of {len(said["parts"])} parts are finished',
+    command=said['command'],
+    sentences=_sentences(rows),
+    figures=[figure for figure in figures if figure],
+    comparisons=_comparisons(rows) if rows else None,
+    parts=_parts(said['parts']),
+  )
+
+
+def _read(path: epath.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def _shown(folder: epath.Path, about: Mapping[str, str]) -> Shown:
+  name = about['data']
+  if os.path.isabs(name) or '..' in name.split('/'):
+    raise UserError(f'{name!r} is outside {folder}')
+  return of_figure(_read(folder / name), about['title'], _READING)
+
+
+def _sentences(rows: Sequence[Mapping]) -> list[Difference]:
+  """Of each pair under the first attack, at its last condition."""
+  first = rows[0]['attack'] if rows else ''
+  last = {
+    (row['first'], row['second']): row for row in rows if row['attack'] == first
+  }
+  return [
+    Difference(
+      first=row['first'],
+      second=row['second'],
+      condition=in_words(row['condition']),
+      accuracies=_accuracies(row),
+      points=points(row['difference']).text,
+      over=_over(row['difference']),
+    )
+    for row in last.values()
+  ]
+
+
+def _over(difference: Mapping) -> str:
+  if difference['over'] == 'seeds':
+    return f'over {difference["n"]} seeds'
+  return 'one seed, over its images'
+
+
+def _comparisons(rows: Sequence[Mapping]) -> Table:
+  lines = []
+  for row in rows:
+    each = [one['difference']['value'] for one in row['seeds']]
+    lines.append(
+      [row[name] for name in ('first', 'second', 'attack')]
+      + [in_words(row['condition'])]
+      + list(_accuracies(row))
+      + [points(row['difference']), row['difference']['n']]
+      + [', '.join(f'{100 * value:+.1f}' for value in each)]
+      + [', '.join(f'{one["p"]:.2g}' for one in row['seeds'])]
+    )
+  headers = ('A', 'B', 'attack', 'condition', 'accuracy of A', 'of B')
+  headers += ('A - B, points', 'seeds', 'each seed', "McNemar's p")
+  return table('Pairs of runs', headers, lines, _DIFFERENCE)
+
+
+def _accuracies(row: Mapping) -> tuple[str, str]:
+  """Means over seeds of both runs, in percent."""
+  first, second = (
+    [one[name]['value'] for one in row['seeds']]
+    for name in ('accuracy_first', 'accuracy_second')
+  )
+  shown = lambda values: f'{100 * sum(values) / len(values):.1f}%'
+  return shown(first), shown(second)
+
+
+def _parts(parts: Sequence[Mapping]) -> Table:
+  return table(
+    'Parts',
+    ('part', 'name', 'state', 'seconds'),
+    (
+      [part['number'], part['name'], part['state'], cell(part['seconds'])]
+      for part in parts
+    ),
+    'Each is a folder beside this page, with a report.html of its own.',
+  )
