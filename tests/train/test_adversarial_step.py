@@ -1,5 +1,6 @@
 """Steps and runs of adversarial training on a small V-MoE."""
 
+import dataclasses
 import json
 
 import jax
@@ -129,6 +130,25 @@ def test_the_two_steps_of_advmoe_are_clipped_apart(config, run_of):
     leaves = jax.tree.leaves(part)
     norm = np.sqrt(sum(np.square(leaf, dtype=float).sum() for leaf in leaves))
     np.testing.assert_allclose(norm, 1e-3, rtol=1e-3)
+
+
+def test_the_second_attack_of_advmoe_has_noise_of_its_own(
+  config, run_of, monkeypatch
+):
+  seen = []
+
+  def attack(answers, given, settings):
+    data = jax.random.key_data(given.keys)
+    jax.debug.callback(lambda keys: seen.append(np.asarray(keys)), data)
+    return given.images
+
+  spied = dataclasses.replace(OBJECTIVES['advmoe'], attack=attack)
+  monkeypatch.setitem(OBJECTIVES, 'advmoe', spied)
+  run = run_of(adversarial(config, 'advmoe'), (1, 1, 1))
+  taken(run, 1)
+  jax.effects_barrier()
+  first, second = seen
+  assert (first != second).any(-1).all()  # the key of every image
 
 
 def compiled_flops(run):

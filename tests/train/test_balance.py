@@ -11,6 +11,7 @@ import pytest
 from vmoe_robust import config as config_lib
 from vmoe_robust.models import balance
 from vmoe_robust.report.metric_writer import MetricWriter
+from vmoe_robust.train import routers
 from vmoe_robust.train.load import Loads
 from vmoe_robust.train.log import Log
 
@@ -212,3 +213,17 @@ def test_no_step_is_told_the_class_but_the_oracles(config, run_of):
       routes[name, label] = np.asarray(record.routing.experts)
   assert np.array_equal(routes['top_k', 0], routes['top_k', 1])
   assert not np.array_equal(routes['oracle', 0], routes['oracle', 1])
+
+
+def test_the_distance_of_a_router_is_of_what_it_learns():
+  """Biases that follow the load move without a gradient."""
+
+  def weights(kernel, bias):
+    router = {'kernel': jnp.array(kernel), 'bias': jnp.array(bias)}
+    return {'Encoder': {BLOCK: {'Moe': {'Router': router}}}}
+
+  start = routers.of(weights([1.0, 2.0], [0.0]))
+  gradient = weights([0.0, 0.0], [0.0])
+  for kernel, distance in (([1.0, 2.0], 0), ([4.0, 6.0], 5)):
+    found = routers.metrics(weights(kernel, [5.0]), gradient, start)
+    assert found[f'router_distance/{BLOCK}'] == distance

@@ -19,6 +19,7 @@ from vmoe_robust.models.moe import Record
 # Routers of which the load is even by design.
 _EVEN = ('expert_choice', 'soft')
 PREFIX = 'load/'  # of a metric, before the name of the block
+BIAS = 'bias'  # of a router's weights
 
 
 def chooses(model: ConfigDict) -> bool:
@@ -80,8 +81,8 @@ def moved(
     if name.startswith(PREFIX):
       block = name.removeprefix(PREFIX)
       moe = encoder[block]['Moe']
-      bias = moe['Router']['bias']
+      bias = moe['Router'][BIAS]
       step = model.router.balance_rate * jnp.sign(1 - load)
-      router = moe['Router'] | {'bias': bias + step.astype(bias.dtype)}
+      router = moe['Router'] | {BIAS: bias + step.astype(bias.dtype)}
       encoder[block] = encoder[block] | {'Moe': moe | {'Router': router}}
   return params | {'Encoder': encoder}

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vmoe_robust import files
 from vmoe_robust.distributed import fetch
+from vmoe_robust.models import balance
 
 # Each router's weights, by its block.
 Weights = Mapping[str, PyTree]
@@ -91,7 +92,10 @@ def metrics(
     found[f'router_gradient_norm/{block}'] = optax.tree.norm(router)
   for block, router in of(params).items():
     if start is not None:
-      moved = jax.tree.map(jnp.subtract, router, start[block])
+      # Not the biases of models/balance.py, which move without a gradient.
+      learnt = {n: w for n, w in router.items() if n != balance.BIAS}
+      before = {n: start[block][n] for n in learnt}
+      moved = jax.tree.map(jnp.subtract, learnt, before)
       found[f'router_distance/{block}'] = optax.tree.norm(moved)
   return found
 

@@ -23,6 +23,7 @@ from vmoe_robust.train.state import TrainState
 
 # Folded into a step's key, so that attacks draw unlike the model.
 _FOR_ATTACK = 2**20
+_FOR_ROUTERS = 2**20 + 1
 
 Batch = dict[str, Array]
 # Scalars, but for the load of each expert.
@@ -68,7 +69,7 @@ def make(
     batch |= {'stays': _stays(batch['index'], settings.clean_share)}
     weights = _weights(batch['mask'], batch['stays'])
 
-    def gradient_of(loss, params, learns=lambda params: params):
+    def gradient_of(loss, params, key, learns=lambda params: params):
       part = partial(
         _part,
         loss=loss,
@@ -87,7 +88,7 @@ def make(
     def updated(gradient):
       return optimizer.update(gradient, state.opt_state, state.params)
 
-    gradient, metrics = gradient_of(objective.loss, state.params)
+    gradient, metrics = gradient_of(objective.loss, state.params, key)
     if objective.router_loss is None:
       updates, opt_state = updated(gradient)
     else:
@@ -98,8 +99,9 @@ def make(
       ahead = routers.merged(
         optax.apply_updates(state.params, updates), state.params
       )
+      again = jax.random.fold_in(key, _FOR_ROUTERS)  # noise of its own
       of_routers, found = gradient_of(
-        objective.router_loss, ahead, routers.alone
+        objective.router_loss, ahead, again, routers.alone
       )
       metrics['router_loss'] = found['loss']
       gradient = routers.merged(gradient, of_routers)
