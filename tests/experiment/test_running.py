@@ -236,3 +236,29 @@ def test_an_error_of_our_own_leaves_no_process_alone(part):
   while log.read_text() != 'saved\n' and time.monotonic() < end:
     time.sleep(0.01)
   assert log.read_text() == 'saved\n'
+
+
+def test_usage_is_that_of_the_process(part):
+  """One is busy, one sleeps, and one takes memory."""
+  spend = 'while time.process_time() < 1: pass\n'
+  parts = [
+    part('busy', f'\n{spend}{FINISH}'),
+    part('asleep', 'time.sleep(1); ' + FINISH),
+    part('large', 'x = bytearray(200_000_000); time.sleep(0.5); ' + FINISH),
+  ]
+  _, runner = run(parts)
+  busy, asleep, large = (runner.usage[one.name] for one in parts)
+  assert busy.cpu_seconds >= 1 > asleep.cpu_seconds
+  assert asleep.seconds >= 1
+  assert large.peak_bytes > 200e6 > 10 * asleep.peak_bytes > 1e6
+
+
+def test_usage_of_several_attempts_add_up():
+  usage = running.Usage()
+  usage.add(running.Usage(1.0, 2.0, 30, 4.0))
+  usage.add(running.Usage(1.0, 2.0, 20, 4.0))
+  assert usage == running.Usage(2.0, 4.0, 30, 8.0)
+  usage.add(running.Usage(1.0, 2.0, 20, None))
+  assert usage == running.Usage(3.0, 6.0, 30, None)
+  usage.add(running.Usage(1.0, 2.0, 20, 4.0))
+  assert usage.joules is None

@@ -6,6 +6,8 @@ from vmoe_robust.files import write_json
 from vmoe_robust.report import page, writing
 from vmoe_robust.report.figures import Bar, BarPlot
 
+USAGE = {'seconds': 3.5, 'cpu_seconds': 6.25, 'peak_bytes': 7, 'joules': None}
+
 
 def pair(first, condition, *values):
   rate = lambda value: {'value': value, 'interval': [0.0, 1.0], 'n': 4}
@@ -57,8 +59,8 @@ def folder(tmp_path, save_run):
     'command': 'python -m vmoe_robust.experiment --config=twins.py',
     'figures': [about],
     'parts': [
-      {'number': 1, 'name': 'a_seed0', 'state': 'finished', 'seconds': 3.5},
-      {'number': 2, 'name': 'b_seed0', 'state': 'failed', 'seconds': None},
+      {'number': 1, 'name': 'a_seed0', 'state': 'finished', 'usage': USAGE},
+      {'number': 2, 'name': 'b_seed0', 'state': 'failed', 'usage': None},
     ],
   }
   write_json(tmp_path / 'experiment.json', said)
@@ -82,6 +84,7 @@ def test_it_says_what_runs_say_together(folder):
   assert 'Experiment twins, 1 of 2 parts are finished' in text
   assert 'Main figure' in text and 'a_seed0' in text
   assert '-4.0, +0.0' in text and '0.25, 0.25' in text
+  assert '6.25' in text
   assert 'run3' not in text  # has a page of its own
 
 

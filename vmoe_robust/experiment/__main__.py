@@ -23,8 +23,8 @@ from vmoe_robust.experiment.states import FINISHED, State, states
 from vmoe_robust.experiment.summary import (
   details,
   listing,
-  seconds,
   summary,
+  usage,
 )
 from vmoe_robust.files import (
   local_path,
@@ -119,7 +119,7 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
 
   def write_summary(accuracies=(), figures=()):
     found = summary(
-      config, every, runner.states, runner.seconds, accuracies, figures
+      config, every, runner.states, runner.usage, accuracies, figures
     )
     found = about | found
     try:
@@ -128,7 +128,7 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
       _say(f'{SUMMARY} was not written: {error}')
 
   runner = Runner(every, states(every), _JOBS.value, _say, write_summary)
-  runner.seconds = seconds(workdir)
+  runner.usage = usage(workdir)
 
   write_summary()
   runner.run()

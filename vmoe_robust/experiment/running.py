@@ -9,13 +9,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from vmoe_robust.cost.energy import Meter
 from vmoe_robust.experiment import states as states_lib
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
+from vmoe_robust.experiment.usage import Usage, ended, peak_bytes
 from vmoe_robust.files import write_json
 
 # Seconds between two looks at the processes.
 _LOOK = 0.1
+# And between two readings of the machine's energy, at most.
+_METER = 60
 # Of a log, what is read to find its last line.
 _TAIL = 20_000
 
@@ -26,7 +30,9 @@ class _Child:
   process: subprocess.Popen
   cpus: frozenset[int]
   start: float  # of the clock
+  joules: float | None  # of the machine's meter at its start
   offset: int  # of its log, where this process began to write
+  peak_bytes: int = 0
 
 
 class Runner:
@@ -49,7 +55,11 @@ class Runner:
       say: shows a line.
       on_change: called after each part's end.
     """
-    self.states, self.seconds = dict(states), {}
+    self.states = dict(states)
+    self.usage: dict[str, Usage] = {}  # by name
+    # Of several parts at a time nobody knows which took what.
+    self._meter = Meter() if jobs == 1 else None
+    self._metered = time.monotonic()
     self.stopped = 0  # the signal that asked to stop
     self._parts, self._say, self._on_change = parts, say, on_change
     self._free = shares(jobs)
@@ -82,9 +92,22 @@ class Runner:
 
   def _collect(self) -> None:
     for child in list(self._children):
-      if child.process.poll() is not None:
+      child.peak_bytes = max(child.peak_bytes, peak_bytes(child.process.pid))
+      cpu_seconds = ended(child.process)
+      if cpu_seconds is not None:
         self._children.remove(child)
-        self._end(child)
+        self._end(child, cpu_seconds)
+
+    if time.monotonic() > self._metered + _METER:
+      self._joules()
+
+  def _joules(self) -> float | None:
+    """The meter of the machine, now."""
+    self._metered = time.monotonic()
+    if self._meter is None:
+      return None
+    self._meter.update()
+    return self._meter.joules
 
   def _start(self, waiting: Sequence[Part]) -> list[Part]:
     """Starts what can be; returns what still waits."""
@@ -132,12 +155,20 @@ class Runner:
         stderr=subprocess.STDOUT,
         start_new_session=True,  # the terminal's Ctrl-C comes by way of us
       )
-    return _Child(part, process, cpus, time.monotonic(), offset)
+    return _Child(part, process, cpus, time.monotonic(), self._joules(), offset)
 
-  def _end(self, child: _Child) -> None:
+  def _end(self, child: _Child, cpu_seconds: float) -> None:
     part, seconds = child.part, time.monotonic() - child.start
     self._free.append(child.cpus)
-    self.seconds[part.name] = self.seconds.get(part.name, 0.0) + seconds
+    after = self._joules()
+    known = child.joules is not None and after is not None
+    usage = Usage(
+      seconds,
+      cpu_seconds,
+      child.peak_bytes,
+      after - child.joules if known else None,
+    )
+    self.usage.setdefault(part.name, Usage()).add(usage)
     state = states_lib.look(part)
     if state.name != states_lib.FINISHED and not self.stopped:
       log = part.folder / states_lib.LOG

@@ -1,6 +1,7 @@
 """What is said of an experiment as a whole: its list, and experiment.json."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
+from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.page.experiment import FORMAT, SUMMARY, VERSION
 from vmoe_robust.report.table import table
 
@@ -49,7 +51,7 @@ def summary(
   config: ConfigDict,
   every: Sequence[Part],
   found: Mapping[str, State],
-  seconds: Mapping[str, float],
+  used: Mapping[str, Usage],
   accuracies: Sequence[Mapping] = (),
   figures: Sequence[Mapping] = (),
 ) -> dict:
@@ -59,7 +61,7 @@ def summary(
     config: the experiment, checked.
     every: its parts.
     found: their states, by name.
-    seconds: what they took so far, by name.
+    used: what they took so far, by name.
     accuracies: of `accuracies.accuracies`.
     figures: of `report.writing.draw`.
   """
@@ -75,8 +77,10 @@ def summary(
       'needs': part.needs,
       'state': found[part.name].name,
       'detail': found[part.name].detail,
-      'seconds': seconds.get(part.name),
       'command': part.shown(),
+      'usage': dataclasses.asdict(used[part.name])
+      if part.name in used
+      else None,
     }
     for part in every
   ]
@@ -92,10 +96,10 @@ def summary(
   }
 
 
-def seconds(workdir: pathlib.Path) -> dict[str, float]:
+def usage(workdir: pathlib.Path) -> dict[str, Usage]:
   """What parts took so far, by name, of earlier calls."""
   try:
     found = json.loads((workdir / SUMMARY).read_text())['parts']
-    return {p['name']: p['seconds'] for p in found if p['seconds']}
+    return {p['name']: Usage(**p['usage']) for p in found if p['usage']}
   except (OSError, ValueError, KeyError, TypeError):
     return {}

@@ -165,12 +165,18 @@ def _accuracies(row: Mapping) -> tuple[str, str]:
 
 
 def _parts(parts: Sequence[Mapping]) -> Table:
+  names = ('seconds', 'cpu_seconds', 'peak_bytes', 'joules')
+  lines = []
+  for part in parts:
+    usage = part['usage'] or dict.fromkeys(names)
+    start = [part[name] for name in ('number', 'name', 'state')]
+    lines.append([*start, *(cell(usage[name]) for name in names)])
   return table(
     'Parts',
-    ('part', 'name', 'state', 'seconds'),
-    (
-      [part['number'], part['name'], part['state'], cell(part['seconds'])]
-      for part in parts
-    ),
-    'Each is a folder beside this page, with a report.html of its own.',
+    ('part', 'name', 'state', 'seconds', 'CPU seconds')
+    + ('peak memory, bytes', 'joules'),
+    lines,
+    'Each is a folder beside this page, with a report.html of its own. Seconds '
+    'are by the clock, all attempts together; joules are those of the whole '
+    'machine, where it tells them and one part ran at a time.',
   )
