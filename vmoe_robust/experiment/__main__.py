@@ -17,6 +17,7 @@ from vmoe_robust.experiment import states as states_lib
 from vmoe_robust.experiment.accuracies import accuracies
 from vmoe_robust.experiment.description import checked
 from vmoe_robust.experiment.figures import figures
+from vmoe_robust.experiment.markdown import MARKDOWN, markdown
 from vmoe_robust.experiment.parts import Part, parts
 from vmoe_robust.experiment.running import Runner, cpus
 from vmoe_robust.experiment.states import FINISHED, State, states
@@ -29,6 +30,7 @@ from vmoe_robust.experiment.summary import (
 from vmoe_robust.files import (
   local_path,
   locked,
+  replacing,
   require_writable,
   write_json,
 )
@@ -136,9 +138,12 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   write_json(workdir / COMPARISONS, rows)
   found = _accuracies(config, every, runner)
   write_summary(found, _drawn(workdir, figures(found, rows)))
+  page_text = markdown(about, every, runner.states, runner.usage, found, rows)
+  with replacing(workdir / MARKDOWN) as draft:
+    draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):
     print(f'\n{text}')
-  written = [SUMMARY, COMPARISONS, *_reported(workdir)]
+  written = [SUMMARY, COMPARISONS, MARKDOWN, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
 

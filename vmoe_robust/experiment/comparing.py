@@ -77,26 +77,32 @@ def compare(
 
 
 def show(rows: Sequence[Mapping]) -> str:
-  """The comparisons as a table; of a sweep of radii a few, the last with them.
-
-  '' if there are none.
-  """
-  lines, notes = [], []
-  for row in _few(rows):
-    for text in row['missing']:
-      note = f'{row["first"]} - {row["second"]}, {row["attack"]}, {text}'
-      notes += [note] if note not in notes else []
-    if row['difference'] is not None:
-      lines.append(_line(row))
+  """The comparisons as a table for the terminal; '' if there are none."""
+  notes = dict.fromkeys(
+    f'{row["first"]} - {row["second"]}, {row["attack"]}, {text}'
+    for row in rows
+    for text in row['missing']
+  )
+  headers, lines = cells(rows)
   if not lines:
     return '\n'.join(notes)
-  headers = ('first', 'second', 'attack', 'condition', 'of first', 'of second')
-  headers += ('difference', '95% interval', 'each seed', "McNemar's p")
   foot = (
     'Accuracies, and their differences in points. The interval is over seeds, '
     'or over images where there is one seed; p is of each seed.'
   )
   return '\n'.join([table(headers, lines), foot, *notes])
+
+
+def cells(rows: Sequence[Mapping]) -> tuple[Sequence[str], list[list[str]]]:
+  """The comparisons as headers and lines of a table.
+
+  Of a sweep of radii there are a few, the last with them, and clean images are
+  of the first attack alone.
+  """
+  headers = ('first', 'second', 'attack', 'condition', 'of first', 'of second')
+  headers += ('difference', '95% interval', 'each seed', "McNemar's p")
+  known = [row for row in rows if row['difference'] is not None]
+  return headers, [_line(row) for row in _few(known)]
 
 
 def _line(row: Mapping) -> list[str]:
@@ -105,13 +111,16 @@ def _line(row: Mapping) -> list[str]:
     percent(np.mean([one[which]['value'] for one in seeds]))
     for which in ('accuracy_first', 'accuracy_second')
   ]
-  low, high = difference['interval']
+  interval = '-'
+  if difference['interval']:
+    low, high = difference['interval']
+    interval = f'{100 * low:+.1f} to {100 * high:+.1f}'
   return [
     *(row[name] for name in ('first', 'second', 'attack')),
     in_words(row['condition']),
     *shares,
     f'{100 * difference["value"]:+.1f}',
-    f'{100 * low:+.1f} to {100 * high:+.1f}',
+    interval,
     ', '.join(f'{100 * one["difference"]["value"]:+.1f}' for one in seeds),
     ', '.join(f'{one["p"]:.2g}' for one in seeds),
   ]
@@ -123,13 +132,15 @@ def _few(rows: Sequence[Mapping]) -> list[Mapping]:
   for row in rows:
     key = tuple(row[name] for name in ('first', 'second', 'attack'))
     groups.setdefault(key, []).append(row)
-  few = []
-  for group in groups.values():
+  few: dict[tuple, list] = {}  # by pair
+  for (first, second, _), group in groups.items():
     clean = [row for row in group if row['condition'] == CLEAN]
     others = [row for row in group if row['condition'] != CLEAN]
     step = max(len(others) // _SHOWN, 1)
-    few += clean + others[::-1][::step][:_SHOWN][::-1]
-  return few
+    before = few.setdefault((first, second), [])
+    before += [] if before else clean
+    before += others[::-1][::step][:_SHOWN][::-1]
+  return [row for group in few.values() for row in group]
 
 
 def _require_finished(pair: Sequence[Part], states: Mapping[str, State]):

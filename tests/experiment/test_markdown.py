@@ -1,0 +1,45 @@
+"""The page of documentation that an experiment writes."""
+
+from tests.experiment.test_figures import difference, part_of, row
+from vmoe_robust.experiment.markdown import markdown
+from vmoe_robust.experiment.states import State
+from vmoe_robust.experiment.usage import Usage
+from vmoe_robust.files import write_json
+from vmoe_robust.report.results import read_results
+
+
+def test_tables_of_what_was_found(tmp_path):
+  parts = [part_of(tmp_path, seed, 0.5) for seed in (0, 1)]
+  for part in parts:
+    found = dict(read_results(part.folder))
+    found['weights'] = {'parameters': 1234, 'flops_per_image': 5}
+    found['software'] = {'jax': f'0.{part.seed}'}
+    found['hardware'] = {'kind': 'cpu'}
+    write_json(part.folder / 'results.json', found)
+  states = {part.name: State('finished') for part in parts}
+  usage = {
+    parts[0].name: Usage(9.0, 10.0, 2**30, None),
+    parts[1].name: Usage(9.0, 20.0, 2**31, None),
+  }
+  rows = [
+    row('moe', 'aa', 'clean', 0, 1.0, 1.0),
+    row('moe', 'aa', 'aa linf 0.0627451', 16 / 255, 0.5, 0.7),
+    row('dense', 'aa', 'clean', 0, 0.75),
+  ]
+  pairs = [difference('moe', 'dense', 'aa', 'aa linf 0.0627451', -0.05)]
+  about = {'name': 'twins', 'command': 'python -m x'}
+  text = markdown(about, parts, states, usage, rows, pairs)
+  assert text.startswith('# twins\n\n    python -m x\n\njax 0.0 or 0.1, kind')
+  assert '| run | clean | aa linf 16/255 |\n|---|--:|--:|' in text
+  assert '| moe | 100.0% (100.0 to 100.0), n = 2 | 60.0% (0.0 to 100.0)' in text
+  assert '| dense | 75.0% (0.0 to 100.0) |  |' in text
+  assert '| moe | dense | aa | aa linf 16/255 | 45.0% | 50.0% | -5.0 |' in text
+  assert '| moe | 1,234 | 5 | 15 | 2.00 GiB |' in text
+
+
+def test_nothing_is_finished_yet(tmp_path):
+  part = part_of(tmp_path, 0, 0.5)
+  states = {part.name: State('not started')}
+  about = {'name': 'twins', 'command': 'python -m x'}
+  text = markdown(about, [part], states, {}, [], [])
+  assert 'Nothing is finished yet.' in text and 'Pairs' not in text
