@@ -35,25 +35,32 @@ def markdown(
     comparisons: of `comparing.compare`.
   """
   results = _results(parts, states)
-  made = [
-    f'# {about["name"]}\n\n    {about["command"]}\n\n{_where([found for _, found in results])}',
-    "## Accuracy\n\nMean over seeds with 95% intervals (Student's t; of one "
-    "seed Wilson's over images).\n\n" + _accuracies(accuracies),
-  ]
+  sizes = {run: found['weights'] for run, found in results}
   headers, lines = comparing.cells(comparisons)
+  sections = [
+    f'# {about["name"]}\n\n    {about["command"]}',
+    _where([found for _, found in results]),
+    '## Accuracy',
+    "Mean over seeds with 95% intervals (Student's t; of one seed Wilson's "
+    'over images).',
+    _accuracies(accuracies),
+  ]
   if lines:
-    made.append(
-      '## Pairs of runs\n\nThe same images, seed by seed; differences are in '
-      "percentage points. Interval: over seeds, of one seed the bootstrap's "
-      "over images. p: McNemar's exact test of each seed, not corrected for "
-      'the number of lines.\n\n' + _table(headers, lines)
-    )
-  made.append(
-    '## What it took\n\nMeans over seeds, in CPU-seconds; memory is the most '
-    'of any part, beside that of devices.\n\n'
-    + _usage(parts, usage, dict(results[::-1]))
-  )
-  return '\n\n'.join(made) + '\n'
+    sections += [
+      '## Pairs of runs',
+      'The same images, seed by seed; differences are in percentage points. '
+      "Interval: over seeds, of one seed the bootstrap's over images. p: "
+      "McNemar's exact test of each seed, not corrected for the number of "
+      'lines.',
+      _table(headers, lines),
+    ]
+  sections += [
+    '## What it took',
+    'Means over seeds, in CPU-seconds; memory is the most of any part, beside '
+    'that of devices.',
+    _usage(parts, usage, sizes),
+  ]
+  return '\n\n'.join(sections) + '\n'
 
 
 def _results(parts, states) -> list[tuple[str, Results]]:
@@ -112,11 +119,11 @@ def _estimate(row: Mapping) -> str:
   return f'{text}, n = {accuracy["n"]}' if accuracy['n'] > 1 else text
 
 
-def _usage(parts, usage, results: Mapping[str, Results]) -> str:
+def _usage(parts, usage, sizes: Mapping[str, Mapping]) -> str:
   asked = dict.fromkeys(p.asked for p in parts if p.name in usage)
   lines = []
   for run in dict.fromkeys(part.run for part in parts):
-    weights = results[run]['weights'] if run in results else {}
+    weights = sizes.get(run, {})
     line = [run]
     for name in ('parameters', 'flops_per_image'):
       value = weights.get(name)
