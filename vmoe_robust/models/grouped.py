@@ -25,7 +25,7 @@ _FEW, _MANY, _SMALL = 8, 16, 2**18
 # Rows behind the last run that `blocks` needs.
 SPARE = _BLOCK // _FEW
 # Rows, inner and outer width that the kernel holds in a core's fast memory.
-_TILING = (256, 512, 512)
+TILING = (256, 512, 512)
 
 
 def each(
@@ -191,9 +191,9 @@ def megablox(
   from jax.experimental.pallas.ops.tpu import megablox
 
   size = len(rows)
-  rows = jnp.pad(rows, ((0, -size % _TILING[0]), (0, 0)))
+  rows = jnp.pad(rows, ((0, -size % TILING[0]), (0, 0)))
   return megablox.gmm(
-    rows, matrices, count, rows.dtype, _TILING, interpret=interpret
+    rows, matrices, count, rows.dtype, TILING, interpret=interpret
   )[:size]
 
 
