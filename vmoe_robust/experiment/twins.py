@@ -79,6 +79,8 @@ def describe_twins(
       of=of,
     )
 
+  learnt = [f'moe_e{e}' for e in _EXPERTS] + ['moe_e8_k2']
+
   def both(*names):
     return tuple(name + end for end in ('', '_adv') for name in names)
 
@@ -112,7 +114,7 @@ def describe_twins(
           attack=dict(attack, eps=eps, steps=20) if attacks else {},
           data=part,
         ),
-        of=both('moe_e8'),
+        of=both(*learnt) if name == 'jacobian' else both('moe_e8'),
       )
       for name, attacks in _STUDIES.items()
     ],
