@@ -8,7 +8,7 @@ as drawn, a hash of the position, equal gates). Each is trained naturally and
 against PGD. All are attacked on the 360 test images by AutoAttack at 16/255,
 natural ones at 8/255 too; the ViT and the V-MoE of 8 experts also in L2 and L1
 and, with the wide ViT, by PGD over the paper's radii. That V-MoE is studied,
-and so is the Jacobian of all that choose K experts by learnt routes.
+and so is the Jacobian of all but those with other routers.
 
 Command:
   python -m vmoe_robust.experiment --config=configs/experiments/digits_paper.py

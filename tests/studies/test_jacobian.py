@@ -134,7 +134,24 @@ def test_other_models_are_told(config, in_memory, model_of, opened):
   model, params = model_of(config)
   with pytest.raises(UserError, match='about routers top_k'):
     jacobian.run(opened(config, in_memory(8), model, params))
+
+
+def test_a_dense_model_has_the_gradient_of_its_margin(
+  config, in_memory, model_of, opened
+):
   config.model.experts = 0
   model, params = model_of(config)
-  with pytest.raises(UserError, match='is dense'):
-    jacobian.run(opened(config, in_memory(8), model, params))
+  job = opened(config, in_memory(8), model, params)
+  (row,) = jacobian.run(job).rows
+  images = jnp.array([job.source[i]['image'] for i in range(8)]) / 255
+
+  def margin(image):
+    first, second = jax.lax.top_k(model.apply(params, image[None])[0][0], 2)[0]
+    return first - second
+
+  norms = jax.jit(jax.vmap(lambda x: jnp.linalg.norm(jax.grad(margin)(x))))
+  expected = float(norms(images).mean())
+  found = row['margin']
+  assert found['total']['value'] == pytest.approx(expected, rel=1e-4)
+  assert found['expert'] == found['total'] and found['of_layer'] == {}
+  assert found['gate']['value'] == found['sum_of_gates']['value'] == 0

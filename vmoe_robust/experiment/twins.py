@@ -79,7 +79,9 @@ def describe_twins(
       of=of,
     )
 
-  learnt = [f'moe_e{e}' for e in _EXPERTS] + ['moe_e8_k2']
+  # Dense models and those with learnt routes of a token's own.
+  usual = ('dense', 'dense_wide', 'moe_e8_k2')
+  usual += tuple(f'moe_e{e}' for e in _EXPERTS)
 
   def both(*names):
     return tuple(name + end for end in ('', '_adv') for name in names)
@@ -114,7 +116,7 @@ def describe_twins(
           attack=dict(attack, eps=eps, steps=20) if attacks else {},
           data=part,
         ),
-        of=both(*learnt) if name == 'jacobian' else both('moe_e8'),
+        of=both(*usual) if name == 'jacobian' else both('moe_e8'),
       )
       for name, attacks in _STUDIES.items()
     ],

@@ -48,11 +48,16 @@ def run(job: Job) -> Findings:
   and for each layer alone 12 x `config.study.jacobian.iterations` more of that
   layer.
 
+  A dense model has no layer to split: of its margin there is J alone, which
+  counts as the experts' term, beside that of sparse models.
+
   Raises:
-    UserError: the model is dense, or its router is not top_k.
+    UserError: the router is not top_k.
   """
-  blocks = under.require_experts(job, 'jacobian')
-  under.require_router(job, 'jacobian', ('top_k',))
+  blocks: tuple[str, ...] = ()
+  if job.config.model.experts:
+    blocks = under.require_experts(job, 'jacobian')
+    under.require_router(job, 'jacobian', ('top_k',))
   model = job.classifier.model
   iterations = job.config.study.jacobian.iterations
 
@@ -227,7 +232,7 @@ def _of_margin(terms: dict[str, Array]) -> dict[str, Float[Array, 'batch']]:
   whole = {name: flat[name] for name in (TOTAL, 'expert')}
   for term in TERMS[1:]:
     parts = [x for n, x in flat.items() if n.startswith(f'{term}/')]
-    whole[term] = jnp.stack(parts).sum(0)
+    whole[term] = sum(parts, jnp.zeros_like(flat[TOTAL]))
   norms = {n: jnp.linalg.norm(x, axis=-1) for n, x in (flat | whole).items()}
   return norms | {'error': _error(whole, -1)}
 
