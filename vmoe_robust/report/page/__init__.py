@@ -91,7 +91,7 @@ def render(runs: Sequence[Run], problems: Problems) -> str:
   runs = [run for run in runs if _is_whole(run, problems)]
   parts = _parts(runs, problems)
   page = _html(runs, problems, parts)
-  images = sum(len(a) for e in parts['examples'] for _, a in e.pictures)
+  images = gallery.size(parts['examples'])
   if len(page) - images > _MOST_BYTES:
     problems.add(
       f'the numbers of each single run, with which the page would have '
@@ -136,6 +136,7 @@ def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
     parts,
     runs=runs,
     filters=gallery.FILTERS,
+    blocks=gallery.blocks(parts['examples']),
     warnings=[(run, w) for run in runs for w in run.results['warnings']],
     problems=problems.lines,
     images=verdict.images,
