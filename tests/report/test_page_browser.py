@@ -178,8 +178,10 @@ def test_marks_are_those_of_the_chosen_block(opened):
   # The patch is below the middle, left of it, in a grid of two by two that lies
   # on the picture.
   card = found.locator('.gallery > li:nth-child(2)')
-  box = card.locator('.mark use').first.evaluate('u => u.getBBox()')
-  assert [box[n] for n in ('x', 'y', 'width', 'height')] == [0, 1, 1, 1]
+  box = card.locator('.mark use').first.evaluate(
+    'u => { const b = u.getBBox(); return [b.x, b.y, b.width, b.height]; }'
+  )
+  assert box == [0, 1, 1, 1]
   picture, marks = (
     card.locator(what).first.bounding_box() for what in ('img', 'svg')
   )
