@@ -1,11 +1,13 @@
 """The page in a browser; needs Chromium and playwright, and is skipped else."""
 
+import io
 import json
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vmoe_robust.report import page
 
@@ -186,6 +188,17 @@ def test_marks_are_those_of_the_chosen_block(opened):
     card.locator(what).first.bounding_box() for what in ('img', 'svg')
   )
   assert picture == pytest.approx(marks, abs=0.5)
+  # On a black picture the marks are thin white lines in that quarter alone.
+  shot = card.locator('.three > div').first.screenshot()
+  seen = Image.open(io.BytesIO(shot)).convert('L')
+  middle = np.asarray(seen).shape[0] // 2
+  light = np.asarray(seen)[4:-4, 4:-4] > 200
+  quarters = [
+    light[rows, columns].mean()
+    for rows in (slice(middle - 10), slice(middle + 4, None))
+    for columns in (slice(middle - 10), slice(middle + 4, None))
+  ]
+  assert 0.01 < quarters.pop(2) < 0.2 and quarters == [0, 0, 0]
 
 
 def test_points_tell_their_numbers(opened):
