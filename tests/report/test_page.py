@@ -346,9 +346,12 @@ def test_the_gallery_draws_the_tokens_that_changed(save_run):
     TokenExperts(('encoderblock_1', 'encoderblock_3'), before, after, False),
   )
   assert lines == [] and Reader(text).wrong == []
+  # A line across, and then the four sides.
+  upper_right = 'M1 1L2 0M1 0L2 0M1 1L2 1M1 0L1 1M2 0L2 1'
+  lower_left = 'M0 2L1 1M0 1L1 1M0 2L1 2M0 1L0 2M1 1L1 2'
   paths = re.findall(r'<path id="(marks-[0-9-]*)" .* d="([^"]*)"', text)
   assert paths == [
-    ('marks-1-1', 'M1 1v-1h1v1h-1l1-1M0 2v-1h1v1h-1l1-1'),
+    ('marks-1-1', upper_right + lower_left),
     *((name, '') for name in ('marks-1-2', 'marks-2-1', 'marks-2-2')),
   ]
   # On both pictures, as a black line and a white one within it.
@@ -365,6 +368,15 @@ def test_the_gallery_draws_the_tokens_that_changed(save_run):
   assert re.findall(r'<option[^>]*>([^<]*)<', options) == [
     'any block', 'block 1', 'block 3', 'no block: unmarked'
   ]  # fmt: skip
+
+
+def test_of_many_blocks_one_is_drawn_at_first(save_run):
+  names = tuple(f'encoderblock_{i}' for i in (7, 9, 11))
+  experts = TokenExperts(names, *2 * [np.zeros((2, 3, 4, 1), int)], False)
+  text, _ = gallery_of(save_run, experts)
+  assert '<option selected>block 11</option>' in text
+  uses = re.findall(r'<use [^>]*data-block="([^"]*)"( hidden)?', text)
+  assert {name for name, hidden in uses if not hidden} == {'block 11'}
 
 
 def test_a_gallery_of_dense_models_marks_nothing(save_run):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vmoe_robust.report.examples import ExamplePictures
-from vmoe_robust.report.tokens import TokenExperts, trimmed
+from vmoe_robust.report.tokens import TokenExperts, marks, trimmed
 
 
 def experts(before, after, class_token=False):
@@ -57,7 +57,15 @@ def test_choices_that_no_token_made_are_left_out():
   assert found.tolist() == [[[[4], [-1]]]] and found.dtype == np.int16
 
 
-def test_changed_patches_are_crossed_in_the_picture(tmp_path):
+def test_a_region_is_framed_as_one_and_each_patch_of_it_hatched():
+  lines = marks(np.array([[False, True], [False, True]]))
+  across = [((1, 1), (2, 0)), ((1, 2), (2, 1))]
+  around = [((1, 0), (2, 0)), ((1, 2), (2, 2))]
+  around += [((x, y), (x, y + 1)) for x in (1, 2) for y in (0, 1)]
+  assert sorted(lines) == sorted(across + around)
+
+
+def test_changed_patches_are_hatched_in_the_picture(tmp_path):
   """The first patch of four is: its frame is white, the others stay grey."""
   images = np.full((1, 8, 8, 1), 0.5, np.float32)
   made = []

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from vmoe_robust.files import replacing
 from vmoe_robust.report.canvas import figure_of, plain, save
-from vmoe_robust.report.tokens import TokenExperts, short
+from vmoe_robust.report.tokens import TokenExperts, marks, short
 
 # How much a perturbation is amplified at most.
 _MOST = 50
@@ -61,7 +61,7 @@ class ExamplePictures:
     """Writes the picture as PNG, and as SVG beside it.
 
     Below the difference there is x_adv once more for each sparse block, with
-    the patches crossed that changed their experts there.
+    the patches hatched that changed their experts there.
     """
     count = min(len(self.images), _MOST_EXAMPLES)
     blocks = self.experts.blocks if self.experts is not None else ()
@@ -86,7 +86,7 @@ class ExamplePictures:
         here.set_title(plain(name), fontsize=9 if row < 3 else 7)
       for block in range(len(blocks)):
         marked = self.experts.patches(column, block)
-        _cross(axes[3 + block, column], marked, image.shape[0])
+        _mark(axes[3 + block, column], marked, image.shape[0])
     labels = ['image', 'attacked', f'difference x {times}']
     labels += [f'changed in {short(block)}' for block in blocks]
     for row, label in enumerate(labels):
@@ -94,14 +94,12 @@ class ExamplePictures:
     save(figure, path)
 
 
-def _cross(axis, marked: np.ndarray, pixels: int):
-  """Frames patches and draws a line across: white with a black edge."""
-  high, wide = (pixels / n for n in marked.shape)
-  for row, column in np.argwhere(marked):
-    left, top = column * wide - 0.5, row * high - 0.5
-    x = [left, left, left + wide, left + wide, left, left + wide]
-    y = [top + high, top, top, top + high, top + high, top]
-    for colour, width in (('black', 2.4), ('white', 1)):
-      axis.plot(x, y, color=colour, linewidth=width, solid_joinstyle='miter')
+def _mark(axis, marked: np.ndarray, pixels: int):
+  """Frames and hatches patches, in white with a black edge."""
+  step = pixels / len(marked)
+  ends = [(*line, (np.nan, np.nan)) for line in marks(marked)]
+  x, y = step * np.array(ends).reshape(-1, 2).T - 0.5
+  for colour, width in (('black', 2.4), ('white', 1)):
+    axis.plot(x, y, color=colour, linewidth=width)
   axis.set_xlim(-0.5, pixels - 0.5)
   axis.set_ylim(pixels - 0.5, -0.5)

@@ -7,6 +7,7 @@ their gates do not count. So an image has a changed token exactly where its
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ class TokenExperts:
     side = round((np.shape(self.before)[2] - self.class_token) ** 0.5)
     return side, side
 
-  @property
+  @functools.cached_property
   def changed(self) -> Bool[np.ndarray, 'images blocks tokens']:
     """The tokens whose set of experts is another one."""
     before, after = self.before[..., None], self.after[..., None, :]
@@ -81,6 +82,27 @@ class TokenExperts:
     if rest := len(tokens) - sum(n for _, n in common):
       named.append(f'{rest} x otherwise')
     return '; '.join(named)
+
+
+def marks(
+  marked: Bool[np.ndarray, 'rows columns'],
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+  """Lines that mark patches: around each region, and across each patch.
+
+  Returns:
+    Two ends (x, y) of each line, in patches from the upper left.
+  """
+  wide = np.pad(marked, 1)
+  lines = []
+  for y, x in np.argwhere(marked).tolist():
+    above, below = wide[y, x + 1], wide[y + 2, x + 1]
+    left, right = wide[y + 1, x], wide[y + 1, x + 2]
+    lines.append(((x, y + 1), (x + 1, y)))
+    lines += [] if above else [((x, y), (x + 1, y))]
+    lines += [] if below else [((x, y + 1), (x + 1, y + 1))]
+    lines += [] if left else [((x, y), (x, y + 1))]
+    lines += [] if right else [((x + 1, y), (x + 1, y + 1))]
+  return lines
 
 
 def trimmed(

@@ -132,11 +132,13 @@ def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
 
 def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
   template = _environment().get_template('page.html')
+  blocks = gallery.blocks(parts['examples'])
   return template.render(
     parts,
     runs=runs,
     filters=gallery.FILTERS,
-    blocks=gallery.blocks(parts['examples']),
+    blocks=blocks,
+    chosen=gallery.chosen(blocks),
     warnings=[(run, w) for run in runs for w in run.results['warnings']],
     problems=problems.lines,
     images=verdict.images,

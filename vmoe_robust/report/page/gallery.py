@@ -15,6 +15,7 @@ from vmoe_robust.report.page.runs import Problems, Run
 
 TIMES = 10  # how much a difference is amplified
 _LARGEST = 224  # pixels of a side
+_MOST_TOGETHER = 2  # blocks whose changes are drawn over each other at first
 # Columns of the records of an attack and of a study, before the block.
 _CHANGE = ('routing_change/', 'selected/')
 # What a filter of the gallery shows: its name, and its text.
@@ -78,6 +79,14 @@ def blocks(found: Sequence[Example]) -> list[str]:
   """The sparse blocks whose changes are drawn, in the order of the models."""
   names = {change.block for one in found for change in one.changes}
   return sorted(names, key=lambda name: (len(name), name))
+
+
+def chosen(blocks: Sequence[str]) -> str:
+  """The block whose changes are drawn first; '' is any.
+
+  With many blocks there is hardly a patch that changed in none.
+  """
+  return '' if len(blocks) <= _MOST_TOGETHER else blocks[-1]
 
 
 def _examples(run: Run, about: Mapping[str, str]) -> list[Example]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 from markupsafe import Markup
 
-from vmoe_robust.report.tokens import TokenExperts, short
+from vmoe_robust.report.tokens import TokenExperts, marks, short
 
 _MOST_LISTED = 20  # patches of a block; a table of all would fill the page
 
@@ -21,7 +21,7 @@ class Changes:
   moves: str  # from which experts to which; '' if none changed
   listed: Sequence[str]  # the patches one by one
   more: int  # that are not listed
-  path: Markup  # a frame and a line across each patch, of side 1
+  path: Markup  # that marks the patches, which have side 1
 
 
 def token_experts(found: Mapping[str, np.ndarray]) -> TokenExperts | None:
@@ -84,8 +84,7 @@ def grid(experts: TokenExperts | None) -> str:
 
 
 def _path(marked: Bool[np.ndarray, 'rows columns']) -> Markup:
-  """A frame around each marked patch, and a line across it."""
+  """The lines of `marks`, in patches."""
   return Markup('').join(
-    Markup('M{} {}v-1h1v1h-1l1-1').format(column, row + 1)
-    for row, column in np.argwhere(marked).tolist()
+    Markup('M{} {}L{} {}').format(*begin, *end) for begin, end in marks(marked)
   )
