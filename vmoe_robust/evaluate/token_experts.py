@@ -28,13 +28,11 @@ def token_experts(
   before, after = (classifier.outputs(x)[1] for x in (images, x_adv))
   if not before:
     return None
-  blocks = tuple(before)
-  stacked = (
-    trimmed(np.stack([found[block] for block in blocks], 1))
-    for found in (before, after)
-  )
   return TokenExperts(
-    blocks, *stacked, class_token=classifier.config.model.head == 'token'
+    tuple(before),
+    trimmed(np.stack(list(before.values()), 1)),
+    trimmed(np.stack(list(after.values()), 1)),
+    classifier.config.model.head == 'token',
   )
 
 

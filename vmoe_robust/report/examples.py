@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -37,25 +38,23 @@ class ExamplePictures:
 
   def write_data(self, path: str | os.PathLike) -> None:
     """Writes images, classes and experts as NumPy arrays."""
-    experts = {}
+    arrays: dict[str, Any] = dict(
+      images=self.images,
+      x_adv=self.x_adv,
+      before=np.array(self.before, str),
+      after=np.array(self.after, str),
+      index=np.array(self.index, int),
+      condition=np.array(self.condition),
+    )
     if self.experts is not None:
-      experts = dict(
+      arrays |= dict(
         blocks=np.array(self.experts.blocks, str),
         experts_before=self.experts.before,
         experts_after=self.experts.after,
         class_token=np.array(self.experts.class_token),
       )
     with replacing(path) as draft, draft.open('wb') as file:
-      np.savez(
-        file,
-        images=self.images,
-        x_adv=self.x_adv,
-        before=np.array(self.before, str),
-        after=np.array(self.after, str),
-        index=np.array(self.index, int),
-        condition=np.array(self.condition),
-        **experts,
-      )
+      np.savez(file, **arrays)
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it.

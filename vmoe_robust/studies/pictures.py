@@ -57,16 +57,13 @@ def examples(
   after, numbers = under.of(columns, conditions[eps]), clean['index'][here]
   images, x_adv = _attacked(job, attack, numbers, eps)
   names = job.source.class_names
-  texts = (
-    class_texts(found['prediction_after'][here], names)
-    for found in (clean, after)
-  )
   return ExamplePictures(
     'examples',
     'Images, x_adv and the tokens that changed experts',
     images,
     x_adv,
-    *texts,
+    class_texts(clean['prediction_after'][here], names),
+    class_texts(after['prediction_after'][here], names),
     numbers.tolist(),
     conditions[eps].name,
     token_experts(job.classifier, images, x_adv),
