@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import (
   Bar,
   BarPlot,
-  ExamplePictures,
   Line,
   LinePlot,
   Matrix,

@@ -1,11 +1,13 @@
 """The page in a browser; needs Chromium and playwright, and is skipped else."""
 
+import io
 import json
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vmoe_robust.report import page
 
@@ -36,9 +38,14 @@ def report(save_run, tmp_path):
   about = [{'name': 'e', 'title': 'e', 'data': 'e.npz'}]
   a = save_run('a', [0, 1, 8, 9], more=change, files__figures=about)
   images = np.zeros((4, 2, 2, 1), np.float32)
+  experts = np.zeros((4, 2, 4, 1), int)
+  experts[1:3, 0, 2] = 5  # in block 1, one of four patches of two images
   np.savez(
     a / 'e.npz', images=images, x_adv=images + 0.01, before=list('0123'),
     after=list('0189'), index=np.arange(4), condition='pgd linf 0.0627451',
+    blocks=np.array(['encoderblock_1', 'encoderblock_3']), class_token=False,
+    experts_before=np.zeros((4, 2, 4, 1), int),
+    experts_after=experts,
   )  # fmt: skip
   b = save_run('b', [0, 1, 2, 9], weights__checksum='b', warnings=['weak'])
   rows = [{'condition': 'c', 'x': i, 'text': 'long_' * 30} for i in range(12)]
@@ -137,7 +144,9 @@ def test_tables_are_sorted_filtered_and_saved(opened, tmp_path):
 
 def test_the_gallery_is_filtered_by_keyboard(opened):
   found = opened(360)
-  shown = lambda: found.locator('.gallery li:visible p').all_inner_texts()
+  shown = lambda: found.locator(
+    '.gallery > li:visible > p:first-of-type'
+  ).all_inner_texts()
   assert len(shown()) == 4
   found.get_by_label('all', exact=True).focus()
   texts = []
@@ -151,6 +160,45 @@ def test_the_gallery_is_filtered_by_keyboard(opened):
     ['image 3'],
   ]
   assert found.locator('#count').inner_text() == '1 image'
+
+
+def test_marks_are_those_of_the_chosen_block(opened):
+  found = opened(1280)
+  marked = lambda: found.evaluate(
+    '[...document.querySelectorAll(".gallery svg")].map(s => [...s'
+    '.querySelectorAll(".mark use")].filter(u => u.getBBox().width > 0 &&'
+    'getComputedStyle(u).display !== "none").length)'
+  )
+  # Four images, of each the clean one and x_adv; the second and the third have
+  # a patch of block 1.
+  assert marked() == [0, 0, 1, 1, 1, 1, 0, 0]
+  choice = found.get_by_label('patches that changed experts in')
+  for name, seen in (('block 3', 0), ('block 1', 1), ('none', 0)):
+    choice.select_option(name)
+    assert marked() == [0, 0, seen, seen, seen, seen, 0, 0]
+  choice.select_option('any block')
+  # The patch is below the middle, left of it, in a grid of two by two that lies
+  # on the picture.
+  card = found.locator('.gallery > li:nth-child(2)')
+  box = card.locator('.mark use').first.evaluate(
+    'u => { const b = u.getBBox(); return [b.x, b.y, b.width, b.height]; }'
+  )
+  assert box == [0, 1, 1, 1]
+  picture, marks = (
+    card.locator(what).first.bounding_box() for what in ('img', 'svg')
+  )
+  assert picture == pytest.approx(marks, abs=0.5)
+  # On a black picture the marks are thin white lines in that quarter alone.
+  shot = card.locator('.three > div').first.screenshot()
+  seen = Image.open(io.BytesIO(shot)).convert('L')
+  middle = np.asarray(seen).shape[0] // 2
+  light = np.asarray(seen)[4:-4, 4:-4] > 200
+  quarters = [
+    light[rows, columns].mean()
+    for rows in (slice(middle - 10), slice(middle + 4, None))
+    for columns in (slice(middle - 10), slice(middle + 4, None))
+  ]
+  assert 0.01 < quarters.pop(2) < 0.2 and quarters == [0, 0, 0]
 
 
 def test_points_tell_their_numbers(opened):

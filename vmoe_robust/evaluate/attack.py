@@ -14,7 +14,7 @@ from vmoe_robust.attacks import label
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import Rows
-from vmoe_robust.evaluate import target
+from vmoe_robust.evaluate import target, token_experts
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.evaluate.job import PROGRESS, Job, assemble, open_job, write
 from vmoe_robust.models import Model
@@ -156,8 +156,10 @@ def attack(
   folder = Path(job.workdir, progress) if progress else None
   same = identity(config, subject.step, subject.checksum)
   unfinished = Unfinished(folder, same)
-  attacked = attacker(subject.params, source, unfinished, archive, on_turn)
-  found = findings(attacked, asked(config), source.class_names, speed)
+  swept = attacker(subject.params, source, unfinished, archive, on_turn)
+  swept, experts = token_experts.of_shown(subject, config, swept)
+  names = source.class_names
+  found = findings(swept, asked(config), names, speed, experts)
   try:
     results = write(job, found)
   except OSError as error:

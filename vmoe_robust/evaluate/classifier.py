@@ -97,7 +97,7 @@ class Classifier:
     Raises:
       UserError: the images are of another size or range.
     """
-    return self._run(images)[0]
+    return self.outputs(self._checked(images))[0]
 
   def routing(
     self, images: np.ndarray | jax.Array
@@ -115,7 +115,7 @@ class Classifier:
     Raises:
       UserError: the images are of another size or range.
     """
-    return self._run(images)[1]
+    return self.outputs(self._checked(images))[1]
 
   @functools.cached_property
   def _program(self):
@@ -130,7 +130,7 @@ class Classifier:
 
     return jax.jit(program)
 
-  def _run(self, images):
+  def _checked(self, images) -> np.ndarray:
     images = checked_images(images)
     if images.shape[1:] != self.model.image_shape:
       raise UserError(
@@ -138,6 +138,18 @@ class Classifier:
         f'{list(self.model.image_shape)}, so resize them, as jax.image.resize '
         'does'
       )
+    return images
+
+  def outputs(
+    self, images: np.ndarray
+  ) -> tuple[
+    Float[np.ndarray, 'batch classes'],
+    dict[str, Int[np.ndarray, 'batch tokens selected']],
+  ]:
+    """What a call and `routing` return, of any pixels.
+
+    An attack that does not clip leaves [0, 1], which those two refuse.
+    """
     parts, count, shards = [], len(images), mesh_lib.batch_shards(self.mesh)
     sizes = [shards * size for size in _SIZES]
     while len(images):

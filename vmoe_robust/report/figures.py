@@ -2,19 +2,14 @@
 
 import dataclasses
 import os
-import pathlib
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
-from vmoe_robust.files import replacing, write_json
+from vmoe_robust.files import write_json
+from vmoe_robust.report.canvas import figure_of, plain, save
 from vmoe_robust.report.statistics import Estimate
 
-# How much a perturbation is amplified at most.
-_MOST = 50
-_MOST_EXAMPLES = 8  # of a picture; the data have all
 # Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
 _MARKERS = 'osD^vPX'
@@ -113,7 +108,7 @@ class BarPlot(_Numbers):
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
-    figure, axis = _figure(6.8, 1.7 + 0.28 * len(self.bars))
+    figure, axis = figure_of(6.8, 1.7 + 0.28 * len(self.bars))
     groups = list(dict.fromkeys(bar.group for bar in self.bars))
     times = 100 if self.is_rate else 1
     for number, group in enumerate(groups):
@@ -132,7 +127,7 @@ class BarPlot(_Numbers):
         markersize=5,
         elinewidth=1.2,
         capsize=2.5,
-        label=_plain(group),
+        label=plain(group),
       )
       for place, bar in zip(own, found, strict=True):
         dots = times * np.array(bar.dots, float)
@@ -148,9 +143,9 @@ class BarPlot(_Numbers):
           fontsize=7,
         )
     axis.set_yticks(range(len(self.bars)))
-    axis.set_yticklabels([_plain(bar.label) for bar in self.bars], fontsize=8)
+    axis.set_yticklabels([plain(bar.label) for bar in self.bars], fontsize=8)
     axis.set_ylim(len(self.bars) - 0.5, -0.7)  # the first one on top
-    axis.set_xlabel(_plain(self.x_label) + (' (%)' if self.is_rate else ''))
+    axis.set_xlabel(plain(self.x_label) + (' (%)' if self.is_rate else ''))
     axis.grid(alpha=0.25, linewidth=0.5, axis='x')
     if groups != ['']:
       figure.legend(  # beside the points, of which it would hide some
@@ -160,8 +155,8 @@ class BarPlot(_Numbers):
         title='bar: 95% interval',
         title_fontsize=7.5,
       )
-    figure.suptitle(_plain(self.title), fontsize=11)
-    _save(figure, path)
+    figure.suptitle(plain(self.title), fontsize=11)
+    save(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +172,7 @@ class Matrix(_Numbers):
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
     width = 2.4 + 0.7 * len(self.columns)
-    figure, axis = _figure(width, 1.8 + 0.45 * len(self.rows))
+    figure, axis = figure_of(width, 1.8 + 0.45 * len(self.rows))
     values = 100 * np.array(self.values, float)
     axis.imshow(values, cmap='cividis', vmin=0, vmax=100, aspect='auto')
     for row, line in enumerate(values):
@@ -187,13 +182,13 @@ class Matrix(_Numbers):
         axis.text(
           column, row, shown, ha='center', va='center', color=colour, fontsize=8
         )
-    axis.set_xticks(range(len(self.columns)), map(_plain, self.columns))
-    axis.set_yticks(range(len(self.rows)), map(_plain, self.rows))
+    axis.set_xticks(range(len(self.columns)), map(plain, self.columns))
+    axis.set_yticks(range(len(self.rows)), map(plain, self.rows))
     axis.tick_params(axis='x', labelrotation=30)
-    axis.set_xlabel(_plain(self.x_label))
-    axis.set_ylabel(_plain(self.y_label))
-    figure.suptitle(_plain(self.title), fontsize=11)
-    _save(figure, path)
+    axis.set_xlabel(plain(self.x_label))
+    axis.set_ylabel(plain(self.y_label))
+    figure.suptitle(plain(self.title), fontsize=11)
+    save(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,72 +207,16 @@ class LinePlot(_Numbers):
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     size = (6.4, 4.2) if len(panels) == 1 else (4.6 * columns, 3.4 * rows)
-    figure, axes = _figure(*size, rows, columns)
+    figure, axes = figure_of(*size, rows, columns)
     for place, axis in enumerate(np.asarray(axes).reshape(-1)):
       if place >= len(panels):
         axis.set_axis_off()
         continue
       _draw_panel(axis, self, panels[place], place)
-    figure.suptitle(_plain(self.title), fontsize=11)
+    figure.suptitle(plain(self.title), fontsize=11)
     if self.note:
-      figure.supxlabel(_plain(self.note), fontsize=7.5)
-    _save(figure, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExamplePictures:
-  """Images, what became of them, and the difference, amplified."""
-
-  name: str
-  title: str
-  images: Float[np.ndarray, 'images height width channels']  # in [0, 1]
-  x_adv: Float[np.ndarray, 'images height width channels']
-  before: Sequence[str]  # predicted classes
-  after: Sequence[str]
-  index: Sequence[int] = ()  # numbers of the examples in the records
-  condition: str = ''  # of the records of x_adv
-
-  @property
-  def data_name(self) -> str:
-    """Of the file that has images and classes."""
-    return f'{self.name}.npz'
-
-  def write_data(self, path: str | os.PathLike) -> None:
-    """Writes images and classes as NumPy arrays."""
-    with replacing(path) as draft, draft.open('wb') as file:
-      np.savez(
-        file,
-        images=self.images,
-        x_adv=self.x_adv,
-        before=np.array(self.before, str),
-        after=np.array(self.after, str),
-        index=np.array(self.index, int),
-        condition=np.array(self.condition),
-      )
-
-  def draw(self, path: str | os.PathLike) -> None:
-    """Writes the picture as PNG, and as SVG beside it."""
-    count = min(len(self.images), _MOST_EXAMPLES)
-    figure, axes = _figure(1.6 * count + 0.6, 5.2, 3, count)
-    axes = np.asarray(axes).reshape(3, count)
-    # A pixel that is not a number is shown as black.
-    images = np.nan_to_num(self.images[:count])
-    attacked = np.nan_to_num(self.x_adv[:count])
-    largest = max(float(np.abs(attacked - images).max()), 1e-6)
-    times = min(int(0.5 / largest), _MOST) or 1
-    for column, (image, x_adv) in enumerate(zip(images, attacked, strict=True)):
-      difference = np.clip(0.5 + times * (x_adv - image), 0, 1)
-      names = (self.before[column], self.after[column], '')
-      for row, picture in enumerate((image, x_adv, difference)):
-        here = axes[row, column]
-        here.imshow(picture.squeeze(), cmap='gray', vmin=0, vmax=1)
-        here.set_xticks([])
-        here.set_yticks([])
-        here.set_title(_plain(names[row]), fontsize=9)
-    labels = ('image', 'attacked', f'difference x {times}')
-    for row, label in enumerate(labels):
-      axes[row, 0].set_ylabel(label)
-    _save(figure, path)
+      figure.supxlabel(plain(self.note), fontsize=7.5)
+    save(figure, path)
 
 
 def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
@@ -296,40 +235,17 @@ def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
       markersize=4.5,
       linewidth=1.4,
       linestyle='--' if line.dashed else '-',
-      label=_plain(line.label),
+      label=plain(line.label),
     )
     axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     if len(line.x) == 1:  # a band needs two points
       axis.vlines(line.x, low, high, color=colour)
-  axis.set_xlabel(_plain(plot.x_label))
-  axis.set_ylabel(_plain(plot.y_label) + (' (%)' if plot.is_rate else ''))
+  axis.set_xlabel(plain(plot.x_label))
+  axis.set_ylabel(plain(plot.y_label) + (' (%)' if plot.is_rate else ''))
   if plot.is_rate:
     axis.set_ylim(-2, 102)
   axis.grid(alpha=0.25, linewidth=0.5)
   if panel:
-    axis.set_title(_plain(panel), fontsize=10)
+    axis.set_title(plain(panel), fontsize=10)
   band = 'band: 95% interval' if not place else None
   axis.legend(fontsize=7.5, title=band, title_fontsize=7.5, framealpha=0.7)
-
-
-def _figure(width, height, rows=1, columns=1):
-  # Imported late: it takes a second that few programs need to spend.
-  from matplotlib.figure import Figure
-
-  figure = Figure((width, height), layout='constrained')
-  return figure, figure.subplots(rows, columns)
-
-
-def _save(figure, path):
-  path = pathlib.Path(path)
-  with warnings.catch_warnings():
-    warnings.filterwarnings('ignore', 'Glyph .* missing from')  # a box is shown
-    with replacing(path.with_suffix('.svg')) as draft:
-      figure.savefig(draft, format='svg')
-    with replacing(path) as draft:
-      figure.savefig(draft, format='png', dpi=150)
-
-
-def _plain(text: str) -> str:
-  """Text in which a dollar sign begins no formula."""
-  return text.replace('$', r'\$')

@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from vmoe_robust.config import eps_name
-from vmoe_robust.report.figures import ExamplePictures, Line, LinePlot
+from vmoe_robust.report.examples import ExamplePictures
+from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.tokens import TokenExperts
 from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness.sweep import Shown, Swept
 
@@ -40,6 +43,7 @@ def findings(
   asked: Asked,
   class_names: Sequence[str] = (),
   speed: Mapping[str, float] | None = None,
+  experts: TokenExperts | None = None,
 ) -> Findings:
   """Numbers for each eps, and all of them as a figure.
 
@@ -48,6 +52,7 @@ def findings(
     asked: what was asked of it.
     class_names: of the data, for the picture of examples.
     speed: how fast other things than the attack were.
+    experts: of the tokens of `swept.shown`, if they are known.
   """
   columns = _ordered(swept.columns, asked)
   right = is_right(columns['prediction_before'], columns['label'])
@@ -63,7 +68,7 @@ def findings(
   rows = [_row(swept, columns, asked, eps) for eps in asked.radii]
   figures: list[Figure] = [curve(summary, rows)]
   if swept.shown is not None:
-    figures.append(_examples(swept.shown, asked, class_names))
+    figures.append(_examples(swept.shown, asked, class_names, experts))
   return Findings(
     columns=columns,
     skipped=swept.corrupt,
@@ -177,22 +182,30 @@ def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
   return LinePlot('robustness', title, f'eps{unit}', 'accuracy', lines)
 
 
-def _examples(
-  shown: Shown, asked: Asked, names: Sequence[str]
-) -> ExamplePictures:
+def class_texts(
+  found: Int[np.ndarray, 'images'], names: Sequence[str]
+) -> list[str]:
+  """Predicted classes as pictures name them."""
   name = lambda i: names[i] if i < len(names) else f'class {i}'
-  text = lambda found: [
-    'not finite' if i == NO_CLASS else name(i) for i in found
-  ]
+  return ['not finite' if i == NO_CLASS else name(i) for i in found]
+
+
+def _examples(
+  shown: Shown,
+  asked: Asked,
+  names: Sequence[str],
+  experts: TokenExperts | None,
+) -> ExamplePictures:
   return ExamplePictures(
     'examples',
     'Images, x_adv and their difference',
     shown.images,
     shown.x_adv,
-    text(shown.before),
-    text(shown.after),
+    class_texts(shown.before, names),
+    class_texts(shown.after, names),
     shown.index.tolist(),
     asked.condition(shown.eps),
+    experts,
   )
 
 

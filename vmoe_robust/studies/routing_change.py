@@ -3,7 +3,7 @@
 How many tokens does an attack send to other experts (arXiv:2210.10253)? For
 each sparse block and radius: 1 - IoU of a token's experts, mean over tokens and
 then over images, by two definitions, and the share of tokens whose first expert
-changed.
+changed. Eight images are shown with the tokens that changed.
 """
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from vmoe_robust.report.statistics import mean
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import pictures
 
 # What each number is called in the records, before the block's name.
 _MEASURES = ('selected', 'official', 'top_1')
@@ -28,7 +29,7 @@ def run(job: Job) -> Findings:
   """Changes of routing at each radius, of the dropless model.
 
   It takes a forward pass an image, and a radius 3 + 2 x `config.attack.steps`
-  more (a gradient counts as two).
+  more (a gradient counts as two); the images that are shown are attacked twice.
 
   Raises:
     UserError: the model is dense, or the attack is of another kind.
@@ -66,7 +67,10 @@ def run(job: Job) -> Findings:
     skipped=sorted(skipped),
     rows=rows,
     summary={'blocks': list(blocks), 'attack': config.attack.name},
-    figures=[_figure(rows, blocks, config)],
+    figures=[
+      _figure(rows, blocks, config),
+      pictures.examples(job, attack, columns, config.attack.eps, shown),
+    ],
   )
 
 

@@ -99,7 +99,7 @@ def render(
   shown = () if experiments and len(runs) > _MOST_RUNS else runs
   parts = _parts(shown, problems) | {'experiments': experiments}
   page = _html(shown, problems, parts)
-  images = sum(len(a) for e in parts['examples'] for _, a in e.pictures)
+  images = gallery.size(parts['examples'])
   if len(page) - images > _MOST_BYTES:
     problems.add(
       f'the numbers of each single run, with which the page would have '
@@ -140,10 +140,13 @@ def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
 
 def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
   template = _environment().get_template('page.html')
+  blocks = gallery.blocks(parts['examples'])
   return template.render(
     parts,
     runs=runs,
     filters=gallery.FILTERS,
+    blocks=blocks,
+    chosen=gallery.chosen(blocks),
     warnings=[(run, w) for run in runs for w in run.results['warnings']],
     problems=problems.lines,
     images=verdict.images,

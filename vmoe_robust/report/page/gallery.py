@@ -1,4 +1,4 @@
-"""Images, x_adv and their difference, as far as a run kept them."""
+"""Images, x_adv, their difference and changed tokens, as a run kept them."""
 
 import base64
 import dataclasses
@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from vmoe_robust.report.page import tokens
 from vmoe_robust.report.page.comparison import judged
 from vmoe_robust.report.page.runs import Problems, Run
 
 TIMES = 10  # how much a difference is amplified
 _LARGEST = 224  # pixels of a side
-_CHANGE = 'routing_change/'  # columns of the records, before the block
+_MOST_TOGETHER = 2  # blocks whose changes are drawn over each other at first
+# Columns of the records of an attack and of a study, before the block.
+_CHANGE = ('routing_change/', 'selected/')
 # What a filter of the gallery shows: its name, and its text.
 FILTERS = {
   'all': 'all',
@@ -26,13 +29,25 @@ FILTERS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Picture:
+  """One picture of an image of the gallery."""
+
+  title: str
+  words: str  # for those who do not see it
+  address: str  # of data:
+  is_marked: bool  # changed patches are drawn on it
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
   """One image of the gallery."""
 
   run: str
   caption: str
-  pictures: Sequence[tuple[str, str]]  # what it is, a data: address
+  pictures: Sequence['Picture']
   kinds: Sequence[str]  # of `FILTERS`
+  changes: Sequence[tokens.Changes]  # of each sparse block
+  grid: str  # the window of their marks
 
 
 def examples(runs: Sequence[Run], problems: Problems) -> list[Example]:
@@ -51,25 +66,57 @@ def examples(runs: Sequence[Run], problems: Problems) -> list[Example]:
   return out
 
 
+def size(found: Sequence[Example]) -> int:
+  """Characters of all pictures and of the marks on them."""
+  return sum(
+    sum(len(picture.address) for picture in one.pictures)
+    + sum(len(change.path) for change in one.changes)
+    for one in found
+  )
+
+
+def blocks(found: Sequence[Example]) -> list[str]:
+  """The sparse blocks whose changes are drawn, in the order of the models."""
+  names = {change.block for one in found for change in one.changes}
+  return sorted(names, key=lambda name: (len(name), name))
+
+
+def chosen(blocks: Sequence[str]) -> str:
+  """The block whose changes are drawn first; '' is any.
+
+  With many blocks there is hardly a patch that changed in none.
+  """
+  return '' if len(blocks) <= _MOST_TOGETHER else blocks[-1]
+
+
 def _examples(run: Run, about: Mapping[str, str]) -> list[Example]:
   found = run.figure(about)
-  known = _known(run, found)
+  known, experts = _known(run, found), tokens.token_experts(found)
   out = []
   for i, (image, x_adv) in enumerate(
     zip(found['images'], found['x_adv'], strict=True)
   ):
     before, after = str(found['before'][i]), str(found['after'][i])
     title, kinds = known[i] if known else ('', _by_name(before, after))
-    difference = 0.5 + TIMES * (x_adv.astype(float) - image)
-    words = f'{before} becomes {after}' if before != after else before
-    pictures = [
-      (f'clean, predicted {before}', png(image)),
-      (f'attacked, predicted {after}', png(x_adv)),
-      (f'difference x {TIMES}', png(difference)),
-    ]
-    caption = f'{title}: {words}' if title else words
-    out.append(Example(run.name, caption, pictures, kinds))
+    changes = tokens.changes(experts, i)
+    what = f'{before} becomes {after}' if before != after else before
+    caption = f'{title}: {what}' if title else what
+    pictures = _pictures(image, x_adv, before, after, tokens.words(changes))
+    window = tokens.grid(experts)
+    out.append(Example(run.name, caption, pictures, kinds, changes, window))
   return out
+
+
+def _pictures(image, x_adv, before: str, after: str, changed: str):
+  difference = 0.5 + TIMES * (x_adv.astype(float) - image)
+  clean, attacked = f'clean, predicted {before}', f'attacked, predicted {after}'
+  marked = bool(changed)
+  told = f'{attacked}; {changed}' if marked else attacked
+  return [
+    Picture(clean, clean, png(image), marked),
+    Picture(attacked, told, png(x_adv), marked),
+    Picture(*2 * (f'difference x {TIMES}',), png(difference), False),
+  ]
 
 
 def _known(run: Run, found: Mapping[str, np.ndarray]):

@@ -90,7 +90,11 @@
     const kind = document.querySelector('input[name=kind]:checked')?.value ?? 'all';
     const run = document.getElementById('of-run')?.value ?? '';
     let count = 0;
-    for (const item of all(document, '.gallery li')) {
+    const block = document.getElementById('of-block')?.value ?? '';
+    for (const mark of all(document, '.gallery [data-block]')) {
+      mark.toggleAttribute('hidden', block !== '' && block !== mark.dataset.block);
+    }
+    for (const item of all(document, '.gallery > li')) {
       const kinds = item.dataset.kinds.split(' ');
       item.hidden = !((kind === 'all' || kinds.includes(kind)) && (!run || item.dataset.run === run));
       count += !item.hidden;
