@@ -34,7 +34,7 @@ def run(job: Job) -> Findings:
 
   The attack on the class is that of other commands, on the dropless model. The
   one on capacity raises the share of choices that find no room, of a whole
-  group. It takes 2 forward passes an image, and a radius 6 + 4 x
+  group. It takes 2 forward passes an image, and a radius 8 + 4 x
   `config.attack.steps` more (a gradient counts as two).
 
   Raises:

@@ -35,7 +35,7 @@ _NUMBERS = ('class_loss', 'auxiliary_loss', 'selected')
 def run(job: Job) -> Findings:
   """Accuracy, losses and routing under each attack, of the dropless model.
 
-  It takes a forward pass an image, and a radius 3 x (1 + 2 x
+  It takes a forward pass an image, and a radius 3 x (3 + 2 x
   `config.attack.steps`) more (a gradient counts as two).
 
   Raises:

@@ -36,9 +36,9 @@ def run(job: Job) -> Findings:
   with `config.study.pruning.attack_pruned` each pruned model's own.
 
   With N numbers and D draws there are C = 1 + (2 + D) x N models, and an image
-  takes 1 + C forward passes, and a radius C + 2 x `config.attack.steps` more (a
-  gradient counts as two), or with `attack_pruned` C x (2 + 2 x steps). One
-  program serves all models.
+  takes 1 + C forward passes, and a radius C + 2 + 2 x `config.attack.steps`
+  more (a gradient counts as two), or with `attack_pruned` C x (3 + 2 x steps).
+  One program serves all models.
 
   Raises:
     UserError: the model is dense, its router is not top_k, there are fewer

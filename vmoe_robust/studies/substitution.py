@@ -35,7 +35,7 @@ def run(job: Job) -> Findings:
   There is the unchanged model, and for each sparse block and for all of them
   together E + 1 + K changes, of E experts and K choices, one more for K > 1
   (uniform gates). With C such conditions an image takes C forward passes, and
-  a radius C + 2 x `config.attack.steps` more (a gradient counts as two).
+  a radius C + 2 + 2 x `config.attack.steps` more (a gradient counts as two).
   One program serves all: a condition is data to it.
 
   A choice keeps its gate. Rank r <= K is a choice already, so that this

@@ -37,8 +37,8 @@ _FIELD = 'config.study.transfer.others'
 def run(job: Job) -> Findings:
   """Accuracy of each model on the x_adv of each, all models dropless.
 
-  For M models it takes M forward passes an image, and a radius M x (M + 2 x
-  `config.attack.steps`) more (a gradient counts as two).
+  For M models it takes M forward passes an image, and a radius M x (M + 2 +
+  2 x `config.attack.steps`) more (a gradient counts as two).
 
   Raises:
     UserError: there is no second checkpoint, or one does not fit the first or
