@@ -6,6 +6,8 @@ from vmoe_robust.evaluate.job import write
 from vmoe_robust.studies import batch_dependence as study
 from vmoe_robust.studies.conditions import of
 
+RADIUS = 3  # of a name that ends as those of the draws do
+
 
 @pytest.fixture
 def config(config):
@@ -13,7 +15,7 @@ def config(config):
   config.study.batch_dependence.update(dict(draws=2, batch_size=8))
   config.model.update(dict(layers=1))
   config.model.router.update(dict(selected=1, capacity_factor=0.1))
-  config.attack.update(dict(eps=(0.3,), steps=2))
+  config.attack.update(dict(norm='l2', eps=(RADIUS,), steps=2))
   return config
 
 
@@ -58,8 +60,10 @@ def test_with_room_for_one_image_the_first_one_has_it(
   assert rows['reversed']['flips']['value'] == pytest.approx(share)
   assert share > 0 and rows['in order']['flips']['value'] == 0
   # The router reads nothing, so that attacked neighbours change nothing.
-  attacked = by['neighbours attacked, eps 0.3']
-  np.testing.assert_array_equal(attacked, ordered)
+  for name in ('neighbours attacked', 'neighbours at random'):
+    np.testing.assert_array_equal(by[f'{name}, eps {RADIUS}'], ordered)
+  attacked = rows[f'neighbours attacked, eps {RADIUS}']
+  assert attacked['more_than_luck']['difference']['value'] == 0
 
 
 def test_with_room_for_all_neighbours_decide_nothing(
@@ -70,7 +74,9 @@ def test_with_room_for_all_neighbours_decide_nothing(
   for name, prediction in by.items():
     np.testing.assert_array_equal(prediction, by['dropless'], name)
   assert findings.summary['ever_flipped']['value'] == 0
-  assert 'neighbours 1' not in [row['condition'] for row in findings.rows]
+  shown = [row['condition'] for row in findings.rows]
+  assert 'neighbours 1' not in shown and findings.summary['draws'] == 2
+  assert f'neighbours attacked, eps {RADIUS}' in shown
 
 
 @pytest.mark.parametrize(

@@ -63,21 +63,6 @@ def test_the_clean_image_under_its_own_routing_is_itself(config, model_of):
       np.testing.assert_array_equal(ours, getattr(routing[block], name))
 
 
-def test_a_router_that_ignores_its_input_takes_no_damage(
-  config, in_memory, model_of, opened
-):
-  model, params = model_of(config)
-  for block in ('encoderblock_0', 'encoderblock_1'):
-    router = params['Encoder'][block]['Moe']['Router']['dense']
-    router['kernel'] = np.zeros_like(router['kernel'])
-  found = frozen_routing.run(opened(config, in_memory(8), model, params))
-  (compared,) = found.summary['compared'].values()
-  for name in frozen_routing.PAIRS:
-    assert compared[name]['only_first'] == compared[name]['only_second'] == 0
-    assert compared[name]['difference']['value'] == 0
-    assert compared[name]['p'] == 1
-
-
 def test_a_dense_model_is_told(config, in_memory, model_of, opened):
   config.model.experts = 0
   model, params = model_of(config)

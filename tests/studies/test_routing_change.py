@@ -42,19 +42,6 @@ def test_the_attack_is_that_of_the_attack_mode(
   assert results['rows'][0]['selected']['encoderblock_0']['value'] == 0
 
 
-def test_a_router_that_ignores_its_input_changes_nothing(
-  config, in_memory, model_of, opened
-):
-  model, params = model_of(config)
-  for block in ('encoderblock_0', 'encoderblock_1'):
-    router = params['Encoder'][block]['Moe']['Router']['dense']
-    router['kernel'] = np.zeros_like(router['kernel'])  # ties: the first ones
-  found = routing_change.run(opened(config, in_memory(8), model, params))
-  for row in found.rows:
-    for name in ('selected', 'official', 'top_1'):
-      assert [v['value'] for v in row[name].values()] == [0, 0]
-
-
 def test_a_dense_model_is_told(config, in_memory, model_of, opened):
   config.model.experts = 0
   model, params = model_of(config)

@@ -27,11 +27,27 @@ def test_identical_experts_can_stand_for_each_other(
       lambda a: np.broadcast_to(np.asarray(a)[:1], a.shape).copy(), mlp
     )
   found = substitution.run(opened(config, in_memory(11), model, params))
-  same = [r for r in found.rows if r['kind'] in ('rank', 'random')]
-  assert same
-  for row in same:
+  assert config.model.router.selected == 2
+  kinds = {'rank', 'random', 'shuffled', 'uniform', 'dropped'}
+  assert {row['kind'] for row in found.rows} == kinds | {'unchanged'}
+  predictions = {
+    one: under.of(found.columns, one)['prediction_after']
+    for one in dict.fromkeys(found.columns['condition'])
+  }
+  # All but a choice that is dropped leave the sum of the gates as it was.
+  for row in found.rows:
+    base = predictions[f'eps {row["eps"]:g}, unchanged']
+    same = predictions[row['condition']] == base
     both = row['against_unchanged']
-    assert (both['only_first'], both['only_second']) == (0, 0), row
+    assert same.all() or row['kind'] == 'dropped', row
+    if same.all():
+      assert (both['only_first'], both['only_second']) == (0, 0)
+  dropped = [r['condition'] for r in found.rows if r['kind'] == 'dropped']
+  assert len(dropped) == 2 * 3 * 2  # radii, places, choices
+  assert any(
+    (predictions[name] != predictions[name.split(',')[0] + ', unchanged']).any()
+    for name in dropped
+  )
 
 
 def test_a_dense_model_is_told(config, in_memory, model_of, opened):

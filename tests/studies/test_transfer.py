@@ -7,7 +7,7 @@ import pytest
 from vmoe_robust.config import UserError, validate
 from vmoe_robust.evaluate.job import write
 from vmoe_robust.models import Model
-from vmoe_robust.studies import routing_change, transfer
+from vmoe_robust.studies import questions, routing_change, transfer
 from vmoe_robust.studies.conditions import of
 
 
@@ -53,7 +53,7 @@ def test_models_of_other_pixels_do_not_break_each_other(
   job = opened(config, Grey(), Half(module, (8, 8, 1)), left, tmp_path)
   other = dataclasses.replace(job.classifier, params=1 - left, where='right')
   first = dataclasses.replace(job.classifier, where='left')
-  found = transfer.findings(job, [first, other])
+  found = questions.answer(transfer.ask_of(job, [first, other]))
   write(job, found)
   results = check_form(tmp_path)
   assert results['summary']['models'] == ['left', 'right']
@@ -74,7 +74,9 @@ def test_to_itself_it_is_the_models_own_attack(
   model, params = model_of(config)
   source = in_memory(11)
   job = opened(config, source, model, params)
-  found = transfer.findings(job, [job.classifier, job.classifier])
+  found = questions.answer(
+    transfer.ask_of(job, [job.classifier, job.classifier])
+  )
   name = str(job.workdir.name)
   known = routing_change.run(opened(config, source, model, params)).columns
   known = of(known, 'eps 0.1')['prediction_after']
@@ -93,7 +95,7 @@ def test_a_dense_model_takes_part(config, in_memory, model_of, opened):
   other = dataclasses.replace(
     job.classifier, model=model, params=params, config=dense, where='dense'
   )
-  found = transfer.findings(job, [job.classifier, other])
+  found = questions.answer(transfer.ask_of(job, [job.classifier, other]))
   assert len(found.rows) == 2 + 4
   assert found.rows[-1]['accuracy']['n'] == 8
 

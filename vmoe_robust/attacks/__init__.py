@@ -21,6 +21,7 @@ from vmoe_robust.attacks.interface import (
   complete,
 )
 from vmoe_robust.attacks.losses import LOSSES
+from vmoe_robust.attacks.luck import Luck
 from vmoe_robust.attacks.norms import check, distance
 from vmoe_robust.attacks.paper import Paper
 from vmoe_robust.attacks.pgd import Pgd
@@ -34,10 +35,12 @@ __all__ = [
   'Images',
   'Keys',
   'Loss',
+  'Luck',
   'Stage',
   'State',
   'build',
   'check',
+  'complete',
   'distance',
   'ensemble',
   'label',

@@ -1,6 +1,7 @@
 """x_adv of whole batches in one program, for studies that look at them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,10 @@ def plain(model: Model) -> Forward:
 
 
 def attack(
-  forward: Forward, config: ConfigDict, value: Value | None = None
+  forward: Forward,
+  config: ConfigDict,
+  value: Value | None = None,
+  luck: bool = False,
 ) -> Attack:
   """`(params, images, batch, eps, context=()) -> x_adv`, not yet jitted.
 
@@ -48,6 +52,7 @@ def attack(
     config: `config.attack` says how, `config.seed` what is drawn.
     value: what is raised; None: the loss that `config.attack` says. `context`
       reaches it as `goal.context`.
+    luck: whether as many random points take the place of the attack's.
 
   Raises:
     UserError: `config.attack` names an attack that images leave as they fall.
@@ -61,6 +66,10 @@ def attack(
       'target'
     )
   run = attacks.build(settings)
+  if luck:
+    points = attacks.Luck(settings.norm, settings.steps)
+    restarts = max(settings.restarts, 1)
+    run = partial(attacks.complete, points, restarts=restarts)
   value = value or target.loss(settings, config.train.loss)
 
   def attacked(params, images, batch, eps, context=()) -> Images:

@@ -35,23 +35,50 @@ def rows_of(
   Raises:
     UserError: no example could be read.
   """
-  subject = job.classifier
-  same = identity(job.config, subject.step, subject.checksum)
-  unfinished = Unfinished(Path(job.workdir, PROGRESS), same)
-  rows, done = [], 0
-  while row := unfinished.get(str(done)):
-    rows.append(row)
-    done += 1
-  with contextlib.closing(batches(done)) as rest:
-    for number, batch in enumerate(rest, done):
-      rows.append(find(number, batch))
-      unfinished.put(str(number), rows[-1])
-  unfinished.wait()
-  columns = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
-  mask, index = columns.pop('mask'), columns['index']
-  skipped = set(index[~mask & (index >= 0)].tolist())
-  require_examples(job.config, int(mask.sum()), len(skipped))
-  return {name: column[mask] for name, column in columns.items()}, skipped
+  rows = Rows(job)
+  with contextlib.closing(batches(len(rows))) as rest:
+    for number, batch in enumerate(rest, len(rows)):
+      rows.put(find(number, batch))
+  return rows.columns()
+
+
+class Rows:
+  """What was found in the batches of a job so far, batch by batch."""
+
+  def __init__(self, job: Job):
+    """Reads what a run that was cut short has found.
+
+    Raises:
+      UserError: the work directory has the beginning of another run.
+    """
+    self._job, subject = job, job.classifier
+    same = identity(job.config, subject.step, subject.checksum)
+    self._unfinished = Unfinished(Path(job.workdir, PROGRESS), same)
+    self._rows: list[Columns] = []
+    while row := self._unfinished.get(str(len(self))):
+      self._rows.append(row)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def put(self, row: Columns) -> None:
+    """Keeps the columns of the next batch, with its 'mask' and 'index'."""
+    self._unfinished.put(str(len(self)), row)
+    self._rows.append(row)
+
+  def columns(self) -> tuple[Columns, set[int]]:
+    """A row an example, or several, and the examples skipped.
+
+    Raises:
+      UserError: no example could be read.
+    """
+    self._unfinished.wait()
+    names, rows = self._rows[0], self._rows
+    columns = {name: np.concatenate([r[name] for r in rows]) for name in names}
+    mask, index = columns.pop('mask'), columns['index']
+    skipped = set(index[~mask & (index >= 0)].tolist())
+    require_examples(self._job.config, int(mask.sum()), len(skipped))
+    return {name: column[mask] for name, column in columns.items()}, skipped
 
 
 @contextlib.contextmanager

@@ -119,9 +119,14 @@ def judge(
   """
   with open_job(config, workdir, render, restored) as job:
     if job is not None:
-      results = write(job, run(job))
-      release(Path(workdir, PROGRESS))
-      say(closing(results, workdir, render))
+      conclude(job, run(job), render)
+
+
+def conclude(job: Job, findings: Findings, render: Render) -> None:
+  """Writes the results of a job, forgets its progress and prints the table."""
+  results = write(job, findings)
+  release(Path(job.workdir, PROGRESS))
+  say(closing(results, job.workdir, render))
 
 
 def finished(

@@ -3,8 +3,11 @@
 With a limited capacity, images of a group share the experts' slots, so that an
 image's prediction may depend on what else is in the batch (arXiv:2402.05526).
 Each image is held, and its neighbours, their order, padding and the size of the
-group vary; then its neighbours alone are attacked.
+group vary; then its neighbours alone are attacked, and as a control as many
+random points of theirs are tried as the attack has steps.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +20,21 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
 from vmoe_robust.report.figures import Bar, BarPlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.statistics import mean, paired, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
 
 ORDER, REVERSED, PADDING = 'in order', 'reversed', 'padding'
 SMALL, DROPLESS = 'groups of one', 'dropless'
+ATTACKED, LUCK = 'neighbours attacked', 'neighbours at random'
 
 
 def run(job: Job) -> Findings:
   """How often a prediction flips, against the batch in order, by capacity.
 
   With groups of G images and N draws of neighbours it takes 4 + N + G forward
-  passes an image, and a radius G x (1 + 2 x `config.attack.steps`) more (a
+  passes an image, and a radius 3 x G x (2 + `config.attack.steps`) more (a
   gradient counts as two).
 
   Raises:
@@ -47,9 +51,10 @@ def run(job: Job) -> Findings:
     for draw in range(config.study.batch_dependence.draws)
   ]
   small = _with_groups_of_one(model, config)
-  attack = adversarial.attack(
-    _of_the_held(model, group), config, _crowding(group)
-  )
+  forward, value = _of_the_held(model, group), _crowding(group)
+  attacks = [
+    adversarial.attack(forward, config, value, luck) for luck in (False, True)
+  ]
 
   def program(params, images, batch):
     mask = batch['mask']
@@ -70,7 +75,7 @@ def run(job: Job) -> Findings:
     found.append(prediction(images, model=small))
     found.append(prediction(images, experts='dropless'))
 
-    def attacked(eps):
+    def attacked(attack, eps):
       def of_held(held):
         place = held.reshape(-1, group).argmax(1)
         goal = batch | {'label': _from_place(batch['label'], place)}
@@ -79,8 +84,9 @@ def run(job: Job) -> Findings:
 
       return _each_held(group, of_held, size)
 
-    broken = jax.lax.map(attacked, jnp.float32(config.attack.eps))
-    return {'prediction_after': jnp.concatenate([jnp.stack(found), broken])}
+    radii = jnp.float32(config.attack.eps)
+    broken = [jax.lax.map(partial(attacked, one), radii) for one in attacks]
+    return {'prediction_after': jnp.concatenate([jnp.stack(found), *broken])}
 
   columns, skipped = under.measured(job, 'neighbours', shown, program)
   return _findings(columns, skipped, shown, config)
@@ -98,15 +104,20 @@ def _check(config: ConfigDict) -> int:
 
 def _conditions(config: ConfigDict) -> list[under.Condition]:
   draws = config.study.batch_dependence.draws
-  plain = [ORDER, REVERSED, *(f'neighbours {i + 1}' for i in range(draws))]
+  plain = [ORDER, REVERSED, *map(_draw, range(draws))]
   plain += [PADDING, SMALL, DROPLESS]
   return [
     *(under.Condition(name, {'eps': 0.0}) for name in plain),
     *(
-      under.Condition(f'neighbours attacked, eps {eps_name(e)}', {'eps': e})
+      under.Condition(f'{what}, eps {eps_name(e)}', {'eps': e})
+      for what in (ATTACKED, LUCK)
       for e in config.attack.eps
     ),
   ]
+
+
+def _draw(number: int) -> str:
+  return f'neighbours {number + 1}'
 
 
 def _with_groups_of_one(model: Model, config: ConfigDict) -> Model:
@@ -176,10 +187,14 @@ def _findings(columns: Columns, skipped, shown, config) -> Findings:
   }
   flips = {n: p != prediction[ORDER] for n, p in prediction.items()}
   rows = under.rows(columns, shown)
+  draws = [*map(_draw, range(config.study.batch_dependence.draws))]
+  rows = [row for row in rows if row['condition'] not in draws]
   for row in rows:
     row['flips'] = rate(flips[row['condition']])
-  drawn = [flips[n] for n in flips if n.split()[-1].isdigit()]
-  rows = [row for row in rows if not row['condition'].split()[-1].isdigit()]
+    if row['condition'].startswith(ATTACKED):
+      luck = row['condition'].replace(ATTACKED, LUCK)
+      row['more_than_luck'] = paired(flips[row['condition']], flips[luck])
+  drawn = [flips[name] for name in draws]
   ever = rate(np.any(drawn, 0))
   return Findings(
     columns=columns,
@@ -203,8 +218,9 @@ def _figure(rows: list[dict], ever: dict, config: ConfigDict) -> BarPlot:
   found.insert(1, (f'other neighbours, any of {draws} draws', 0.0, ever))
   bars = []
   for name, eps, flips in found:
-    label = f'neighbours, eps {255 * eps:.3g}/255' if eps else name
-    group = 'neighbours attacked' if eps else 'no attack'
+    what = name.split(', ')[0]
+    label = f'{what}, eps {255 * eps:.3g}/255' if eps else name
+    group = what if eps else 'no attack'
     bars.append(Bar.of(label, flips, group))
   router = config.model.router
   title = (
@@ -225,9 +241,10 @@ def render(results: dict) -> str:
         percent(row['accuracy']['value']),
         percent(row['flips']['value']),
         f'{100 * low:.1f} to {100 * high:.1f}',
+        *_against_luck(row),
       ]
     )
-  heads = ['condition', 'accuracy', 'flips', '95% interval']
+  heads = ['condition', 'accuracy', 'flips', '95% interval', 'less random', 'p']
   each, ever = (
     percent(summary[name]['value'])
     for name in ('other_neighbours', 'ever_flipped')
@@ -236,3 +253,11 @@ def render(results: dict) -> str:
     f'{table(heads, lines)}\nother neighbours flip {each} of the predictions a '
     f'draw, and {ever} in one of {summary["draws"]} draws'
   )
+
+
+def _against_luck(row: dict) -> list[str]:
+  """By how many points an attack flips more than luck, and McNemar's p."""
+  if 'more_than_luck' not in row:
+    return ['-', '-']
+  found = row['more_than_luck']
+  return [f'{100 * found["difference"]["value"]:+.1f}', f'{found["p"]:.2g}']

@@ -7,6 +7,7 @@ was finished, and a row is kept of each example under each condition.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size, eps_name, moe_blocks
-from vmoe_robust.data import eval_batches
+from vmoe_robust.data import EvalBatches, eval_batches
 from vmoe_robust.distributed import fetch
-from vmoe_robust.evaluate.batches import progress, rows_of
+from vmoe_robust.evaluate.batches import Batch, progress, rows_of
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.findings import Columns
@@ -86,36 +87,70 @@ def measured(
     Columns with 'condition', 'index' and 'label'; all examples of a condition
     come before the next condition, by index.
   """
-  config, subject = job.config, job.classifier
-  place = batch_sharding(subject.mesh)
+  find_in = finder(job, program)
+  with progress(total(job), what, 'batch') as update:
+
+    def find(number, batch):
+      row = find_in(batch, given)
+      update(number + 1, int(row['mask'].sum()))
+      return row
+
+    columns, skipped = rows_of(job, partial(batches, job), find)
+  return stacked(columns, conditions), skipped
+
+
+def finder(
+  job: Job, program: Program
+) -> Callable[[Batch, Sequence[Array | np.ndarray | None]], Columns]:
+  """`(batch, what else the program is given)` to columns, compiled once."""
+  subject = job.classifier
 
   def run(params, batch, given):
     found = program(params, as_floats(batch['image']), batch, *given)
     # The batch first, as it lies on the devices.
     return {name: jnp.moveaxis(x, 0, 1) for name, x in found.items()}
 
-  run = jax.jit(run, out_shardings=place)
-  size = batch_size(config, 'study')
-  total = -(-len(job.source) // size)
+  run = jax.jit(run, out_shardings=batch_sharding(subject.mesh))
 
-  def batches(first):
-    return eval_batches(
-      config.data, job.source, batch_size=size, sharding=place, first=first
-    )
+  def find(batch, given):
+    found = run(subject.params, batch, tuple(given))
+    return fetch({name: batch[name] for name in _OF_EXAMPLES} | found)
 
-  with progress(total, what, 'batch') as update:
-
-    def find(number, batch):
-      found = run(subject.params, batch, tuple(given))
-      row = fetch({name: batch[name] for name in _OF_EXAMPLES} | found)
-      update(number + 1, int(row['mask'].sum()))
-      return row
-
-    columns, skipped = rows_of(job, batches, find)
-  return _stacked(columns, conditions), skipped
+  return find
 
 
-def _stacked(columns: Columns, conditions: Sequence[Condition]) -> Columns:
+def with_clean(
+  clean: Mapping[str, Array], attacked: Mapping[str, Array]
+) -> dict[str, Array]:
+  """Columns of the clean images, and below them those of attacked ones.
+
+  Args:
+    clean: columns [batch, ...].
+    attacked: the same, with one or more axes of conditions before the batch.
+  """
+  return {
+    name: jnp.concatenate([x[None], attacked[name].reshape(-1, *x.shape)])
+    for name, x in clean.items()
+  }
+
+
+def total(job: Job) -> int:
+  """How many batches a study of the job has."""
+  return -(-len(job.source) // batch_size(job.config, 'study'))
+
+
+def batches(job: Job, first: int) -> EvalBatches:
+  """The batches of the job's examples, from number `first` on."""
+  return eval_batches(
+    job.config.data,
+    job.source,
+    batch_size=batch_size(job.config, 'study'),
+    sharding=batch_sharding(job.classifier.mesh),
+    first=first,
+  )
+
+
+def stacked(columns: Columns, conditions: Sequence[Condition]) -> Columns:
   """The columns of all conditions, one below the other."""
   order = np.argsort(columns['index'], kind='stable')
   out = {}

@@ -34,7 +34,7 @@ def run(job: Job) -> Findings:
   """Accuracy, clean and attacked, of each forced expert, dropless.
 
   With F experts of B blocks there are C = 1 + B + F x B models, and an image
-  takes C forward passes, and a radius C x (2 + 2 x `config.attack.steps`) more
+  takes C forward passes, and a radius C x (3 + 2 x `config.attack.steps`) more
   (a gradient counts as two). One program serves all.
 
   Raises:

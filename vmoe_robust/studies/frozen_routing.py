@@ -7,6 +7,9 @@ routing; what a free attack breaks under clean routing is damage by experts (and
 by all other layers).
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,11 +20,12 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Aux, Model
 from vmoe_robust.models.routers.routing import Routing
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
-from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import questions
 
 FREE, FROZEN = 'free', 'frozen'
 OWN, CLEAN_ROUTING = 'own', 'clean'
@@ -45,29 +49,53 @@ def run(job: Job) -> Findings:
   Raises:
     UserError: the model is dense, or the attack is of another kind.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   blocks = under.require_experts(job, 'frozen_routing')
   config, model = job.config, job.classifier.model
   forward, held = adversarial.plain(model), frozen(model)
-  attacks = {
-    FREE: adversarial.attack(forward, config),
-    FROZEN: adversarial.attack(held, config),
-  }
+  attack_held = adversarial.attack(held, config)
+  radii = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     mask = batch['mask']
     logits, clean = forward(params, images, mask, ())
     routing = routing_of(clean)
-    found = [logits]
-    for eps in config.attack.eps:
-      for attack in attacks.values():
-        x_adv = attack(params, images, batch, jnp.float32(eps), routing)
-        for judge in (forward, held):
-          found.append(judge(params, x_adv, mask, routing)[0])
-    return {'prediction_after': jnp.stack([classes(x) for x in found])}
 
-  shown = _conditions(config.attack.eps)
-  columns, skipped = under.measured(job, 'frozen routing', shown, program)
-  rows = under.rows(columns, shown)
+    def at_radius(pair):  # in the order of `WAYS`
+      eps, x = pair
+      x_frozen = attack_held(params, images, batch, eps, routing)
+      found = [
+        classes(judge(params, x, mask, routing)[0])
+        for x in (x, x_frozen)
+        for judge in (forward, held)
+      ]
+      return {'prediction_after': jnp.stack(found)}
+
+    return under.with_clean(
+      {'prediction_after': classes(logits)},
+      jax.lax.map(at_radius, (radii, x_adv)),
+    )
+
+  return questions.Question(
+    job,
+    'frozen routing',
+    _conditions(config.attack.eps),
+    program,
+    partial(_findings, blocks, config),
+    adversarial.attack(forward, config),
+  )
+
+
+def _findings(blocks, config, columns: Columns, skipped) -> Findings:
+  rows = under.rows(columns, _conditions(config.attack.eps))
   compared = _compared(columns, config.attack.eps)
   return Findings(
     columns=columns,

@@ -44,9 +44,9 @@ def run(job: Job) -> Findings:
   image. A path from the image to the margin belongs to the gates of the last
   layer whose gates it passes, and to the experts if it passes none.
 
-  It takes 8 + 4 x layers forward passes an image (a gradient counts as two),
-  and for each layer alone 12 x `config.study.jacobian.iterations` more of that
-  layer.
+  With B sparse layers it takes 7 + 2 x B forward passes an image (a gradient
+  counts as two), and 20 + 12 x `config.study.jacobian.iterations` of each
+  sparse layer alone.
 
   A dense model has no layer to split: of its margin there is J alone, which
   counts as the experts' term, beside that of sparse models.

@@ -44,10 +44,10 @@ def run(job: Job) -> Findings:
   """Slopes at each radius, and jumps at a boundary on the way to an x_adv.
 
   The point with other choices is found by PGD that raises the divergence of
-  routing, as `routing_attacks` does. It takes 1 forward pass an image, 2 + 4 x
-  `config.study.lipschitz.iterations` for the Jacobian (a derivative of either
-  direction counts as two), and a radius 5 x `config.study.lipschitz.pairs` + 55
-  + 2 x `config.attack.steps`.
+  routing, as `routing_attacks` does. It takes 1 forward pass an image, 3 + 3 x
+  `config.study.lipschitz.iterations` for the Jacobian (a gradient counts as
+  two, and so does a derivative along a direction), and a radius 4 x
+  `config.study.lipschitz.pairs` + 54 + 2 x `config.attack.steps`.
 
   Raises:
     UserError: the model is dense or its router is not top_k, or the attack does

@@ -6,6 +6,8 @@ and under one that makes experts overflow. All of it depends on which images are
 together in a group: here those that follow each other in the split.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ from vmoe_robust.report.table import percent, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import crowding
+from vmoe_robust.studies import crowding, questions
 
 CLASS, OVERFLOW = 'class', 'overflow'
 
@@ -33,12 +35,21 @@ def run(job: Job) -> Findings:
 
   The attack on the class is that of other commands, on the dropless model. The
   one on capacity raises the share of choices that find no room, of a whole
-  group. It takes 2 forward passes an image, and a radius 6 + 4 x
+  group. It takes 2 forward passes an image, and a radius 8 + 4 x
   `config.attack.steps` more (a gradient counts as two).
 
   Raises:
     UserError: the model is dense, its router is neither top_k nor hash, the
       batch or the split has no whole groups, or the attack is of another kind.
+  """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
   """
   blocks = under.require_experts(job, 'load')
   under.require_router(job, 'load', ('top_k', 'hash'))
@@ -50,35 +61,34 @@ def run(job: Job) -> Findings:
       f'examples, fewer than config.model.router.group_images={group} that '
       'share slots; use a larger split'
     )
-  shown = _conditions(config.attack.eps)
-  attacks = {
-    CLASS: adversarial.attack(adversarial.plain(model), config),
-    OVERFLOW: adversarial.attack(
-      crowding.crowded(model), config, crowding.overflow
-    ),
-  }
+  attack = adversarial.attack(
+    crowding.crowded(model), config, crowding.overflow
+  )
+  radii = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch):
-    mask = batch['mask']
-    look = lambda x: _columns(model, params, x, mask)
+  def program(params, images, batch, x_adv):
+    look = lambda x: _columns(model, params, x, batch['mask'])
 
-    def at(eps):
-      found = [
-        look(attack(params, images, batch, eps)) for attack in attacks.values()
-      ]
+    def at_radius(pair):
+      eps, x = pair
+      found = look(x), look(attack(params, images, batch, eps))
       return jax.tree.map(lambda *both: jnp.stack(both), *found)
 
-    attacked = jax.lax.map(at, jnp.array(config.attack.eps, jnp.float32))
-    return jax.tree.map(
-      lambda clean, x: jnp.concatenate(
-        [clean[None], x.reshape(-1, *x.shape[2:])]
-      ),
-      look(images),
-      attacked,
-    )
+    attacked = jax.lax.map(at_radius, (radii, x_adv))
+    return under.with_clean(look(images), attacked)
 
-  columns, skipped = under.measured(job, 'load', shown, program)
-  rows = under.rows(columns, shown)
+  return questions.Question(
+    job,
+    'load',
+    _conditions(config.attack.eps),
+    program,
+    partial(_findings, blocks, group, config),
+    adversarial.attack(adversarial.plain(model), config),
+  )
+
+
+def _findings(blocks, group, config, columns: Columns, skipped) -> Findings:
+  rows = under.rows(columns, _conditions(config.attack.eps))
   clean = _groups(under.of(columns, under.CLEAN), blocks, group)
   for row in rows:
     here = under.of(columns, row['condition'])

@@ -5,6 +5,9 @@ auxiliary loss, and the sum of both. If balance between experts mattered to an
 image's class, the second would break images too.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -14,11 +17,12 @@ from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.evaluate import adversarial, routing, target
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
-from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import questions
 
 ATTACKED = {
   'class': 'loss of the class',
@@ -31,12 +35,21 @@ _NUMBERS = ('class_loss', 'auxiliary_loss', 'selected')
 def run(job: Job) -> Findings:
   """Accuracy, losses and routing under each attack, of the dropless model.
 
-  It takes a forward pass an image, and a radius 3 x (1 + 2 x
+  It takes a forward pass an image, and a radius 3 x (3 + 2 x
   `config.attack.steps`) more (a gradient counts as two).
 
   Raises:
     UserError: the model is dense, its router has no auxiliary loss, or the
       attack is of another kind.
+  """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
   """
   under.require_experts(job, 'losses')
   under.require_router(job, 'losses', ('top_k',))
@@ -44,22 +57,35 @@ def run(job: Job) -> Findings:
   _check(config)
   shown = _conditions(config)
   forward = adversarial.plain(model)
-  attacks = {
-    name: adversarial.attack(forward, _raising(config, name))
-    for name in ATTACKED
-  }
+  by_class, *others = (
+    adversarial.attack(forward, _raising(config, name)) for name in ATTACKED
+  )
+  radii = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     logits, clean = forward(params, images, batch['mask'], ())
-    found = [_columns(logits, clean, clean, batch, config)]
-    for eps in config.attack.eps:
-      for attack in attacks.values():
-        x_adv = attack(params, images, batch, jnp.float32(eps))
-        logits, now = forward(params, x_adv, batch['mask'], ())
-        found.append(_columns(logits, clean, now, batch, config))
-    return {name: jnp.stack([f[name] for f in found]) for name in found[0]}
 
-  columns, skipped = under.measured(job, 'losses', shown, program)
+    def look(x):
+      after, now = forward(params, x, batch['mask'], ())
+      return _columns(after, clean, now, batch, config)
+
+    def at_radius(pair):
+      eps, x = pair
+      found = [look(x)]
+      found += [look(attack(params, images, batch, eps)) for attack in others]
+      return jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+    return under.with_clean(
+      _columns(logits, clean, clean, batch, config),
+      jax.lax.map(at_radius, (radii, x_adv)),
+    )
+
+  return questions.Question(
+    job, 'losses', shown, program, partial(_findings, shown, config), by_class
+  )
+
+
+def _findings(shown, config, columns: Columns, skipped) -> Findings:
   rows = under.rows(columns, shown, _NUMBERS)
   for row in rows[1:]:
     by_class = f'class, eps {eps_name(row["eps"])}'

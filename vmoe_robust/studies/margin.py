@@ -30,7 +30,7 @@ from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
-from vmoe_robust.studies import choices
+from vmoe_robust.studies import choices, questions
 from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies.first_order import Margins, first_order
 
@@ -58,6 +58,15 @@ def run(job: Job) -> Findings:
     UserError: the model is dense, its router is not top_k, its tokens have all
       experts, or the attack is of another kind.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   blocks = under.require_experts(job, 'margin')
   under.require_router(job, 'margin', ('top_k',))
   config = job.config
@@ -68,9 +77,18 @@ def run(job: Job) -> Findings:
       "choice can change and config.study.name='margin' has nothing to measure;"
       ' use a model of more experts'
     )
+  return questions.Question(
+    job,
+    'margin',
+    under.at_radii(config.attack.eps),
+    _program(job, blocks),
+    partial(_findings, blocks, config),
+    adversarial.attack(adversarial.plain(job.classifier.model), config),
+  )
+
+
+def _findings(blocks, config, columns: Columns, skipped) -> Findings:
   shown = under.at_radii(config.attack.eps)
-  program = _program(job, blocks)
-  columns, skipped = under.measured(job, 'margin', shown, program)
   rows = [
     row | _of_row(under.of(columns, condition), blocks)
     for condition, row in zip(shown, under.rows(columns, shown), strict=True)
@@ -97,9 +115,9 @@ def run(job: Job) -> Findings:
 def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
   config, model = job.config, job.classifier.model
   forward = adversarial.plain(model)
-  attack = adversarial.attack(forward, config)
+  radii = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     mask = batch['mask']
     logits, aux = forward(params, images, mask, ())
     chosen = _chosen(aux.records, config)
@@ -114,9 +132,9 @@ def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
       for block in blocks
     }
 
-    def at_radius(eps):
-      x_adv = attack(params, images, batch, eps)
-      after, now = forward(params, x_adv, mask, ())
+    def at_radius(pair):
+      eps, x = pair
+      after, now = forward(params, x, mask, ())
       return _columns(after, chosen, _chosen(now.records, config), eps)
 
     def _columns(after, before, now, eps):
@@ -134,10 +152,7 @@ def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
       return out | {'radius/any': every.min(0)}
 
     clean = _columns(logits, chosen, chosen, jnp.float32(0))
-    rest = jax.lax.map(at_radius, jnp.array(config.attack.eps, jnp.float32))
-    return {
-      name: jnp.concatenate([clean[name][None], rest[name]]) for name in clean
-    }
+    return under.with_clean(clean, jax.lax.map(at_radius, (radii, x_adv)))
 
   return program
 

@@ -26,7 +26,7 @@ UNION = 'union'
 def run(job: Job) -> Findings:
   """Accuracy in each norm and in their union, of the dropless model.
 
-  It takes 1 + 3 x (1 + 2 x `config.attack.steps`) forward passes an image (a
+  It takes 1 + 3 x (3 + 2 x `config.attack.steps`) forward passes an image (a
   gradient counts as two). Radii are `config.study.norm_union`'s, and
   `config.attack.eps` and `.norm` are not read.
 

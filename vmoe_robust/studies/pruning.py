@@ -5,6 +5,8 @@ used least first, those that are used most first, and at random. Their tokens go
 to the next best expert that is left.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
-from vmoe_robust.studies import choices
+from vmoe_robust.studies import choices, questions
 from vmoe_robust.studies import conditions as under
 
 NONE, LEAST, MOST, RANDOM = 'none', 'least used', 'most used', 'random'
@@ -34,13 +36,22 @@ def run(job: Job) -> Findings:
   with `config.study.pruning.attack_pruned` each pruned model's own.
 
   With N numbers and D draws there are C = 1 + (2 + D) x N models, and an image
-  takes 1 + C forward passes, and a radius C + 2 x `config.attack.steps` more (a
-  gradient counts as two), or with `attack_pruned` C x (2 + 2 x steps). One
-  program serves all models.
+  takes 1 + C forward passes, and a radius C + 2 + 2 x `config.attack.steps`
+  more (a gradient counts as two), or with `attack_pruned` C x (3 + 2 x steps).
+  One program serves all models.
 
   Raises:
     UserError: the model is dense, its router is not top_k, there are fewer
       experts than are to be removed, or the attack is of another kind.
+  """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
   """
   blocks = under.require_experts(job, 'pruning')
   under.require_router(job, 'pruning', ('top_k',))
@@ -50,31 +61,45 @@ def run(job: Job) -> Findings:
   models = _models(numbers, settings.draws)
   shown = [_condition(eps, *one) for eps in radii for one in models]
   forward = choices.turned(model, blocks)
-  attacked = forward if settings.attack_pruned else adversarial.plain(model)
-  attack = adversarial.attack(attacked, config)
+  attack_pruned = adversarial.attack(forward, config)
+  attack = None
+  if not settings.attack_pruned:
+    attack = adversarial.attack(adversarial.plain(model), config)
   eps = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch, kept):
+  def program(params, images, batch, x_adv, kept):
     mask, own = batch['mask'], config.model.router.selected
     of = lambda kept: choices.Setting(kept, own)
     judge = lambda x, kept: classes(forward(params, x, mask, of(kept))[0])
 
-    def by_radius(context):
-      one = lambda eps: attack(params, images, batch, eps, context)
-      return jnp.concatenate([images[None], jax.lax.map(one, eps)])
-
-    def of_model(kept, x=None):
-      x = by_radius(of(kept)) if x is None else x
+    def of_model(kept):
+      x = x_adv
+      if x is None:
+        one = lambda e: attack_pruned(params, images, batch, e, of(kept))
+        x = jax.lax.map(one, eps)
+      x = jnp.concatenate([images[None], x])
       return jax.lax.map(lambda x: judge(x, kept), x)
 
-    x = None if settings.attack_pruned else by_radius(())
-    found = jax.lax.map(lambda kept: of_model(kept, x), kept)
+    found = jax.lax.map(of_model, kept)
     # Radii first.
     return {'prediction_after': found.swapaxes(0, 1).reshape(-1, len(images))}
 
   use = choices.uses(job, blocks)
   kept = np.stack([_kept(use, *one, config.seed) for one in models])
-  columns, skipped = under.measured(job, 'pruning', shown, program, (kept,))
+  return questions.Question(
+    job,
+    'pruning',
+    shown,
+    program,
+    partial(_findings, shown, blocks, use, config),
+    attack,
+    (kept,),
+  )
+
+
+def _findings(
+  shown, blocks, use, config, columns: Columns, skipped
+) -> Findings:
   rows = under.rows(columns, shown)
   for row in rows:
     whole = _condition(row['eps'], NONE, 0, 0)
@@ -90,7 +115,7 @@ def run(job: Job) -> Findings:
     summary={
       'attack': config.attack.name,
       'x_adv_of': 'each pruned model'
-      if settings.attack_pruned
+      if config.study.pruning.attack_pruned
       else 'the unpruned model',
       'use': {b: u.tolist() for b, u in zip(blocks, use, strict=True)},
       'random': drawn,

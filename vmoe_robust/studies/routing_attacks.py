@@ -9,6 +9,8 @@
   break images that another attack left?
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import questions
 
 FIRST, PLAIN = 'first', 'attack'
 ROUTER, EXPERT, JOINT = 'router_only', 'expert_only', 'joint'
@@ -51,6 +54,15 @@ def run(job: Job) -> Findings:
     UserError: the model is dense or its router scores no experts, or the
       attacks do not fit.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   name, config = 'routing_attacks', job.config
   under.require_experts(job, name)
   under.require_router(job, name, ('top_k', 'expert_choice'))
@@ -67,9 +79,20 @@ def run(job: Job) -> Findings:
     under.Condition(under.CLEAN, {'eps': 0.0, 'attack': None}),
     *(_condition(eps, kind) for eps in radii for kind in OURS),
   ]
-  columns, skipped = under.measured(job, 'routing attacks', shown, program)
-  columns = _joined(columns, first.columns, radii)
-  shown += [_condition(eps, FIRST) for eps in radii]
+  return questions.Question(
+    job,
+    'routing attacks',
+    shown,
+    program,
+    partial(_findings, job, shown, first.columns),
+    adversarial.attack(adversarial.plain(job.classifier.model), config),
+  )
+
+
+def _findings(job, shown, first, columns: Columns, skipped) -> Findings:
+  config, radii = job.config, job.config.attack.eps
+  columns = _joined(columns, first, radii)
+  shown = [*shown, *(_condition(eps, FIRST) for eps in radii)]
   rows = under.rows(columns, shown)
   for row in rows:
     if row['attack'] in OURS:
@@ -107,16 +130,15 @@ def _program(job: Job) -> under.Program:
   config, model = job.config, job.classifier.model
   forward = adversarial.plain(model)
   lambdas = jnp.array(config.study.routing_attacks.lambdas, jnp.float32)
-  attacks = {
-    PLAIN: adversarial.attack(forward, config),
-    ROUTER: adversarial.attack(
-      forward, config, lambda _, aux, goal: moved(goal.context, aux)
-    ),
-    EXPERT: adversarial.attack(without_gates(model), config),
-  }
+  radii = jnp.array(config.attack.eps, jnp.float32)
+  by_divergence = lambda _, aux, goal: moved(goal.context, aux)
+  attacks = (  # ROUTER and EXPERT
+    adversarial.attack(forward, config, by_divergence),
+    adversarial.attack(without_gates(model), config),
+  )
   joint = adversarial.attack(forward, config, joint_value)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     mask, label = batch['mask'], batch['label']
     logits, aux = forward(params, images, mask, ())
     before = route_scores(aux.records, len(images))
@@ -130,23 +152,25 @@ def _program(job: Job) -> under.Program:
       x_adv = joint(params, images, batch, eps, (before, weight))
       return judged(x_adv)
 
-    def at_radius(eps):
-      found = [
-        judged(attack(params, images, batch, eps, before))
-        for attack in attacks.values()
+    def at_radius(pair):
+      eps, x = pair
+      found = [judged(x)]
+      found += [
+        judged(attack(params, images, batch, eps, before)) for attack in attacks
       ]
       weights = (lambdas, jnp.full(len(lambdas), eps))
       tops, divergences = jax.lax.map(at_lambda, weights)
       found.append(worst(tops, divergences, label))
       return [jnp.stack(part) for part in zip(*found, strict=True)]
 
-    found = jax.lax.map(at_radius, jnp.array(config.attack.eps, jnp.float32))
-    clean = classes(logits), jnp.zeros(len(images))
-    names = ('prediction_after', 'divergence')
-    return {
-      name: jnp.concatenate([was[None], now.reshape(-1, len(images))])
-      for name, was, now in zip(names, clean, found, strict=True)
-    }
+    tops, divergences = jax.lax.map(at_radius, (radii, x_adv))
+    return under.with_clean(
+      {
+        'prediction_after': classes(logits),
+        'divergence': jnp.zeros(len(images)),
+      },
+      {'prediction_after': tops, 'divergence': divergences},
+    )
 
   return program
 

@@ -6,7 +6,9 @@ then over images, by two definitions, and the share of tokens whose first expert
 changed. Eight images are shown with the tokens that changed.
 """
 
-import jax.numpy as jnp
+from functools import partial
+
+import jax
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
@@ -14,12 +16,12 @@ from vmoe_robust.evaluate import adversarial, routing
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Record
 from vmoe_robust.report.figures import Line, LinePlot
-from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import pictures
+from vmoe_robust.studies import pictures, questions
 
 # What each number is called in the records, before the block's name.
 _MEASURES = ('selected', 'official', 'top_1')
@@ -34,23 +36,47 @@ def run(job: Job) -> Findings:
   Raises:
     UserError: the model is dense, or the attack is of another kind.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   blocks = under.require_experts(job, 'routing_change')
   config, model = job.config, job.classifier.model
   shown = under.at_radii(config.attack.eps)
   forward = adversarial.plain(model)
   attack = adversarial.attack(forward, config)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     mask = batch['mask']
     logits, clean = forward(params, images, mask, ())
-    found = [_columns(logits, clean, clean, config)]
-    for eps in config.attack.eps:
-      x_adv = attack(params, images, batch, jnp.float32(eps))
-      logits, now = forward(params, x_adv, mask, ())
-      found.append(_columns(logits, clean, now, config))
-    return {name: jnp.stack([f[name] for f in found]) for name in found[0]}
 
-  columns, skipped = under.measured(job, 'routing change', shown, program)
+    def changed(x):
+      after, now = forward(params, x, mask, ())
+      return _columns(after, clean, now, config)
+
+    return under.with_clean(
+      _columns(logits, clean, clean, config), jax.lax.map(changed, x_adv)
+    )
+
+  return questions.Question(
+    job,
+    'routing change',
+    shown,
+    program,
+    partial(_findings, job, attack, shown, blocks),
+    attack,
+  )
+
+
+def _findings(
+  job: Job, attack, shown, blocks, columns: Columns, skipped
+) -> Findings:
+  config = job.config
   rows = [
     row
     | {

@@ -1,8 +1,10 @@
 """`config.mode = 'study'`: asks questions of a saved checkpoint."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -21,43 +23,95 @@ from vmoe_robust.config import (
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.report.terminal import say
-from vmoe_robust.studies import STUDIES, transfer
+from vmoe_robust.studies import STUDIES, questions, transfer
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Runs studies, writes and prints what they found.
 
   With `config.study.names` each has a folder of its own, and one that does not
-  fit the checkpoint does not stop the others. They share what is read of it.
+  fit the checkpoint does not stop the others. They share what is read of it,
+  and the x_adv that several of them look at are made once.
 
   Raises:
     UserError: the checkpoint, the data or the configuration do not fit.
   """
   if not config.study.names:
-    return _run(config, workdir, restore)
+    name = choose('config.study.name', config.study.name, STUDIES)
+    study = STUDIES[name]
+    config = _settled(config)
+    return job.judge(config, workdir, study.run, study.render, restore)
   validate(config, jax.device_count())
   each = {name: _alone(config, name) for name in config.study.names}
   _refuse_what_none_uses(config, each)
-  shared, failed = _Shared(), {}
-  for name, own in each.items():
-    try:
-      _run(own, pathlib.Path(workdir) / name, shared)
-    except UserError as error:
-      say(f'{name}: {error}')
-      failed[name] = error
-    say('')
-  if failed:
+  if failed := _several(each, pathlib.Path(workdir)):
     raise UserError(
       f'of config.study.names={config.study.names!r} these were not answered: '
       f'{", ".join(failed)}; the first because {next(iter(failed.values()))}'
     )
 
 
-def _run(config, workdir, restored: job.Restored):
-  if config.study.name == 'transfer':
-    config = transfer.settled(config)
-  study = STUDIES[choose('config.study.name', config.study.name, STUDIES)]
-  job.judge(config, workdir, study.run, study.render, restored)
+def _several(
+  each: dict[str, ConfigDict], workdir: pathlib.Path
+) -> dict[str, UserError]:
+  """Runs studies, and returns why some of them were not answered.
+
+  Those with questions about the same x_adv wait for each other, and are asked
+  together at the end.
+  """
+  shared, failed, waiting = _Shared(), {}, {}
+  with contextlib.ExitStack() as stack:
+    for name, own in each.items():
+      with _noted(name, failed):
+        asked = _asked(name, own, workdir / name, shared, stack)
+        waiting |= {name: asked} if asked else {}
+    for names in questions.groups(waiting):
+      group = [waiting[name] for name in names]
+      with _noted(', '.join(names), failed):
+        for name, found in zip(names, questions.answers(group), strict=True):
+          job.conclude(waiting[name].job, found, STUDIES[name].render)
+          say('')
+  return failed
+
+
+def _asked(
+  name: str,
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  shared: '_Shared',
+  stack: contextlib.ExitStack,
+) -> questions.Question | None:
+  """What a study asks, its job open until the stack is left.
+
+  None: it is answered.
+  """
+  study = STUDIES[name]
+  with contextlib.ExitStack() as own:
+    opened = job.open_job(_settled(config), workdir, study.render, shared)
+    opened = own.enter_context(opened)
+    if opened is not None and hasattr(study, 'ask'):
+      question = study.ask(opened)
+      stack.push(own.pop_all())
+      return question
+    if opened is not None:
+      job.conclude(opened, study.run(opened), study.render)
+    say('')
+  return None
+
+
+@contextlib.contextmanager
+def _noted(name: str, failed: dict[str, UserError]) -> Iterator[None]:
+  """What does not fit is said and kept, and the rest goes on."""
+  try:
+    yield
+  except UserError as error:
+    say(f'{name}: {error}\n')
+    failed[name] = error
+
+
+def _settled(config: ConfigDict) -> ConfigDict:
+  """The configuration, with what a study finds out before its job is open."""
+  return transfer.settled(config) if config.study.name == 'transfer' else config
 
 
 def _alone(config: ConfigDict, name: str) -> ConfigDict:

@@ -6,6 +6,8 @@ x_adv made against the unchanged model. A choice keeps its gate, so that only
 the expert is another one.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -15,11 +17,12 @@ from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
-from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import questions
 
 # Their places are what the program is told.
 _KINDS = ('unchanged', 'rank', 'random', 'dropped', 'shuffled', 'uniform')
@@ -32,7 +35,7 @@ def run(job: Job) -> Findings:
   There is the unchanged model, and for each sparse block and for all of them
   together E + 1 + K changes, of E experts and K choices, one more for K > 1
   (uniform gates). With C such conditions an image takes C forward passes, and
-  a radius C + 2 x `config.attack.steps` more (a gradient counts as two).
+  a radius C + 2 + 2 x `config.attack.steps` more (a gradient counts as two).
   One program serves all: a condition is data to it.
 
   A choice keeps its gate. Rank r <= K is a choice already, so that this
@@ -44,13 +47,21 @@ def run(job: Job) -> Findings:
     UserError: the model is dense, or its router is not top_k, or the attack is
       of another kind.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   blocks = under.require_experts(job, 'substitution')
   under.require_router(job, 'substitution', ('top_k',))
   config, model = job.config, job.classifier.model
   radii = (0.0, *config.attack.eps)
   changes = _changes(config.model, blocks)
   shown = [_condition(eps, *change) for eps in radii for change in changes]
-  attack = adversarial.attack(adversarial.plain(model), config)
   parameters = jnp.array(
     [
       (_KINDS.index(kind), number, -1 if at == _ALL else blocks.index(at))
@@ -58,12 +69,8 @@ def run(job: Job) -> Findings:
     ]
   )
 
-  def program(params, images, batch):
-    x = images[None]
-    if config.attack.eps:
-      attacked = lambda eps: attack(params, images, batch, eps)
-      eps = jnp.array(config.attack.eps, jnp.float32)
-      x = jnp.concatenate([x, jax.lax.map(attacked, eps)])
+  def program(params, images, batch, x_adv):
+    x = jnp.concatenate([images[None], x_adv])
     keys = _keys(config.seed, batch['index'])
     one = lambda x, change: _predicted(
       model, config, blocks, params, x, batch['mask'], keys, change
@@ -73,7 +80,19 @@ def run(job: Job) -> Findings:
     )
     return {'prediction_after': found.reshape(-1, len(images))}
 
-  columns, skipped = under.measured(job, 'substitution', shown, program)
+  return questions.Question(
+    job,
+    'substitution',
+    shown,
+    program,
+    partial(_findings, shown, blocks, len(changes), config),
+    adversarial.attack(adversarial.plain(model), config),
+  )
+
+
+def _findings(
+  shown, blocks, number: int, config, columns: Columns, skipped
+) -> Findings:
   rows = under.rows(columns, shown)
   for row in rows:
     base = _condition(row['eps'], 'unchanged', 0, _ALL)
@@ -86,7 +105,7 @@ def run(job: Job) -> Findings:
     summary={
       'blocks': list(blocks),
       'attack': config.attack.name,
-      'conditions_a_radius': len(changes),
+      'conditions_a_radius': number,
     },
     figures=[_by_rank(rows, config), _others(rows, config)],
   )

@@ -6,8 +6,10 @@ diagonal each model is shown its own x_adv.
 
 import contextlib
 import dataclasses
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -22,11 +24,12 @@ from vmoe_robust.evaluate.classifier import (
 )
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Matrix
-from vmoe_robust.report.findings import Findings
+from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
+from vmoe_robust.studies import questions
 
 _FIELD = 'config.study.transfer.others'
 
@@ -34,15 +37,24 @@ _FIELD = 'config.study.transfer.others'
 def run(job: Job) -> Findings:
   """Accuracy of each model on the x_adv of each, all models dropless.
 
-  For M models it takes M forward passes an image, and a radius M x (M + 2 x
-  `config.attack.steps`) more (a gradient counts as two).
+  For M models it takes M forward passes an image, and a radius M x (M + 2 +
+  2 x `config.attack.steps`) more (a gradient counts as two).
 
   Raises:
     UserError: there is no second checkpoint, or one does not fit the first or
       cannot be read.
   """
+  return questions.answer(ask(job))
+
+
+def ask(job: Job) -> questions.Question:
+  """What `run` asks of each batch and its x_adv.
+
+  Raises:
+    UserError: as `run`.
+  """
   models = [job.classifier, *(_opened(o, job) for o in _others(job.config))]
-  return findings(job, models)
+  return ask_of(job, models)
 
 
 def settled(config: ConfigDict) -> ConfigDict:
@@ -103,29 +115,45 @@ def _opened(where: str, job: Job) -> Classifier:
     return restore(weights, config, mesh)
 
 
-def findings(job: Job, models: list[Classifier]) -> Findings:
-  """What `run` finds of models that are open, the job's own first."""
+def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
+  """What `run` asks of models that are open, the job's own first."""
   config, names = job.config, _names(models)
   shown = _conditions(names, config)
   forwards = [adversarial.plain(model.model) for model in models]
-  attacks = [adversarial.attack(forward, config) for forward in forwards]
+  attack, *others = (adversarial.attack(one, config) for one in forwards)
+  radii = jnp.array(config.attack.eps, jnp.float32)
 
-  def program(params, images, batch):
+  def program(params, images, batch, x_adv):
     def predictions(x):
       return [
         classes(forward(own, x, batch['mask'], ())[0])
         for forward, own in zip(forwards, params, strict=True)
       ]
 
-    found = predictions(images)
-    for eps in config.attack.eps:
-      for attack, own in zip(attacks, params, strict=True):
-        found += predictions(attack(own, images, batch, jnp.float32(eps)))
-    return {'prediction_after': jnp.stack(found)}
+    def at_radius(pair):
+      eps, x = pair
+      found = predictions(x)
+      for other, own in zip(others, params[1:], strict=True):
+        found += predictions(other(own, images, batch, eps))
+      return jnp.stack(found)
 
-  columns, skipped = under.measured(
-    _together(job, models), 'transfer', shown, program
+    found = jax.lax.map(at_radius, (radii, x_adv)).reshape(-1, len(images))
+    clean = jnp.stack(predictions(images))
+    return {'prediction_after': jnp.concatenate([clean, found])}
+
+  return questions.Question(
+    _together(job, models),
+    'transfer',
+    shown,
+    program,
+    partial(_findings, shown, models, config),
+    attack,
+    source=job.classifier,
   )
+
+
+def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
+  names = _names(models)
   rows = under.rows(columns, shown)
   for row in rows:
     if row['eps'] and row['source'] != row['target']:
