@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are kept without their outputs."""
 
+import html
 import pathlib
 import re
 
@@ -18,12 +19,17 @@ from vmoe_robust import config as config_lib
 from vmoe_robust.models import build, unbox
 
 ROOT = pathlib.Path(__file__).parents[1]
-NOTEBOOK = ROOT / 'notebooks' / 'evaluate_checkpoint.ipynb'
+NOTEBOOKS = ROOT / 'notebooks'
+NAMES = ('evaluate_checkpoint', 'experts_under_attack', 'first_steps')
+
+
+def read(name):
+  return nbformat.read(NOTEBOOKS / f'{name}.ipynb', as_version=4)
 
 
 @pytest.fixture
 def notebook():
-  return nbformat.read(NOTEBOOK, as_version=4)
+  return read('evaluate_checkpoint')
 
 
 def execute(notebook, folder, **parameters):
@@ -44,10 +50,20 @@ def execute(notebook, folder, **parameters):
   return said, pictures
 
 
-def test_it_is_short_and_has_no_outputs(notebook):
+def test_every_notebook_is_known():
+  assert sorted(path.stem for path in NOTEBOOKS.glob('*.ipynb')) == [*NAMES]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_is_short_and_has_no_outputs(name):
+  notebook = read(name)
   assert len(notebook.cells) < 10
   assert not any(cell.get('outputs') for cell in notebook.cells)
   assert 'colab.research.google.com/assets/colab-badge.svg' in str(notebook)
+  # The address of the repository is in one variable, which pip is given.
+  code = '\n'.join(c.source for c in notebook.cells if c.cell_type == 'code')
+  assert code.count("SOURCE = ''") == 1 and '@ {SOURCE}' in code
+  assert 'https://github.com' not in code
 
 
 def test_digits_are_trained_looked_at_and_attacked(notebook, tmp_path):
@@ -68,6 +84,42 @@ def test_weights_of_others_see_photographs(notebook, tmp_path):
   )
   assert len(pictures) == 3  # no experts
   assert 'accuracy 100.0%' in said
+
+
+def pages(notebook):
+  """The reports that a notebook shows, as text."""
+  shown = [
+    out.data['text/html']
+    for cell in notebook.cells
+    for out in cell.get('outputs', ())
+    if 'text/html' in out.get('data', {})
+  ]
+  return [html.unescape(one) for one in shown]
+
+
+def test_first_steps_and_then_studies(tmp_path):
+  """The studies ask the V-MoE that the first notebook trained."""
+  first = read('first_steps')
+  said, _ = execute(
+    first, tmp_path, STEPS=20, IMAGES=16, RADII=(64,), ATTACK_STEPS=2
+  )
+  assert '16 examples of digits test[:16]' in said
+  (page,) = pages(first)
+  assert 'vit_20_pgd (A) against moe_20_pgd (B)' in page
+  assert 'patches that changed experts in' in page
+  second = read('experts_under_attack')
+  _, pictures = execute(
+    second,
+    tmp_path,
+    CHECKPOINT='runs/moe_20',
+    STUDIES=('routing_change',),
+    IMAGES=16,
+    RADII=(64,),
+    ATTACK_STEPS=2,
+  )
+  assert len(pictures) == 2  # the curve, and images with changed tokens
+  (page,) = pages(second)
+  assert '1 - IoU of the selected experts' in page
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from vmoe_robust.checkpoint.export import export
 from vmoe_robust.checkpoint.verify import show, verify
 from vmoe_robust.checkpoint.weights import open_weights
 from vmoe_robust.config import UserError
+from vmoe_robust.evaluate import model_card
 
 
 def main(words: list[str] | None = None) -> int:
@@ -33,6 +34,17 @@ def main(words: list[str] | None = None) -> int:
   command.add_argument(
     '--overwrite', action='store_true', help='replace a file that is there'
   )
+  command.add_argument(
+    '--results',
+    nargs='*',
+    default=[],
+    metavar='PATH',
+    help='runs that attacked these weights, besides those in WORKDIR, for the '
+    'model card',
+  )
+  command.add_argument(
+    '--license', default='', help="of the model card, such as 'apache-2.0'"
+  )
   command.set_defaults(run=_export)
   arguments = parser.parse_args(words)
   try:
@@ -51,8 +63,14 @@ def _verify(arguments) -> int:
 def _export(arguments) -> int:
   source, out = arguments.source, arguments.out
   with contextlib.closing(open_weights(source, field='source')) as weights:
+    card = model_card.card_path(out, arguments.overwrite)
     export(weights, out, overwrite=arguments.overwrite)
     print(f'{out}: {len(weights.shapes)} arrays of {source}')
+    for line in model_card.write_card(
+      weights, out, results=arguments.results, license=arguments.license
+    ):
+      print(f'not on the card: {line}', file=sys.stderr)
+    print(f'{card}: the model card')
   return 0
 
 

@@ -109,11 +109,14 @@ def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
 
 
 def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
-  shown, name = rate(row['robust_accuracy']).text, row['attack']
-  steps = run.results['asked']['settings'].get('steps')
-  if name in _STEPPED and steps:
-    name += f' of {steps} steps'
-  return Attacked(shown, name, images(run.results))
+  shown = rate(row['robust_accuracy']).text
+  return Attacked(shown, attack_name(run, row), images(run.results))
+
+
+def attack_name(run: Run, row: Mapping[str, Any]) -> str:
+  """The attack of a row, and how long it was if its name does not say so."""
+  name, steps = row['attack'], run.results['asked']['settings'].get('steps')
+  return f'{name} of {steps} steps' if name in _STEPPED and steps else name
 
 
 def images(results: Mapping[str, Any]) -> str:
