@@ -157,8 +157,8 @@ class Clock:
     self._begin = time.process_time()
 
 
-def forwards(job) -> dict:
-  """A program of each kind on one batch, compiled."""
+def forwards(job, kinds) -> dict:
+  """A program of each of some kinds on one batch, compiled."""
   model, params = job.classifier.model, job.classifier.params
   settings = job.config.model.copy_and_resolve_references()
   settings.router.selected = settings.experts
@@ -174,20 +174,23 @@ def forwards(job) -> dict:
     )
     return lambda: run(params, images)
 
-  tokens = jax.jit(
-    lambda params: jacobian.inputs(model, params, images, mask)[block]
-  )(params)
-  of_layer = jax.jit(
-    lambda params, tokens: jacobian.layer(
-      model, params, block, mask, jacobian.TOTAL, tokens
+  def of_layer():
+    see = jax.jit(lambda p: jacobian.inputs(model, p, images, mask)[block])
+    tokens = see(params)
+    run = jax.jit(
+      lambda params, tokens: jacobian.layer(
+        model, params, block, mask, jacobian.TOTAL, tokens
+      )
     )
-  )
-  found = {
-    MODEL: forward(model, 'dropless'),
-    ALL: forward(whole, 'dropless'),
-    CAPACITY: forward(model, 'capacity'),
-    LAYER: lambda: of_layer(params, tokens),
+    return lambda: run(params, tokens)
+
+  make = {
+    MODEL: lambda: forward(model, 'dropless'),
+    ALL: lambda: forward(whole, 'dropless'),
+    CAPACITY: lambda: forward(model, 'capacity'),
+    LAYER: of_layer,
   }
+  found = {kind: make[kind]() for kind in kinds}
   for program in found.values():
     jax.block_until_ready(program())
   return found
@@ -214,11 +217,11 @@ def measured(name: str, args) -> dict[str, float]:
   ):
     more = np.concatenate([np.arange(BATCH), np.arange(IMAGES)])
     job = job_lib.dataclasses.replace(job, source=Part(job.source, more))
-    clock = Clock(forwards(job))
+    kinds = passes(job.config)[name]
+    clock = Clock(forwards(job, kinds))
     for module in (conditions, questions, misrouting):
       module.progress = clock
     study.run(job)
-    kinds = passes(job.config)[name]
   # Of several corruptions there are more batches: a batch is what counts.
   batches = len(clock.study)
   if name == 'misrouting':
