@@ -1,6 +1,7 @@
 """Set before anything imports jax: eight fake devices and checked shapes."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -42,6 +43,14 @@ def reference():
   from tests.autoattack_reference import Reference
 
   return Reference()
+
+
+def pytest_collection_finish():
+  # Tracing makes millions of objects. Looking through all of them for garbage
+  # each time some hundreds are new costs a tenth of the tests' time.
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):
