@@ -41,7 +41,7 @@ def execute(notebook, folder, **parameters):
   )
   cell.source += ''.join(f'\n{n} = {v!r}' for n, v in parameters.items())
   client = NotebookClient(
-    notebook, timeout=300, resources={'metadata': {'path': str(folder)}}
+    notebook, timeout=900, resources={'metadata': {'path': str(folder)}}
   )
   client.execute(env=child(PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu'))
   outputs = [out for c in notebook.cells for out in c.get('outputs', ())]
