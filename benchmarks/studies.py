@@ -74,7 +74,10 @@ def passes(config) -> dict[str, dict[str, float]]:
   knobs = of('knobs')
   a, v = knobs['attack_draws'], knobs['verdict_draws']
   ks = experts.bit_length()  # K and numbers of experts: 1, 2, 4 and so on
-  turned = 1 + 2 * (ks - 1)
+  larger = [2**i for i in range(1, ks)]
+  # By how many other experts they are more than one, over all others.
+  more = sum(k - 1 for k in larger) / (experts - 1)
+  alike = 1 + len(larger) + len(larger) - more  # kept: as trained; and K
   noise = 2 * (2 * v + a * attack)
   iterations = of('lipschitz')['iterations']
   pairs = config_lib.default().study.lipschitz.pairs
@@ -115,7 +118,11 @@ def passes(config) -> dict[str, dict[str, float]]:
     MODEL: controls * (1 + judged),
     ALL: 1 + judged,
   }
-  found['knobs'] = {ALL: turned * (1 + judged) + noise, CAPACITY: 2 * 3}
+  found['knobs'] = {
+    MODEL: alike * (1 + judged) + noise,
+    ALL: more * (1 + judged),
+    CAPACITY: 2 * 3,
+  }
   found['jacobian'] = {
     MODEL: 7 + 2 * blocks,
     LAYER: blocks * (20 + 12 * of('jacobian')['iterations']),

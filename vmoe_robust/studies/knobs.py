@@ -46,7 +46,8 @@ def run(job: Job) -> Findings:
   Of D models without noise an image takes D x (1 + radii x (3 + 2 x
   `config.attack.steps`)) forward passes (a gradient counts as two); each scale
   of noise V + radii x (V + A x (2 + 2 x steps)) for V draws of the verdict and
-  A of the attack, and each capacity 1 + radii. There is one pass more.
+  A of the attack, and each capacity 1 + radii. There is one pass more. Sparse
+  layers of K choices are K times as large.
 
   Raises:
     UserError: the model is dense or its router is not top_k, it cannot be set
@@ -168,10 +169,15 @@ def _program(job: Job, blocks, models) -> under.Program:
   config, draws = job.config, job.config.study.knobs
   of = lambda name: [value for knob, value in models if knob == name]
   router = config.model.router
-  most = _with(job, 'selected', max(router.selected, *of(SELECTED)))
   limited = [_with(job, 'capacity_factor', float(c)) for c in of(CAPACITY)]
-  forward = choices.turned(most, blocks)
+  forward = choices.turned(job.classifier.model, blocks)
   attack = adversarial.attack(forward, config)
+  # More choices cost more, so that each larger K has a program of its own.
+  larger = {
+    place: choices.turned(_with(job, 'selected', value), blocks)
+    for place, (knob, value) in enumerate(models)
+    if knob == SELECTED and value > router.selected
+  }
   attack_mean = adversarial.attack(choices.averaged(forward), config)
   radii = jnp.array(config.attack.eps, jnp.float32)
   attack_key, verdict_key = jax.random.split(jax.random.key(config.seed))
@@ -187,13 +193,17 @@ def _program(job: Job, blocks, models) -> under.Program:
     def judged(logits):
       return classes(logits), right(classes(logits))
 
-    def still(trained, one):
-      number, *setting = one
+    def found_by(forward, attack, setting):
       setting = choices.Setting(*setting)
       x = by_radius(attack, setting)
       look = lambda x: judged(forward(params, x, mask, setting)[0])
+      return x, jax.lax.map(look, x)
+
+    def still(trained, one):
+      number, *setting = one
+      x, found = found_by(forward, attack, setting)
       # The first one is the model as trained, whose x_adv are kept.
-      return jnp.where(number == 0, x, trained), jax.lax.map(look, x)
+      return jnp.where(number == 0, x, trained), found
 
     def noisy(scale):
       whole = choices.Setting(kept[0], router.selected)
@@ -213,9 +223,17 @@ def _program(job: Job, blocks, models) -> under.Program:
       return judged(logits)
 
     nothing = jnp.zeros((len(radii) + 1, *images.shape), images.dtype)
-    settings = (jnp.arange(len(kept)), kept, selected)
+    rest = np.array([i for i in range(len(kept)) if i not in larger])
+    settings = (jnp.asarray(rest), kept[rest], selected[rest])
     trained, found = jax.lax.scan(still, nothing, settings)
-    found = [found]
+    order = np.argsort([*rest, *larger])
+    for place, more in larger.items():
+      again = adversarial.attack(more, config)
+      _, one = found_by(more, again, (kept[place], selected[place]))
+      found = jax.tree.map(
+        lambda all_, one: jnp.concatenate([all_, one[None]]), found, one
+      )
+    found = [jax.tree.map(lambda x: x[order], found)]
     if len(noise):
       found.append(jax.lax.map(noisy, noise))
     for model in limited:
