@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
+from scipy import special
 
 from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
@@ -91,7 +91,8 @@ def over_seeds(differences: Sequence[statistics.Estimate]) -> dict:
       'over': 'images',
     }
   level = (1 + statistics.LEVEL) / 2
-  half = stats.t.ppf(level, len(values) - 1) * stats.sem(values)
+  half = special.stdtrit(len(values) - 1, level)
+  half *= values.std(ddof=1) / len(values) ** 0.5
   value = float(values.mean())
   return {
     'value': value,

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from vmoe_robust.config import MACHINE_FIELDS
 from vmoe_robust.report import statistics
@@ -77,7 +77,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
   """Mean of seeds with the interval of Student's t, not beyond 0 and 1."""
   mean, count = float(np.mean(values)), len(values)
   half = np.std(values, ddof=1) / count**0.5
-  half *= stats.t.ppf(0.5 + statistics.LEVEL / 2, count - 1)
+  half *= special.stdtrit(count - 1, 0.5 + statistics.LEVEL / 2)
   return mean, max(float(mean - half), 0.0), min(float(mean + half), 1.0)
 
 
