@@ -64,14 +64,19 @@ def config():
 
 @pytest.fixture(scope='session')
 def model_of():
+  weights = {}  # of each model and mesh: drawn once
+
   def make(config, shape=(1, 1, 1)):
     mesh = mesh_lib.create(shape, jax.devices()[: int(np.prod(shape))])
     model = build(config.model, (8, 8, 1), mesh)
-    params = unbox(jax.jit(model.init)(jax.random.key(1)))
-    # A head that starts at zero has nothing to attack.
-    head = params['head']['kernel']
-    params['head']['kernel'] = jax.random.normal(jax.random.key(2), head.shape)
-    return model, params
+    if (kind := (str(config.model), shape)) not in weights:
+      params = unbox(jax.jit(model.init)(jax.random.key(1)))
+      # A head that starts at zero has nothing to attack.
+      head = params['head']['kernel'].shape
+      params['head']['kernel'] = jax.random.normal(jax.random.key(2), head)
+      weights[kind] = params
+    # Dictionaries of its own, in which a test may change a leaf.
+    return model, jax.tree.map(lambda leaf: leaf, weights[kind])
 
   return make
 

@@ -1,5 +1,7 @@
 """`config.attack` on our models: PGD, the paper's attack, ensembles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +22,15 @@ from vmoe_robust.robustness.findings import findings, render
 from vmoe_robust.robustness.measure import Measure
 from vmoe_robust.robustness.resume import Unfinished
 
+_attackers = {}  # of each configuration and mesh: compiled once
+
 
 def attacked(config, source, model, params, archive=None, folder=None, **how):
   unfinished = Unfinished(folder, identity(config, 3, None))
-  return Attacker(model, config)(params, source, unfinished, archive, **how)
+  kind = (str(config), model.module.mesh.devices.shape)
+  if kind not in _attackers:
+    _attackers[kind] = Attacker(model, config.copy_and_resolve_references())
+  return _attackers[kind](params, source, unfinished, archive, **how)
 
 
 def archived(folder, columns, eps):
@@ -89,11 +96,12 @@ def test_records_are_those_of_the_model(
   source = in_memory(13)
   found = attacked(config, source, model, params, tmp_path)
   columns = found.columns
+  apply = jax.jit(model.apply)
   for eps in config.attack.eps:
     rows = columns['eps'] == eps
     assert columns['index'][rows].tolist() == list(range(13))
     x_adv = jnp.asarray(archived(tmp_path, columns, eps))
-    logits, _ = model.apply(params, x_adv)
+    logits, _ = apply(params, x_adv)
     np.testing.assert_array_equal(
       columns['prediction_after'][rows], logits.argmax(-1)
     )
@@ -188,8 +196,9 @@ def test_auxiliary_loss_can_be_attacked(config, in_memory, model_of, tmp_path):
   columns = attacked(config, source, model, params, tmp_path).columns
   x_adv = jnp.asarray(archived(tmp_path, columns, 0.2))
   x = jnp.asarray(source.images / np.float32(255))
-  after = target.auxiliary(model.apply(params, x_adv)[1], 8)
-  before = target.auxiliary(model.apply(params, x)[1], 8)
+  apply = jax.jit(model.apply)
+  after = target.auxiliary(apply(params, x_adv)[1], 8)
+  before = target.auxiliary(apply(params, x)[1], 8)
   # Images that are broken may have stopped at a lower loss.
   broken = columns['prediction_after'] != columns['label']
   assert (after > before)[~broken].all()
@@ -198,7 +207,8 @@ def test_auxiliary_loss_can_be_attacked(config, in_memory, model_of, tmp_path):
 def test_auxiliary_loss_of_groups_is_shared(config, model_of, in_memory):
   model, params = model_of(config)
   x = jnp.asarray(in_memory(5).images / np.float32(255))
-  _, aux = model.apply(params, x, experts='capacity')  # groups of 2, 2 and 1
+  apply = jax.jit(functools.partial(model.apply, experts='capacity'))
+  _, aux = apply(params, x)  # groups of 2, 2 and 1
   total = sum(r.routing.auxiliary_loss for r in aux.records.values())
   expected = np.repeat(total, 2)[:5]
   np.testing.assert_allclose(target.auxiliary(aux, 5), expected, rtol=1e-6)
@@ -210,7 +220,8 @@ def test_several_labels(config, in_memory, model_of, tmp_path):
   source = in_memory(9, multi_label=True)
   attack = attacked(config, source, model, params)
   found = findings(attack, asked(config))
-  logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
+  x = jnp.asarray(source.images / np.float32(255))
+  logits, _ = jax.jit(model.apply)(params, x)
   top = np.asarray(logits.argmax(-1))
   hot = np.stack([source[i]['label'] for i in range(9)])
   false = np.mean([hot[i, top[i]] == 0 for i in range(9)])
@@ -250,7 +261,8 @@ def test_clean_accuracy_over_padded_batches(config, in_memory, model_of):
     sharding=batch_sharding(model.module.mesh),
   )
   found = accuracy.evaluate(accuracy.make(model, config), params, batches)
-  logits, _ = model.apply(params, jnp.asarray(source.images / np.float32(255)))
+  x = jnp.asarray(source.images / np.float32(255))
+  logits, _ = jax.jit(model.apply)(params, x)
   right = np.asarray(logits.argmax(-1)) == source.labels
   assert found['accuracy'] == pytest.approx(right.mean())
 
@@ -262,7 +274,8 @@ def test_half_precision_is_judged_in_full(
   config.attack.compute_dtype = 'bfloat16'
   model, params = model_of(config)
   columns = attacked(config, in_memory(8), model, params, tmp_path).columns
-  logits, _ = model.apply(params, jnp.asarray(archived(tmp_path, columns, 0.1)))
+  x_adv = jnp.asarray(archived(tmp_path, columns, 0.1))
+  logits, _ = jax.jit(model.apply)(params, x_adv)
   np.testing.assert_array_equal(columns['prediction_after'], logits.argmax(-1))
 
 
@@ -287,14 +300,13 @@ def test_images_that_share_capacity_stay_together(
   assert '4 images at a time share capacity' in ' '.join(found.warnings)
   assert columns['index'].tolist() == list(range(19))
   x_adv = archived(tmp_path, columns, 0.2)
+  apply = jax.jit(functools.partial(model.apply, experts='capacity'))
   for first in range(0, 19, 8):
     part = x_adv[first : first + 8]
     padded = np.zeros((8, 8, 8, 1), np.float32)
     padded[: len(part)] = part
     mask = np.arange(8) < len(part)
-    logits, _ = model.apply(
-      params, jnp.asarray(padded), experts='capacity', mask=jnp.asarray(mask)
-    )
+    logits, _ = apply(params, jnp.asarray(padded), mask=jnp.asarray(mask))
     np.testing.assert_array_equal(
       columns['prediction_after'][first : first + 8],
       np.asarray(logits.argmax(-1))[: len(part)],
@@ -369,7 +381,7 @@ def test_confident_models_are_attacked_alike(config, in_memory, model_of):
   source = in_memory(8)
   # Labels that the model gives, so that it is sure of them.
   x = jnp.asarray(source.images / np.float32(255))
-  source.labels = np.asarray(model.apply(params, x)[0].argmax(-1))
+  source.labels = np.asarray(jax.jit(model.apply)(params, x)[0].argmax(-1))
   plain = attacked(config, source, model, params)
   params['head'] = jax.tree.map(lambda w: 1000 * w, params['head'])
   sure = attacked(config, source, model, params)

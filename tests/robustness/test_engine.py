@@ -26,7 +26,7 @@ def programs(devices=1):
   fn, images, labels = problem()
   mesh = create((devices, 1, 1), jax.devices()[:devices])
   target = of_function(fn, None, SHAPE, mesh)
-  attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(12, 40))
+  attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(6, 20))
   return Programs(target, attacks, norm='linf', seed=0, batch_size=16)
 
 
@@ -118,7 +118,7 @@ def test_what_ended_is_not_attacked_again(tmp_path):
     swept(tmp_path, lambda *a: (first.append(a), killing(first, 40)))
   swept(tmp_path, lambda *a: rest.append(a))
   # What was in the slots begins again, and that is one attempt at most.
-  attempt = 41 // 4 + 1  # calls of the longest stage
+  attempt = 21 // 4 + 1  # calls of the longest stage
   assert len(first) + len(rest) <= len(whole) + attempt
 
 
@@ -155,10 +155,10 @@ def test_slots_are_full_while_there_is_work():
   found, _, ticks = uninterrupted()
   falls = found.falls
   for eps, fall in falls.items():
-    # Four targets, 13 steps each, in 16 slots; only the end is not full.
-    steps = 13 * 4 * EXAMPLES * fall.robust_after['pgd'] / 16
+    # Four targets, 7 steps each, in 16 slots; only the end is not full.
+    steps = 7 * 4 * EXAMPLES * fall.robust_after['pgd'] / 16
     calls = [a for a in ticks if a[0] == f'apgd_t {eps:.4g}']
-    assert len(calls) <= steps + 13
+    assert len(calls) <= steps + 7
 
 
 def test_what_stands_is_known_by_its_number():

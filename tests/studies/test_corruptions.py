@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,13 +32,14 @@ def test_predictions_are_the_models(
   )
   assert not corrupt and len(columns['index']) == 5 * 11
   alone, weights = model_of(config)
+  apply = jax.jit(alone.apply)
   for shown in corruptions.variants(config):
     rows = (columns['corruption'] == shown.name) & (
       columns['severity'] == shown.severity
     )
     assert columns['index'][rows].tolist() == list(range(11))
     images = [shown(image, i) for i, image in enumerate(source.images)]
-    logits, _ = alone.apply(weights, jnp.stack(images) / 255)
+    logits, _ = apply(weights, jnp.stack(images) / 255)
     np.testing.assert_array_equal(
       columns['prediction_after'][rows], logits.argmax(-1)
     )

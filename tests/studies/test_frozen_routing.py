@@ -47,7 +47,8 @@ def test_with_its_own_routing_it_is_the_attack_of_all_studies(
 
 def test_the_clean_image_under_its_own_routing_is_itself(config, model_of):
   model, params = model_of(config)
-  held, plain = frozen_routing.frozen(model), adversarial.plain(model)
+  held = jax.jit(frozen_routing.frozen(model))
+  plain = jax.jit(adversarial.plain(model))
   x, y = jax.random.uniform(jax.random.key(0), (2, 4, 8, 8, 1))
   mask = jnp.ones(4, bool)
   logits, aux = plain(params, x, mask, ())

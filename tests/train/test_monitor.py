@@ -44,7 +44,8 @@ def test_a_fall_warns_or_stops(config, model_of, caplog):
   rows = Rows(source, config.data)
   images = rows(np.arange(8))['image']
   rows.close()
-  logits, _ = model.apply(params, jnp.asarray(images / np.float32(255)))
+  x = jnp.asarray(images / np.float32(255))
+  logits, _ = jax.jit(model.apply)(params, x)
   source.labels = np.asarray(logits.argmax(-1))
   lost = jax.tree.map(lambda w: w * np.nan, params)  # not finite is wrong
   monitor = Monitor(model, config, source)

@@ -110,7 +110,9 @@ class Archive:
       rows = self._row[self._process == process]
       self._ends[process] = rows.max(initial=-1) + 1
     self._shape = shape
-    self._each = max(_CHUNK_BYTES // (4 * int(np.prod(shape))), 1)
+    # A chunk is compressed as a whole, however few of its rows are written.
+    self._each = min(_CHUNK_BYTES // (4 * int(np.prod(shape))), examples)
+    self._each = max(self._each, 1)
     self._store = _open(folder, jax.process_index(), shape, self._each)
     end = int(self._ends[jax.process_index()])
     begin = end - end % self._each  # of a chunk that is not full

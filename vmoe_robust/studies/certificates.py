@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
-from scipy import stats
+from scipy import special
 
 from vmoe_robust.config import batch_size
 from vmoe_robust.data import Part, eval_batches
@@ -57,7 +57,7 @@ def lower_bound(
   One-sided Clopper-Pearson: exact, so never too high more often than alpha.
   """
   count = np.asarray(count)
-  bound = stats.beta.ppf(alpha, np.maximum(count, 1), n - count + 1)
+  bound = special.betaincinv(np.maximum(count, 1), n - count + 1, alpha)
   return np.where(count > 0, bound, 0.0)
 
 
@@ -79,7 +79,7 @@ def certify(
   """
   bound = lower_bound(count, n, alpha)
   is_sure = bound >= 0.5
-  radius = sigma * stats.norm.ppf(np.where(is_sure, bound, 0.5))
+  radius = sigma * special.ndtri(np.where(is_sure, bound, 0.5))
   return np.where(is_sure, selected, ABSTAIN), radius
 
 
@@ -249,7 +249,7 @@ def findings(
     - columns['counts_n0'].sum()
   )
   largest = lower_bound(np.array(settings.n), settings.n, settings.alpha)
-  largest = float(settings.sigma * stats.norm.ppf(largest))
+  largest = float(settings.sigma * special.ndtri(largest))
   return Findings(
     columns=columns,
     skipped=sorted(skipped),
