@@ -72,8 +72,8 @@ def test_flags(tmp_path):
     for word in words:
       assert word in message, message
   lines = listed.splitlines()
-  assert not code and len(lines) == 6
+  assert not code and len(lines) == 10
   state = ['not', 'started', '1.37', 'TFLOP']
   assert lines[2].split() == ['1', 'dense_seed7', *state]
-  assert lines[-1].endswith(': 1-1, 2-3')
+  assert lines[-1].endswith(': 1-1, 2-7')
   assert not (tmp_path / 'runs').exists()

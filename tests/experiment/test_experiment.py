@@ -95,6 +95,13 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_results(
   for name, values in twin.items():
     np.testing.assert_array_equal(killed[name], values)
   assert 'Robustness report' in (tmp_path / 'report.html').read_text()
+  said = json.loads((tmp_path / 'experiment.json').read_text())
+  assert {row['run'] for row in said['accuracies']} == {'killed', 'twin'}
+  assert all((tmp_path / f['picture']).exists() for f in said['figures'])
+  for part in said['parts']:
+    assert part['usage']['cpu_seconds'] > 1
+    assert part['usage']['peak_bytes'] > 2**27  # of Python with JAX
+  assert '| killed | twin | pgd |' in (tmp_path / 'results.md').read_text()
   [clean, attacked] = json.loads((tmp_path / 'comparisons.json').read_text())
   assert clean['condition'] == 'clean'
   [seed] = attacked['seeds']
