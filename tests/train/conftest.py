@@ -31,6 +31,31 @@ def config():
   return small()
 
 
+_steps = {}  # the compiled step of each configuration and mesh
+_fresh = {}  # states on the host and their places, of each kind of run
+
+
+def fresh_state(model, optimizer, config, mesh):
+  """What a run starts from; the program that draws it is traced once."""
+  of = {name: config[name] for name in ('model', 'seed', 'mesh')}
+  of |= {name: config.train[name] for name in ('optimizer', 'steps', 'ema')}
+  kind = (str(of), mesh.devices.shape)
+  if kind not in _fresh:
+    state, places = state_lib.create(
+      model,
+      optimizer,
+      config.seed,
+      config.train.ema > 0,
+      mesh,
+      config.mesh.fsdp,
+      config.mesh.zero1,
+    )
+    _fresh[kind] = jax.device_get(state), places
+  host, places = _fresh[kind]
+  # A step donates its state, which must not be the memory that is kept here.
+  return jax.device_put(host, places, may_alias=False), places
+
+
 class Run:
   """A model's steps on a mesh, without files."""
 
@@ -41,20 +66,16 @@ class Run:
     self.model = build(config.model, (8, 8, 1), self.mesh, config.train.remat)
     opt = config.train.optimizer
     optimizer = optimizer_lib.make(opt, config.train.steps)
-    self.state, self.places = state_lib.create(
-      self.model,
-      optimizer,
-      config.seed,
-      config.train.ema > 0,
-      self.mesh,
-      config.mesh.fsdp,
-      config.mesh.zero1,
+    self.state, self.places = fresh_state(
+      self.model, optimizer, config, self.mesh
     )
-    rate = optimizer_lib.schedule(opt, config.train.steps)
-    step = step_lib.make(self.model, optimizer, rate, config, self.mesh)
-    self.step = jax.jit(
-      step, donate_argnums=0, out_shardings=(self.places, None)
-    )
+    if (kind := (str(config), shape)) not in _steps:
+      rate = optimizer_lib.schedule(opt, config.train.steps)
+      step = step_lib.make(self.model, optimizer, rate, config, self.mesh)
+      _steps[kind] = jax.jit(
+        step, donate_argnums=0, out_shardings=(self.places, None)
+      )
+    self.step = _steps[kind]
 
   def batch(self, seed):
     rng = np.random.default_rng(seed)
