@@ -47,10 +47,12 @@ def reference():
 
 def pytest_collection_finish():
   # Tracing makes millions of objects. Looking through all of them for garbage
-  # each time some hundreds are new costs a tenth of the tests' time.
+  # each time some hundreds are new costs a tenth of the tests' time. Not much
+  # more rarely: compiled programs are part of such garbage, and a process that
+  # keeps too many is out of memory maps (vm.max_map_count) and aborts.
   gc.collect()
   gc.freeze()
-  gc.set_threshold(100_000, 20, 100)
+  gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):

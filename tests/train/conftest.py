@@ -35,6 +35,13 @@ _steps = {}  # the compiled step of each configuration and mesh
 _fresh = {}  # states on the host and their places, of each kind of run
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forgotten():
+  """Compiled steps are those of one file: a process can keep only so many."""
+  yield
+  _steps.clear()
+
+
 def fresh_state(model, optimizer, config, mesh):
   """What a run starts from; the program that draws it is traced once."""
   of = {name: config[name] for name in ('model', 'seed', 'mesh')}
