@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -29,7 +30,10 @@ os.environ.setdefault(
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
+import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+_MOST_MAPS = 10_000  # of memory, with which tests go on as they are
 
 # As in any Python, an int may stand where a float is expected.
 install_import_hook(
@@ -47,12 +51,26 @@ def reference():
 
 def pytest_collection_finish():
   # Tracing makes millions of objects. Looking through all of them for garbage
-  # each time some hundreds are new costs a tenth of the tests' time. Not much
-  # more rarely: compiled programs are part of such garbage, and a process that
-  # keeps too many is out of memory maps (vm.max_map_count) and aborts.
+  # each time some hundreds are new costs a tenth of the tests' time.
   gc.collect()
   gc.freeze()
   gc.set_threshold(10_000, 10, 10)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+  """Frees compiled programs at the end of a file, if there are many.
+
+  A process that keeps too many has no memory map left (vm.max_map_count, 65,530
+  on Linux), and aborts.
+  """
+  ended = nextitem is None or nextitem.path != item.path
+  if ended and sys.platform == 'linux':
+    with open('/proc/self/maps') as file:
+      count = sum(1 for _ in file)
+    if count > _MOST_MAPS:
+      jax.clear_caches()
+      gc.collect()
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,13 @@ from vmoe_robust.robustness.resume import Unfinished
 _attackers = {}  # of each configuration and mesh: compiled once
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forgotten():
+  """A process can keep only so many compiled attacks: those of this file."""
+  yield
+  _attackers.clear()
+
+
 def attacked(config, source, model, params, archive=None, folder=None, **how):
   unfinished = Unfinished(folder, identity(config, 3, None))
   kind = (str(config), model.module.mesh.devices.shape)
