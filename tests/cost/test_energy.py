@@ -7,16 +7,20 @@ from vmoe_robust.cost import energy
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-  """Two processors, of which one has parts; no GPU."""
+  """Processors with their parts, and a platform of all of them; no GPU."""
   monkeypatch.setattr(energy, '_gpus', dict)
 
   def is_at(*values):
+    zones = {f'intel-rapl:{len(values)}': ('psys', sum(values))}
     for i, value in enumerate(values):
-      for name in (f'intel-rapl:{i}', f'intel-rapl:{i}:0'):
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / 'energy_uj').write_text(f'{value}\n')
-        (folder / 'max_energy_range_uj').write_text('10000000\n')
+      zones[f'intel-rapl:{i}'] = (f'package-{i}', value)
+      zones[f'intel-rapl:{i}:0'] = ('core', value)
+    for zone, (name, value) in zones.items():
+      folder = tmp_path / zone
+      folder.mkdir(exist_ok=True)
+      (folder / 'name').write_text(f'{name}\n')
+      (folder / 'energy_uj').write_text(f'{value}\n')
+      (folder / 'max_energy_range_uj').write_text('10000000\n')
     return tmp_path
 
   return is_at

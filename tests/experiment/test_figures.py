@@ -3,8 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError
-from vmoe_robust.experiment.accuracies import accuracies
+from vmoe_robust.experiment.accuracies import accuracies, attacked, clean
 from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
@@ -73,6 +72,18 @@ def test_each_condition_has_bars_and_a_sweep_has_lines():
   assert clean.name == 'accuracy_clean' and len(clean.bars) == 2
 
 
+def test_attacks_that_are_called_alike_are_told_apart():
+  rows = [row('moe', 'aa_long', 'aa linf 0.0627451', 16 / 255, 0.5)]
+  rows.insert(0, row('moe', 'aa_long', 'clean', 0, 0.5))
+  pairs = [difference('moe', 'dense', 'aa_long', 'aa linf 0.0627451', 0.5)]
+  titles = [figure.title for figure in figures(rows, pairs)]
+  assert titles == [
+    'Accuracy, aa linf 16/255 (aa_long), 4 images, 1 seed',
+    'Accuracy, clean, 4 images, 1 seed',
+    'Difference of accuracies, aa linf 16/255 (aa_long)',
+  ]
+
+
 def test_differences_are_in_points_at_the_last_condition():
   rows = [
     difference('moe', 'dense', 'aa', 'clean', 0.0, 0.0),
@@ -117,28 +128,43 @@ def part_of(folder, seed, accuracy):
   )
 
 
-def test_what_is_not_finished_or_not_known_is_left_out(tmp_path):
-  config = ConfigDict(
+@pytest.fixture
+def config():
+  return ConfigDict(
     dict(runs=({'name': 'moe'},), attacks=({'name': 'aa'},)), convert_dict=False
   )
+
+
+def test_what_is_not_finished_or_not_known_is_left_out(tmp_path, config):
   parts = [part_of(tmp_path, 0, 0.5), part_of(tmp_path, 1, None)]
   states = {part.name: State('finished') for part in parts}
-  clean, attacked = accuracies(config, parts, states)
-  assert (clean['condition'], clean['eps']) == ('clean', 0)
-  assert [one['seed'] for one in attacked['seeds']] == [0, 1]
-  assert attacked['accuracy']['value'] is None
-  [bar] = figures([clean, attacked], [])[0].bars
+  found = attacked(parts, states, pytest.fail)
+  unattacked, row = accuracies(config, found)
+  assert (unattacked['condition'], unattacked['eps']) == ('clean', 0)
+  assert [one['seed'] for one in row['seeds']] == [0, 1]
+  assert row['accuracy']['value'] is None
+  [bar] = figures([unattacked, row], [])[0].bars
   assert bar.value != bar.value and bar.dots == [0.5]
   states[parts[1].name] = State('cut short')
-  _, attacked = accuracies(config, parts, states)
-  assert attacked['accuracy'] == dict(RATE, value=0.5, n=1, over='images')
+  found = attacked(parts, states, pytest.fail)
+  _, row = accuracies(config, found)
+  assert row['accuracy'] == dict(RATE, value=0.5, n=1, over='images')
 
 
-def test_damaged_results_are_named(tmp_path):
-  config = ConfigDict(
-    dict(runs=({'name': 'moe'},), attacks=({'name': 'aa'},)), convert_dict=False
-  )
-  part = part_of(tmp_path, 0, 0.5)
-  (part.folder / 'results.json').write_text('{')
-  with pytest.raises(UserError, match='moe_seed0/attacks/aa'):
-    accuracies(config, [part], {part.name: State('finished')})
+@pytest.mark.parametrize('text', ['{', '{"format": "vmoe_robust results"}'])
+def test_damaged_results_are_named_and_cost_no_other(tmp_path, config, text):
+  parts = [part_of(tmp_path, seed, 0.5) for seed in (0, 1)]
+  (parts[0].folder / 'results.json').write_text(text)
+  states, lines = {part.name: State('finished') for part in parts}, []
+  found = attacked(parts, states, lines.append)
+  [line] = lines
+  assert 'moe_seed0/attacks/aa is left out' in line
+  assert [part.seed for part, _ in found] == [1]
+  assert len(accuracies(config, found)) == 2
+
+
+def test_clean_images_are_those_of_most_images():
+  few = row('moe', 'aa', 'clean', 0, 0.5)
+  many = row('moe', 'pgd', 'clean', 0, 0.75)
+  many['seeds'][0]['accuracy']['n'] = 9
+  assert clean([few, many]) == clean([many, few]) == {'moe': many}

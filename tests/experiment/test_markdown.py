@@ -1,6 +1,9 @@
 """The page of documentation that an experiment writes."""
 
+import pytest
+
 from tests.experiment.test_figures import difference, part_of, row
+from vmoe_robust.experiment.accuracies import attacked
 from vmoe_robust.experiment.markdown import markdown
 from vmoe_robust.experiment.states import State
 from vmoe_robust.experiment.usage import Usage
@@ -28,10 +31,13 @@ def test_tables_of_what_was_found(tmp_path):
   ]
   pairs = [difference('moe', 'dense', 'aa', 'aa linf 0.0627451', -0.05)]
   about = {'name': 'twins', 'command': 'python -m x'}
-  text = markdown(about, parts, states, usage, rows, pairs)
+  found = attacked(parts, states, pytest.fail)
+  text = markdown(about, parts, found, usage, rows, pairs)
   assert text.startswith('# twins\n\n    python -m x\n\njax 0.0 or 0.1, kind')
   assert '| run | clean | aa linf 16/255 |\n|---|--:|--:|' in text
-  assert '| moe | 100.0% (100.0 to 100.0), n = 2 | 60.0% (0.0 to 100.0)' in text
+  assert (
+    '| moe | 100.0% (100.0 to 100.0), 2 seeds | 60.0% (0.0 to 100.0)' in text
+  )
   assert '| dense | 75.0% (0.0 to 100.0) |  |' in text
   assert '| moe | dense | aa | aa linf 16/255 | 45.0% | 50.0% | -5.0 |' in text
   assert '| moe | 1,234 | 5 | 15 | 2.00 GiB |' in text
@@ -39,7 +45,19 @@ def test_tables_of_what_was_found(tmp_path):
 
 def test_nothing_is_finished_yet(tmp_path):
   part = part_of(tmp_path, 0, 0.5)
-  states = {part.name: State('not started')}
   about = {'name': 'twins', 'command': 'python -m x'}
-  text = markdown(about, [part], states, {}, [], [])
+  text = markdown(about, [part], [], {}, [], [])
   assert 'Nothing is finished yet.' in text and 'Pairs' not in text
+
+
+def test_attacks_that_are_called_alike_are_told_apart(tmp_path):
+  """Two entries of the experiment may differ in steps or images alone."""
+  rows = [
+    row('moe', attack, 'pgd linf 0.1', 0.1, value)
+    for attack, value in (('short', 0.75), ('long', 0.5))
+  ]
+  part = part_of(tmp_path, 0, 0.5)
+  about = {'name': 'twins', 'command': 'python -m x'}
+  text = markdown(about, [part], [], {}, rows, [])
+  assert 'pgd linf 25.5/255 (short) | pgd linf 25.5/255 (long) |' in text
+  assert '|  | 75.0% (0.0 to 100.0) | 50.0% (0.0 to 100.0) |' in text

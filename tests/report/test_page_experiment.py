@@ -109,3 +109,10 @@ def test_damage_is_one_line(folder, name, text, words):
   html, [line] = shown(folder)
   assert words in line
   assert words in html or 'run3' in html  # the runs are shown instead
+
+
+def test_an_address_of_an_unknown_kind_is_one_line(folder):
+  out = folder / 'report.html'
+  lines = page.write([folder, 'nowhere://x/y'], out)
+  assert any('unknown kind' in line for line in lines)
+  assert 'Main figure' in out.read_text()

@@ -49,11 +49,19 @@ class Meter:
 def _processors(powercap: pathlib.Path) -> dict[str, float]:
   found = {}
   for folder in sorted(powercap.glob('*-rapl:*')):
-    if folder.name.count(':') == 1:  # a whole processor, not a part of one
+    if _name(folder).startswith('package'):  # not a part of one, nor the
+      # platform ('psys'), which has processors in it
       value = _read(folder / 'energy_uj')
       if value is not None:
         found[folder.name] = value
   return found
+
+
+def _name(folder: pathlib.Path) -> str:
+  try:
+    return (folder / 'name').read_text()
+  except OSError:
+    return ''
 
 
 def _read(path: pathlib.Path) -> float | None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment import states as states_lib
-from vmoe_robust.experiment.accuracies import accuracies
+from vmoe_robust.experiment.accuracies import accuracies, attacked
 from vmoe_robust.experiment.description import checked
 from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.markdown import MARKDOWN, markdown
@@ -136,9 +136,10 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   runner.run()
   rows = comparing.compare(config, every, runner.states)
   write_json(workdir / COMPARISONS, rows)
-  found = _accuracies(config, every, runner)
-  write_summary(found, _drawn(workdir, figures(found, rows)))
-  page_text = markdown(about, every, runner.states, runner.usage, found, rows)
+  found = attacked(every, runner.states, _say)
+  means = accuracies(config, found)
+  write_summary(means, _drawn(workdir, figures(means, rows)))
+  page_text = markdown(about, every, found, runner.usage, means, rows)
   with replacing(workdir / MARKDOWN) as draft:
     draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):
@@ -146,14 +147,6 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   written = [SUMMARY, COMPARISONS, MARKDOWN, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
-
-
-def _accuracies(config: ConfigDict, every: Sequence[Part], runner: Runner):
-  try:
-    return accuracies(config, every, runner.states)
-  except UserError as error:
-    _say(f'no accuracies are in {SUMMARY}: {error}')
-    return []
 
 
 def _drawn(workdir: Path, made: Sequence[Figure]) -> list[dict]:

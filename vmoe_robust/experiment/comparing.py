@@ -43,36 +43,48 @@ def compare(
   }
   asked = [(one['name'], [one['name']], '') for one in config.attacks]
   asked += [(one['name'], one['of'], one['name']) for one in config.unions]
-  rows = []
-  for pair in config.comparisons:
-    for name, of, union in asked:
-      found, missing = {}, []
-      for seed in config.seeds:
-        sides = [[attacks.get((run, n, seed)) for n in of] for run in pair]
-        if None in (*sides[0], *sides[1]):
-          continue  # not asked of both
-        try:
-          _require_finished([*sides[0], *sides[1]], states)
-          for condition, numbers in _paired(sides[0], sides[1], union):
-            found.setdefault(condition, []).append({'seed': seed} | numbers)
-        except UserError as error:
-          missing.append(f'seed {seed}: {error}')
-      about = {'first': pair[0], 'second': pair[1], 'attack': name}
-      for condition, seeds in found.items():
-        rows.append(
-          about
-          | {
-            'condition': condition,
-            'seeds': seeds,
-            'difference': statistics.over_seeds(
-              [one['difference'] for one in seeds]
-            ),
-            'missing': missing,
-          }
-        )
-      if missing and not found:
-        empty = {'condition': None, 'seeds': [], 'difference': None}
-        rows.append(about | empty | {'missing': missing})
+  return [
+    row
+    for pair in config.comparisons
+    for name, of, union in asked
+    for row in _of_pair(
+      {'first': pair[0], 'second': pair[1], 'attack': name},
+      [  # a seed, and the attacks of both
+        (seed, [[attacks.get((run, n, seed)) for n in of] for run in pair])
+        for seed in config.seeds
+      ],
+      union,
+      states,
+    )
+  ]
+
+
+def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
+  """A row a condition that a pair of runs has; see `compare`."""
+  found: dict[str, list[dict]] = {}
+  missing = []
+  for seed, (first, second) in seeds:
+    if None in (*first, *second):
+      continue  # not asked of both
+    try:
+      _require_finished([*first, *second], states)
+      for condition, numbers in _paired(first, second, union):
+        found.setdefault(condition, []).append({'seed': seed} | numbers)
+    except UserError as error:
+      missing.append(f'seed {seed}: {error}')
+  rows = [
+    {
+      **about,
+      'condition': condition,
+      'seeds': each,
+      'difference': statistics.over_seeds([one['difference'] for one in each]),
+      'missing': missing,
+    }
+    for condition, each in found.items()
+  ]
+  if missing and not found:
+    empty = {'condition': None, 'seeds': [], 'difference': None}
+    rows.append({**about, **empty, 'missing': missing})
   return rows
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from vmoe_robust.experiment.accuracies import clean
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.table import in_words
 from vmoe_robust.report.verdicts import CLEAN
@@ -25,7 +26,7 @@ def figures(
   for attack, rows in itertools.groupby(accuracies, by_attack):
     made += _of_attack(attack, list(rows))
   if accuracies:
-    made.append(_clean(accuracies))
+    made.append(_bars('accuracy_clean', CLEAN, [*clean(accuracies).values()]))
   compared = [row for row in comparisons if row['difference'] is not None]
   for attack in dict.fromkeys(map(by_attack, compared)):
     made.append(
@@ -44,25 +45,14 @@ def _of_attack(
     return
   for condition in reversed(conditions):  # the largest radius first
     own = [row for row in rows if row['condition'] == condition]
-    yield _bars(_name(attack, own[0]), condition, own)
+    yield _bars(_name(attack, own[0]), _shown(attack, condition), own)
 
 
-def _clean(rows: Sequence[Mapping]) -> BarPlot:
-  """Without an attack, each run on the most images that any attack took."""
-  found: dict[str, Mapping] = {}
-  for row in rows:
-    if row['condition'] == CLEAN:
-      run, size = row['run'], row['seeds'][0]['accuracy']['n']
-      if run not in found or size > found[run]['seeds'][0]['accuracy']['n']:
-        found[run] = row
-  return _bars('accuracy_clean', CLEAN, list(found.values()))
-
-
-def _bars(name: str, condition: str, rows: Sequence[Mapping]) -> BarPlot:
+def _bars(name: str, shown: str, rows: Sequence[Mapping]) -> BarPlot:
   seeds, images = _counts(rows)
   return BarPlot(
     name=name,
-    title=f'Accuracy, {in_words(condition)}, {images} images, {seeds}',
+    title=f'Accuracy, {shown}, {images} images, {seeds}',
     x_label='accuracy',
     bars=[
       Bar.of(
@@ -109,11 +99,20 @@ def _differences(attack: str, rows: Sequence[Mapping]) -> BarPlot:
   ]
   return BarPlot(
     name=f'difference_{attack}',
-    title=f'Difference of accuracies, {in_words(condition)}',
+    title=f'Difference of accuracies, {_shown(attack, condition)}',
     x_label='percentage points',
     bars=bars,
     is_rate=False,
   )
+
+
+def _shown(attack: str, condition: str) -> str:
+  """A condition, with the attack's name in the experiment where that differs.
+
+  Two attacks may differ in their steps alone, and be called alike.
+  """
+  alike = attack == condition or condition.startswith(f'{attack} ')
+  return in_words(condition) + ('' if alike else f' ({attack})')
 
 
 def _name(attack: str, row: Mapping) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vmoe_robust.experiment import comparing
+from vmoe_robust.experiment.accuracies import Attacked, clean
 from vmoe_robust.experiment.parts import Part
-from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
-from vmoe_robust.report.results import Results, read_results
+from vmoe_robust.report.results import Results
 from vmoe_robust.report.table import in_words, percent
+from vmoe_robust.report.verdicts import CLEAN
 
 MARKDOWN = 'results.md'  # in the experiment's folder
 # Of a sweep of radii, how many a table has.
@@ -19,7 +20,7 @@ _MOST = 5
 def markdown(
   about: Mapping[str, str],
   parts: Sequence[Part],
-  states: Mapping[str, State],
+  found: Sequence[Attacked],
   usage: Mapping[str, Usage],
   accuracies: Sequence[Mapping],
   comparisons: Sequence[Mapping],
@@ -29,17 +30,16 @@ def markdown(
   Args:
     about: 'name' and 'command' of the experiment.
     parts: all of them.
-    states: of all, by name.
+    found: of `accuracies.attacked`.
     usage: what they took, by name of the part.
     accuracies: of `accuracies.accuracies`.
     comparisons: of `comparing.compare`.
   """
-  results = _results(parts, states)
-  sizes = {run: found['weights'] for run, found in results}
+  sizes = {part.run: results['weights'] for part, results in found}
   headers, lines = comparing.cells(comparisons)
   sections = [
     f'# {about["name"]}\n\n    {about["command"]}',
-    _where([found for _, found in results]),
+    _where([results for _, results in found]),
     '## Accuracy',
     "Mean over seeds with 95% intervals (Student's t; of one seed Wilson's "
     'over images).',
@@ -63,15 +63,6 @@ def markdown(
   return '\n\n'.join(sections) + '\n'
 
 
-def _results(parts, states) -> list[tuple[str, Results]]:
-  """Of each attack that is finished its run and its results."""
-  return [
-    (part.run, read_results(part.folder))
-    for part in parts
-    if part.mode == 'attack' and states[part.name].name == FINISHED
-  ]
-
-
 def _where(results: Sequence[Results]) -> str:
   """Software and hardware, each value that any of them had."""
   said = []
@@ -85,29 +76,31 @@ def _where(results: Sequence[Results]) -> str:
 
 def _accuracies(rows: Sequence[Mapping]) -> str:
   """A line a run, a column a condition."""
-  columns: dict[tuple[str, str], str] = {}
-  for attack in dict.fromkeys(row['attack'] for row in rows):
-    own = dict.fromkeys(r['condition'] for r in rows if r['attack'] == attack)
-    names = list(own)
-    if len(names) - 1 > _MOST:  # a sweep: some, with its last
-      names = names[::-1][:: len(names) // _MOST][:_MOST][::-1]
-    for name in names:
-      columns.setdefault((attack, name), in_words(name))
+  unattacked = clean(rows)
   cells = {(row['run'], row['attack'], row['condition']): row for row in rows}
-  # The clean images of all attacks are the same column.
-  shown = dict.fromkeys(columns.values())
+  columns = _columns(rows)
+  names = [in_words(condition) for _, condition in columns]
+  headers = [  # of two attacks that are called alike, which one it is
+    f'{name} ({attack})' if names.count(name) > 1 else name
+    for name, (attack, _) in zip(names, columns, strict=True)
+  ]
   lines = []
   for run in dict.fromkeys(row['run'] for row in rows):
-    line = []
-    for text in shown:
-      found = [
-        cells[run, attack, name]
-        for (attack, name), words in columns.items()
-        if words == text and (run, attack, name) in cells
-      ]
-      line.append(_estimate(found[0]) if found else '')
-    lines.append([run, *line])
-  return _table(('run', *shown), lines)
+    found = [unattacked.get(run)]
+    found += [cells.get((run, *column)) for column in columns]
+    lines.append([run, *(_estimate(row) if row else '' for row in found)])
+  return _table(('run', CLEAN, *headers), lines)
+
+
+def _columns(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
+  """Attacks and conditions; of a sweep some, with its last."""
+  columns = []
+  for attack in dict.fromkeys(row['attack'] for row in rows):
+    own = [row['condition'] for row in rows if row['attack'] == attack]
+    names = [name for name in dict.fromkeys(own) if name != CLEAN]
+    step = max(len(names) // _MOST, 1)
+    columns += [(attack, n) for n in names[::-1][::step][:_MOST][::-1]]
+  return columns
 
 
 def _estimate(row: Mapping) -> str:
@@ -116,7 +109,7 @@ def _estimate(row: Mapping) -> str:
   if accuracy['interval']:
     low, high = accuracy['interval']
     text += f' ({100 * low:.1f} to {100 * high:.1f})'
-  return f'{text}, n = {accuracy["n"]}' if accuracy['n'] > 1 else text
+  return f'{text}, {accuracy["n"]} seeds' if accuracy['n'] > 1 else text
 
 
 def _usage(parts, usage, sizes: Mapping[str, Mapping]) -> str:

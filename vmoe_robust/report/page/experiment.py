@@ -61,17 +61,19 @@ def experiments(
   """Those of the paths that are folders of experiments."""
   found = []
   for path in paths:
-    top = files.path(path, 'path')
-    if not (top / SUMMARY).exists():
-      continue
     made = problems.guard(
-      f'the experiment in {top}', functools.partial(_experiment, top, problems)
+      f'the experiment in {path}',
+      functools.partial(_experiment, path, problems),
     )
     found += [made] if made else []
   return found
 
 
-def _experiment(folder: epath.Path, problems: Problems) -> Experiment:
+def _experiment(path: str | os.PathLike, problems: Problems):
+  """What a folder says; None if it is none of an experiment."""
+  folder = files.path(path, 'path')
+  if not (folder / SUMMARY).exists():
+    return None
   said = _read(folder / SUMMARY)
   if said.get('format') != FORMAT or said.get('format_version') != VERSION:
     raise UserError(
