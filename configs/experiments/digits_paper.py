@@ -19,8 +19,8 @@ more, it does what is missing.
 
 Hardware: 2 CPU cores, no accelerator.
 
-Expected: not yet measured as a whole; some 14 CPU-hours. Of the ViT, trained
-naturally, AutoAttack at 16/255 leaves 77.5, 67.8 and 62.2% (seeds 0, 1, 2).
+Expected: not yet measured as a whole; some 14 CPU-hours. What there is so far:
+docs/experiments.md.
 """
 
 from vmoe_robust.experiment.twins import describe_twins

@@ -32,7 +32,7 @@ def test_tables_of_what_was_found(tmp_path):
   pairs = [difference('moe', 'dense', 'aa', 'aa linf 0.0627451', -0.05)]
   about = {'name': 'twins', 'command': 'python -m x'}
   found = attacked(parts, states, pytest.fail)
-  text = markdown(about, parts, found, usage, rows, pairs)
+  text = markdown(about, parts, states, found, usage, rows, pairs)
   assert text.startswith('# twins\n\n    python -m x\n\njax 0.0 or 0.1, kind')
   assert '| run | clean | aa linf 16/255 |\n|---|--:|--:|' in text
   assert (
@@ -46,8 +46,11 @@ def test_tables_of_what_was_found(tmp_path):
 def test_nothing_is_finished_yet(tmp_path):
   part = part_of(tmp_path, 0, 0.5)
   about = {'name': 'twins', 'command': 'python -m x'}
-  text = markdown(about, [part], [], {}, [], [])
+  states = {part.name: State('cut short')}
+  usage = {part.name: Usage(9.0, 10.0, 2**30, None)}  # of a beginning
+  text = markdown(about, [part], states, [], usage, [], [])
   assert 'Nothing is finished yet.' in text and 'Pairs' not in text
+  assert '10' not in text
 
 
 def test_attacks_that_are_called_alike_are_told_apart(tmp_path):
@@ -58,6 +61,7 @@ def test_attacks_that_are_called_alike_are_told_apart(tmp_path):
   ]
   part = part_of(tmp_path, 0, 0.5)
   about = {'name': 'twins', 'command': 'python -m x'}
-  text = markdown(about, [part], [], {}, rows, [])
+  states = {part.name: State('finished')}
+  text = markdown(about, [part], states, [], {}, rows, [])
   assert 'pgd linf 25.5/255 (short) | pgd linf 25.5/255 (long) |' in text
   assert '|  | 75.0% (0.0 to 100.0) | 50.0% (0.0 to 100.0) |' in text

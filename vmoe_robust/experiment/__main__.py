@@ -139,7 +139,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   found = attacked(every, runner.states, _say)
   means = accuracies(config, found)
   write_summary(means, _drawn(workdir, figures(means, rows)))
-  page_text = markdown(about, every, found, runner.usage, means, rows)
+  ended = runner.states
+  page_text = markdown(about, every, ended, found, runner.usage, means, rows)
   with replacing(workdir / MARKDOWN) as draft:
     draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):

@@ -7,6 +7,7 @@ import numpy as np
 from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment.accuracies import Attacked, clean
 from vmoe_robust.experiment.parts import Part
+from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.results import Results
 from vmoe_robust.report.table import in_words, percent
@@ -20,6 +21,7 @@ _MOST = 5
 def markdown(
   about: Mapping[str, str],
   parts: Sequence[Part],
+  states: Mapping[str, State],
   found: Sequence[Attacked],
   usage: Mapping[str, Usage],
   accuracies: Sequence[Mapping],
@@ -30,12 +32,14 @@ def markdown(
   Args:
     about: 'name' and 'command' of the experiment.
     parts: all of them.
+    states: of all, by name.
     found: of `accuracies.attacked`.
     usage: what they took, by name of the part.
     accuracies: of `accuracies.accuracies`.
     comparisons: of `comparing.compare`.
   """
   sizes = {part.run: results['weights'] for part, results in found}
+  done = [part for part in parts if states[part.name].name == FINISHED]
   headers, lines = comparing.cells(comparisons)
   sections = [
     f'# {about["name"]}\n\n    {about["command"]}',
@@ -57,8 +61,8 @@ def markdown(
   sections += [
     '## What it took',
     'Means over seeds, in CPU-seconds; memory is the most of any part, beside '
-    'that of devices.',
-    _usage(parts, usage, sizes),
+    'that of devices. Parts that are not finished are left out.',
+    _usage(done, usage, sizes),
   ]
   return '\n\n'.join(sections) + '\n'
 

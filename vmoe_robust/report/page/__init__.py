@@ -86,18 +86,29 @@ def _page(paths: Sequence[str | os.PathLike], problems: Problems) -> str:
   runs = find(paths, problems)
   if not runs:
     raise UserError('no run to report of: ' + '; '.join(problems.lines))
-  return render(runs, problems, experiment.experiments(paths, problems))
+  experiments = experiment.experiments(paths, problems)
+  # Experiments name the pairs and seeds that they compare.
+  compared = len(experiments) < len(paths)
+  return render(runs, problems, experiments, compared)
 
 
 def render(
   runs: Sequence[Run],
   problems: Problems,
   experiments: Sequence[experiment.Experiment] = (),
+  compared: bool = True,
 ) -> str:
-  """The page, as HTML; `problems` gets what is left out of it."""
+  """The page, as HTML; `problems` gets what is left out of it.
+
+  Args:
+    runs: of which it is.
+    problems: gets a line for each thing that is left out.
+    experiments: that some of the runs are of.
+    compared: whether all runs are compared with each other.
+  """
   runs = [run for run in runs if _is_whole(run, problems)]
   shown = () if experiments and len(runs) > _MOST_RUNS else runs
-  parts = _parts(shown, problems) | {'experiments': experiments}
+  parts = _parts(shown, problems, compared) | {'experiments': experiments}
   page = _html(shown, problems, parts)
   images = gallery.size(parts['examples'])
   if len(page) - images > _MOST_BYTES:
@@ -109,7 +120,9 @@ def render(
   return page
 
 
-def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
+def _parts(
+  runs: Sequence[Run], problems: Problems, compared: bool
+) -> dict[str, Any]:
   """What the template shows, by the names that it uses."""
   each = lambda name, make: [
     one
@@ -130,8 +143,8 @@ def _parts(runs: Sequence[Run], problems: Problems) -> dict[str, Any]:
     'studies': each(
       'the study', functools.partial(studies.studies, problems=problems)
     ),
-    'pairs': comparison.pairs(runs, problems),
-    'seeds': whole('seeds', seeds.seeds),
+    'pairs': comparison.pairs(runs, problems) if compared else [],
+    'seeds': whole('seeds', seeds.seeds) if compared else [],
     'differing': problems.guard('configs', lambda: comparison.differing(runs)),
     'examples': gallery.examples(runs, problems),
     'recipes': each('how to reproduce', reproduce.recipes),
