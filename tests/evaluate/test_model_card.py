@@ -117,6 +117,14 @@ def test_a_card_that_is_there_stays(run, tmp_path, capsys):
   exported(run, out, '--overwrite')
 
 
+def test_weights_are_no_markdown(run, tmp_path, capsys):
+  (tmp_path / 'notes.md').write_text('mine')
+  out = str(tmp_path / 'notes.md')
+  assert main(['export', str(run), out, '--overwrite']) == 1
+  assert '.safetensors' in capsys.readouterr().err
+  assert (tmp_path / 'notes.md').read_text() == 'mine'
+
+
 def test_damaged_results_are_one_line(run, save_run, tmp_path, capsys):
   folder = save_run('run/attacks/pgd', [0, 1, 2, 9], rows=[3])
   save_run('run/attacks/odd', [0, 1, 2, 9], weights=[])

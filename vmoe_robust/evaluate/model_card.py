@@ -31,8 +31,10 @@ def card_path(out: str | pathlib.Path, overwrite: bool) -> pathlib.Path:
   Raises:
     UserError: there is a file already.
   """
-  path = pathlib.Path(files.path(out, 'out')).with_suffix('.md')
-  if path.exists() and not overwrite:
+  weights = pathlib.Path(files.path(out, 'out'))
+  path = weights.with_suffix('.md')
+  # Weights have another ending: `export` refuses this one.
+  if path != weights and path.exists() and not overwrite:
     raise UserError(
       f'{path}, the model card, exists; choose another name, or add --overwrite'
     )
