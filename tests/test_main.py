@@ -168,9 +168,9 @@ def folder_with_a_corrupt_image(root):
 def test_a_corrupt_image_is_named_or_skipped(tmp_path):
   """Through the real program, as a newcomer with a folder of images."""
   bad = folder_with_a_corrupt_image(tmp_path / 'images')
-  small = dict(steps=2, batch_size=16)
   command = [sys.executable, '-m', 'vmoe_robust.main', DIGITS]
-  command += [f'--config.train.{name}={n}' for name, n in small.items()]
+  command += ['--config.train.steps=2', '--config.train.batch_size=16']
+  command += ['--config.model.layers=1', '--config.model.moe_every=1']
   command += [
     '--config.data.name=folder',
     f'--config.data.dir={bad.parents[2]}',

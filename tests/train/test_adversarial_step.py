@@ -198,8 +198,7 @@ def test_passes_of_advmoe(config, run_of):
 
   Nor by the activations below the first router, which depends on the model.
   """
-  config.model.update(dict(hidden=32, mlp=128, layers=6, experts=2))
-  config.model.moe_every = 3
+  config.model.update(dict(hidden=32, mlp=128, layers=4, experts=2))
   config.model.router.update(dict(selected=1, capacity_factor=1.0))
   natural = compiled_flops(run_of(config, (1, 1, 1))) / 3
   adversarial(config, 'advmoe', steps=3, inner='training')
