@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.checkpoint.test_export import RELEASED, run_of
-from tests.report.conftest import save_run
+from tests.report.conftest import results, save_run
 from vmoe_robust.checkpoint import fingerprint
 from vmoe_robust.checkpoint.__main__ import main
 
@@ -137,3 +137,15 @@ def test_damaged_results_are_one_line(run, save_run, tmp_path, capsys):
   front, _ = exported(run, tmp_path / 'moe.safetensors')
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 3 and 'model-index' not in front
+
+
+def test_of_many_radii_some_are_shown(run, save_run, tmp_path):
+  [row] = results([0], [0], [0])['rows']
+  rows = [row | {'eps': level / 255} for level in range(1, 21)]
+  fields = dict(weights__checksum=fingerprint(run, 1), rows=rows)
+  save_run('run/attacks/pgd', [0, 1, 2, 9], **fields)
+  front, text = exported(run, tmp_path / 'moe.safetensors')
+  names = [m['name'] for m in front['model-index'][0]['results'][0]['metrics']]
+  found = [name.split()[-1] for name in names[1:]]
+  assert found == ['4/255', '8/255', '12/255', '16/255', '20/255']
+  assert 'Of many radii some are shown: pgd.' in text

@@ -154,10 +154,10 @@ def test_a_sweep_is_shown_at_few_radii():
   base = {'first': 'a', 'second': 'b', 'attack': 'pgd'}
   rows = [base | {'condition': c} for c in ('clean', *map(str, range(26)))]
   shown = [row['condition'] for row in comparing._few(rows)]
-  assert shown == ['clean', '7', '13', '19', '25']
+  assert shown == ['clean', '4', '11', '18', '25']
   again = [base | {'attack': 'aa', 'condition': c} for c in ('clean', 'aa 1')]
   shown = [row['condition'] for row in comparing._few([*rows, *again])]
-  assert shown == ['clean', '7', '13', '19', '25', 'aa 1']
+  assert shown == ['clean', '4', '11', '18', '25', 'aa 1']
 
 
 def test_an_image_of_a_union_is_right_under_all(experiment, tmp_path):

@@ -1,4 +1,6 @@
-from vmoe_robust.report.table import table
+import pytest
+
+from vmoe_robust.report.table import some_of, table
 
 HEADERS = ['attack', 'eps', 'accuracy']
 ROWS = [['none', '', '97.2%'], ['pgd', 0.03, '8.0%'], ['pgd', 0.1, '-']]
@@ -16,3 +18,17 @@ def test_numbers_stand_right_and_text_left():
 
 def test_no_rows():
   assert table(['a', 'bc'], []) == 'a  bc\n-  --'
+
+
+@pytest.mark.parametrize(
+  ('count', 'most', 'expected'),
+  [
+    (0, 3, []),
+    (3, 3, [0, 1, 2]),
+    (5, 3, [0, 2, 4]),
+    (6, 3, [1, 3, 5]),
+    (26, 5, [1, 7, 13, 19, 25]),
+  ],
+)
+def test_some_of_many_have_equal_steps_and_the_last(count, most, expected):
+  assert some_of(range(count), most) == expected

@@ -10,7 +10,7 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.results import read_results
-from vmoe_robust.report.table import in_words, percent, table
+from vmoe_robust.report.table import in_words, percent, some_of, table
 from vmoe_robust.report.verdicts import CLEAN, Judged, judged
 
 # Of a sweep of radii, how many the table on the terminal has.
@@ -148,10 +148,9 @@ def _few(rows: Sequence[Mapping]) -> list[Mapping]:
   for (first, second, _), group in groups.items():
     clean = [row for row in group if row['condition'] == CLEAN]
     others = [row for row in group if row['condition'] != CLEAN]
-    step = max(len(others) // _SHOWN, 1)
     before = few.setdefault((first, second), [])
     before += [] if before else clean
-    before += others[::-1][::step][:_SHOWN][::-1]
+    before += some_of(others, _SHOWN)
   return [row for group in few.values() for row in group]
 
 

@@ -10,7 +10,7 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.results import Results
-from vmoe_robust.report.table import in_words, percent
+from vmoe_robust.report.table import in_words, percent, some_of
 from vmoe_robust.report.verdicts import CLEAN
 
 MARKDOWN = 'results.md'  # in the experiment's folder
@@ -102,8 +102,7 @@ def _columns(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
   for attack in dict.fromkeys(row['attack'] for row in rows):
     own = [row['condition'] for row in rows if row['attack'] == attack]
     names = [name for name in dict.fromkeys(own) if name != CLEAN]
-    step = max(len(names) // _MOST, 1)
-    columns += [(attack, n) for n in names[::-1][::step][:_MOST][::-1]]
+    columns += [(attack, name) for name in some_of(names, _MOST)]
   return columns
 
 

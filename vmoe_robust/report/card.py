@@ -14,9 +14,10 @@ import jinja2
 
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.verdict import attack_name
-from vmoe_robust.report.table import percent, radius
+from vmoe_robust.report.table import percent, radius, some_of
 
 # Names of the hub for data sets that have others here; 'folder' is of nobody.
+_MOST_RADII = 5  # of a run
 _HUB = {
   'cifar10': 'uoft-cs/cifar10',
   'cifar100': 'uoft-cs/cifar100',
@@ -132,10 +133,15 @@ def card(
       tags=tags,
       dataset=_HUB.get(about.dataset, about.dataset),
       measured=measured,
+      sweeps=[run.name for run in runs if _is_sweep(run)],
       by_autoattack=any(m.attack == 'autoattack' for m in measured),
       warnings=[(run.name, w) for run in runs for w in run.results['warnings']],
     )
   )
+
+
+def _is_sweep(run: Run) -> bool:
+  return run.is_attack and len(run.results['rows']) > _MOST_RADII
 
 
 def _measured(run: Run) -> list[Measured]:
@@ -145,7 +151,7 @@ def _measured(run: Run) -> list[Measured]:
   where = dict(run=run.name, data=data['name'], split=split)
   clean = results['summary']['clean_accuracy']
   out = [Measured('', '', '', estimate=clean, **where)]
-  for row in results['rows']:
+  for row in some_of(results['rows'], _MOST_RADII):
     attack = attack_name(run, row)
     if results['asked']['experts'] == 'capacity':
       attack += ', experts with capacity'

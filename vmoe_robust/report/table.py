@@ -1,6 +1,9 @@
 """Tables as plain text."""
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+_T = TypeVar('_T')
 
 
 def table(
@@ -47,6 +50,12 @@ def in_words(condition: str) -> str:
     return f'{name} linf {radius("linf", float(last))}' if name else condition
   except ValueError:
     return condition
+
+
+def some_of(items: Sequence[_T], most: int) -> list[_T]:
+  """At most so many of them, at equal steps, the last among them."""
+  step = -(-len(items) // most) or 1
+  return list(items)[::-1][::step][::-1]
 
 
 def _is_number(cell):
