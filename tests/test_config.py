@@ -129,6 +129,10 @@ def test_one_engine_serves_all_attacks_alike(changes):
     ({'name': 'fab', 'compute_dtype': 'float8'}, "'float8' is not known"),
     ({'queries': 0}, 'config.attack.queries=0'),
     ({'step_size': -1.0}, 'config.attack.step_size=-1.0'),
+    ({'step_size': float('inf')}, 'step_size=inf is not finite'),
+    ({'momentum': float('nan')}, 'momentum=nan is not finite'),
+    ({'class_weight': -1.0}, 'class_weight=-1.0 must be 0 or more'),
+    ({'class_weight': 0.0}, 'leaves nothing to attack'),
   ],
   ids=str,
 )
@@ -139,6 +143,25 @@ def test_attacks_that_make_no_sense(changes, words):
   with pytest.raises(UserError, match='config.attack') as error:
     config_lib.validate_attack(attack)
   assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('model', 'words'),
+  [
+    (dict(experts=0, moe_every=0), 'the model is dense'),
+    (dict(), r'the model has none: config\.model\.router\.gshard'),
+  ],
+)
+def test_routers_without_a_loss_cannot_be_attacked(model, words):
+  config = sparse(**{f'model.{name}': n for name, n in model.items()})
+  config.attack.update(dict(class_weight=0.0, auxiliary_weight=0.5))
+  if not model:
+    config_lib.validate(config, 1)  # its routers have one
+    for name in config.model.router:
+      if name.endswith('_weight'):
+        config.model.router[name] = 0.0
+  with pytest.raises(UserError, match=f'auxiliary_weight=0.5 .* {words}'):
+    config_lib.validate(config, 1)
 
 
 def test_attack_of_a_checkpoint_fits_its_own_batch_alone():

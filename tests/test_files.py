@@ -36,6 +36,24 @@ def test_a_second_program_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
     pass
 
 
+def test_a_program_that_wrote_nothing_leaves_no_folder(tmp_path):
+  def refused(folder, name=''):
+    with pytest.raises(UserError), locked(folder):
+      if name:
+        (folder / name).touch()
+      raise UserError('no')
+
+  there = tmp_path / 'there'
+  there.mkdir()
+  for folder in (there, tmp_path / 'new'):
+    refused(folder)
+  assert list(tmp_path.iterdir()) == [there]
+  refused(tmp_path / 'new', 'log')
+  assert sorted(p.name for p in (tmp_path / 'new').iterdir()) == [
+    *('.lock', 'log')
+  ]
+
+
 def test_json_comes_back(tmp_path):
   path = tmp_path / 'deep' / 'results.json'
   data = {

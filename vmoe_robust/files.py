@@ -17,6 +17,8 @@ from etils import epath
 
 from vmoe_robust.errors import UserError
 
+LOCK = '.lock'  # in a folder that a program has for itself
+
 
 def is_address(text: str | os.PathLike) -> bool:
   """Whether it is an address such as `gs://BUCKET/PATH`, not a local path."""
@@ -177,8 +179,8 @@ def locked(
 ) -> Iterator[None]:
   """Keeps other programs that ask for the same folder out.
 
-  A program that is killed leaves nothing behind. The first process speaks for
-  all of a run.
+  A program that is killed leaves nothing behind, nor does one that refuses
+  before it wrote anything. The first process speaks for all of a run.
 
   Raises:
     UserError: another program is at work there.
@@ -187,6 +189,7 @@ def locked(
     yield
     return
   path = local_path(directory, field)
+  is_new = not path.exists()
   with _lock_file(path, field) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,13 +198,24 @@ def locked(
         f'{field}={directory} is in use by another run; wait for its end, or '
         'choose another'
       ) from error
-    yield
+    try:
+      yield
+    finally:
+      if is_new:
+        _remove_unused(path)
+
+
+def _remove_unused(directory: pathlib.Path):
+  with contextlib.suppress(OSError):  # it may be gone
+    if [path.name for path in directory.iterdir()] == [LOCK]:
+      (directory / LOCK).unlink()
+      directory.rmdir()
 
 
 def _lock_file(directory: pathlib.Path, field: str) -> io.TextIOBase:
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    return (directory / '.lock').open('w')
+    return (directory / LOCK).open('w')
   except OSError as error:
     raise UserError(
       f'{field}={directory} is not writable ({error.strerror}); choose another'

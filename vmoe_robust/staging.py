@@ -157,7 +157,7 @@ class _Copy:
     found = {}
     for path in self.folder.rglob('*'):
       name = path.relative_to(self.folder).as_posix()
-      if path.suffix == '.tmp' or name in (CHECKPOINTS, '.lock'):
+      if path.suffix == '.tmp' or name in (CHECKPOINTS, files.LOCK):
         continue
       with contextlib.suppress(FileNotFoundError):  # removed meanwhile
         if path.is_file():

@@ -16,7 +16,7 @@ from vmoe_robust.config.fields import (
   flatten,
   moe_blocks,
 )
-from vmoe_robust.config.judging import validate_attack
+from vmoe_robust.config.judging import require_routers_loss, validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS
 from vmoe_robust.config.saved import from_json, to_json
@@ -46,6 +46,7 @@ __all__ = [
   'mesh_shape',
   'moe_blocks',
   'needs_checkpoint',
+  'require_routers_loss',
   'studies',
   'shares_slots',
   'to_json',

@@ -9,6 +9,7 @@ from vmoe_robust.config.fields import (
 from vmoe_robust.config.judging import (
   DTYPES,
   EXPERT_MODES,
+  require_routers_loss,
   validate_attack,
 )
 from vmoe_robust.config.limits import (
@@ -75,6 +76,8 @@ def validate(config: ConfigDict, devices: int) -> None:
   _validate_train(config)
   validate_objective(config)
   validate_attack(config.attack)
+  if weight := config.attack.auxiliary_weight:
+    require_routers_loss(config, f'config.attack.auxiliary_weight={weight}')
   validate_machine(config)
   validate_study(config.study)
   validate_mesh(config, devices)

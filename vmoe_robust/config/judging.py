@@ -2,7 +2,7 @@
 
 import math
 
-from vmoe_robust.config.fields import ConfigDict, eps_name
+from vmoe_robust.config.fields import ConfigDict, eps_name, moe_blocks
 from vmoe_robust.config.limits import (
   at_least,
   choose,
@@ -47,10 +47,17 @@ def validate_attack(attack: ConfigDict) -> None:
     'restarts',
     'step_size',
     'momentum',
+    'class_weight',
+    'auxiliary_weight',
     'batch_size',
     'every_steps',
   ):
     at_least(f'config.attack.{name}', attack[name], 0)
+  if not attack.class_weight and not attack.auxiliary_weight:
+    raise UserError(
+      'config.attack.class_weight=0 leaves nothing to attack, for '
+      'config.attack.auxiliary_weight is 0 too; use class_weight=1.0'
+    )
   if isinstance(attack.eps, str) or not attack.eps:
     raise UserError(
       f'config.attack.eps={attack.eps!r} is no sweep; use a tuple such as '
@@ -90,6 +97,28 @@ def validate_attack(attack: ConfigDict) -> None:
         f"config.attack.norm='l1' does not fit config.attack.name="
         f'{attack.name!r}, for square has no l1; leave it out'
       )
+
+
+def require_routers_loss(config: ConfigDict, field: str) -> None:
+  """Refuses a model whose routers have no loss that an attack could raise.
+
+  Args:
+    config: `config.model` counts.
+    field: which asks for the attack, with its value.
+
+  Raises:
+    UserError: it has none; names the fields.
+  """
+  model, router = config.model, config.model.router
+  what = f"{field} attacks the routers' auxiliary loss, and the model "
+  if not moe_blocks(model):
+    raise UserError(f'{what}is dense; leave it out, or use a V-MoE')
+  weights = [name for name in router if name.endswith('_weight')]
+  if not any(router[name] for name in weights):
+    names = ', '.join(f'config.model.router.{name}' for name in weights)
+    raise UserError(
+      f'{what}has none: {names} are 0; use a model that was trained with one'
+    )
 
 
 def _fixed(attack: ConfigDict, fields: dict):

@@ -1,6 +1,7 @@
 """What a single value may be, and how a refusal reads."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable
 
@@ -46,15 +47,22 @@ def numbers(field: str, values: Iterable) -> None:
 
 def positive(field: str, value: int) -> int:
   """Returns `value` if it is 1 or more."""
+  _finite(field, value)
   if value < 1:
     raise UserError(f'{field}={value} must be 1 or more')
   return value
 
 
 def at_least(field: str, value: float, least: float) -> None:
-  """Refuses what is less."""
-  if not value >= least:
+  """Refuses what is less, and what is not finite."""
+  _finite(field, value)
+  if value < least:
     raise UserError(f'{field}={value} must be {least} or more')
+
+
+def _finite(field: str, value: float) -> None:
+  if not math.isfinite(value):
+    raise UserError(f'{field}={value} is not finite; use a number that is')
 
 
 def between(field: str, value: float, low: float, high: float) -> None:

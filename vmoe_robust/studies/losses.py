@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust.attacks import LOSSES
-from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config import UserError, eps_name, require_routers_loss
 from vmoe_robust.evaluate import adversarial, routing, target
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
@@ -118,15 +118,7 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
 
 def _check(config: ConfigDict):
   """Refuses a model without an auxiliary loss, and fields without effect."""
-  router = config.model.router
-  weights = [name for name in router if name.endswith('_weight')]
-  if not any(router[name] for name in weights):
-    names = ', '.join(f'config.model.router.{name}' for name in weights)
-    raise UserError(
-      f"config.study.name='losses' attacks the routers' auxiliary loss, and "
-      f'the model has none: {names} are 0; use a model that was trained with '
-      'one'
-    )
+  require_routers_loss(config, "config.study.name='losses'")
   for name, value in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
     if config.attack[name] != value:
       raise UserError(
