@@ -54,7 +54,13 @@ def test_pairs_are_compared_image_by_image():
   # McNemar's exact test: twice the chance of at most 1 head in 6 throws.
   assert found['p'] == pytest.approx(2 * (1 + 6) / 2**6)
   same = statistics.paired(first, first)
-  assert same['p'] == 1 and same['difference']['interval'] == (0, 0)
+  assert same['p'] == 1 and same['difference']['value'] == 0
+  # Wilson's bound of none in 10: z^2 / (10 + z^2).
+  bound = 1.959964**2 / (10 + 1.959964**2)
+  assert same['difference']['interval'] == pytest.approx((-bound, bound))
+  found = statistics.paired(np.ones(10, bool), np.zeros(10, bool))
+  interval = found['difference']['interval']
+  assert interval == pytest.approx((1 - 2 * bound, 1))
 
 
 def test_over_seeds_by_hand():
@@ -68,5 +74,7 @@ def test_over_seeds_by_hand():
   assert cut['interval'] == [0, 1]
   one = statistics.over_seeds([rate(0.5)])
   assert one == {'value': 0.5, 'interval': [0.1, 0.2], 'n': 1, 'over': 'images'}
+  alike = statistics.over_seeds([rate(0.5)] * 3)
+  assert alike == {'value': 0.5, 'interval': None, 'n': 3, 'over': 'seeds'}
   for unknown in ([], [rate(0.5), rate(None)]):
     assert statistics.over_seeds(unknown)['value'] is None

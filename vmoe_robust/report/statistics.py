@@ -56,7 +56,8 @@ def over_seeds(
 
   Returns:
     'value', 'interval', 'n' (seeds), and 'over': 'seeds' or 'images'. The value
-    is null where one of them is, the interval too.
+    is null where one of them is, the interval too; and also where all seeds
+    have the same value, for no width would say that it is exact.
   """
   values = [one['value'] for one in estimates]
   if None in values or not values:
@@ -69,6 +70,13 @@ def over_seeds(
       'over': 'images',
     }
   value = float(np.mean(values))
+  if len(set(values)) == 1:
+    return {
+      'value': value,
+      'interval': None,
+      'n': len(values),
+      'over': 'seeds',
+    }
   level = (1 + LEVEL) / 2
   error = float(np.std(values, ddof=1)) / len(values) ** 0.5
   half = float(special.stdtrit(len(values) - 1, level)) * error
@@ -95,8 +103,9 @@ def paired(
   Returns:
     'both', 'only_first', 'only_second' and 'neither' count images;
     'difference' is the estimate of the first share less the second, with a
-    percentile bootstrap interval over images; 'p' is that of McNemar's exact
-    test (McNemar 1947), 1 where no image differs.
+    percentile bootstrap interval over images; where all images are alike, up to
+    Wilson's bound of the share of others that none of so many shows; 'p' is
+    that of McNemar's exact test (McNemar 1947), 1 where no image differs.
   """
   first, second = np.asarray(first, bool), np.asarray(second, bool)
   only_first, only_second = (
@@ -106,14 +115,26 @@ def paired(
   differ = only_first + only_second
   # Twice the chance of so few heads in as many throws of a fair coin.
   p = min(1.0, 2 * special.bdtr(min(only_first, only_second), differ, 0.5))
+  each = first.astype(float) - second
+  difference = mean(each)
+  if len(set(each)) == 1:  # each draw of the bootstrap would be the same
+    difference['interval'] = _of_alike(each)
   return {
     'both': int((first & second).sum()),
     'only_first': only_first,
     'only_second': only_second,
     'neither': int((~first & ~second).sum()),
-    'difference': mean(first.astype(float) - second),
+    'difference': difference,
     'p': float(p),
   }
+
+
+def _of_alike(each: Num[np.ndarray, 'images']) -> tuple[float, float]:
+  value = float(each[0])
+  others = wilson(np.zeros(len(each), bool))[1]
+  # Of -1 and 1 the others may be of the opposite sign.
+  width = others * (1 + abs(value))
+  return max(value - width, -1.0), min(value + width, 1.0)
 
 
 def wilson(right: Bool[np.ndarray, 'images']) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def _over_seeds(group: Sequence[Run]) -> Shown:
     if len(known) < 2:
       continue
     whole = statistics.over_seeds(known, is_rate=True)
-    low, high = whole['interval']
+    low, high = whole['interval'] or (None, None)  # all alike
     dots = [one['value'] for one in known]
     bars.append(
       {'label': name, 'value': whole['value'], 'low': low, 'high': high}
