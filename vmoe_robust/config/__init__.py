@@ -21,12 +21,12 @@ from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS
 from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import (
-  CORRUPTIONS,
   attacks,
   needs_checkpoint,
   shares_slots,
   studies,
 )
+from vmoe_robust.config.study_fields import CORRUPTIONS
 from vmoe_robust.errors import UserError
 
 __all__ = [

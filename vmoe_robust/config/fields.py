@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vmoe_robust.config.studies import study_fields
+from vmoe_robust.config.study_fields import study_fields
 
 # Of the fields' names and meanings. Whoever renames, moves or removes a field
 # raises it, and tells `config.saved` what became of the field.

@@ -4,7 +4,7 @@ A study that looks at the x_adv of the plain model has `ask(job)` besides: what
 it asks of a batch and its x_adv, so that several studies share these.
 
 To add one, write its file, name it in `STUDIES`, and give it a group of fields
-of that name in `config/studies.py`.
+of that name in `config/study_fields.py`.
 """
 
 from vmoe_robust.studies import (
