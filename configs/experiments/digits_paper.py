@@ -20,7 +20,7 @@ more, it does what is missing.
 Hardware: 2 CPU cores, no accelerator.
 
 Expected: not yet measured as a whole; some 14 CPU-hours. What there is so far:
-docs/experiments.md.
+docs/results/digits.md.
 """
 
 from vmoe_robust.experiment.twins import describe_twins
