@@ -146,21 +146,24 @@ def test_attacks_that_make_no_sense(changes, words):
 
 
 @pytest.mark.parametrize(
-  ('model', 'words'),
+  ('changes', 'words'),
   [
     (dict(experts=0, moe_every=0), 'the model is dense'),
-    (dict(), r'the model has none: config\.model\.router\.gshard'),
+    (
+      {'router.importance_weight': 0.0},  # load is of draws, and none is drawn
+      r'the model has none: config\.model\.router\.gshard_weight',
+    ),
+    ({'router.name': 'soft'}, "none: config.model.router.name='soft'"),
+    ({'router.name': 'hash'}, "none: config.model.router.name='hash'"),
+    ({'router.name': 'expert_choice'}, r'router\.z_weight are 0'),
   ],
+  ids=str,
 )
-def test_routers_without_a_loss_cannot_be_attacked(model, words):
-  config = sparse(**{f'model.{name}': n for name, n in model.items()})
-  config.attack.update(dict(class_weight=0.0, auxiliary_weight=0.5))
-  if not model:
-    config_lib.validate(config, 1)  # its routers have one
-    for name in config.model.router:
-      if name.endswith('_weight'):
-        config.model.router[name] = 0.0
-  with pytest.raises(UserError, match=f'auxiliary_weight=0.5 .* {words}'):
+def test_routers_without_a_loss_cannot_be_attacked(changes, words):
+  attack = {'attack.class_weight': 0.0, 'attack.auxiliary_weight': 0.5}
+  config_lib.validate(sparse(**attack), 1)  # its routers have one
+  config = sparse(**attack, **{f'model.{k}': v for k, v in changes.items()})
+  with pytest.raises(UserError, match=f'auxiliary_weight=0.5 .*{words}'):
     config_lib.validate(config, 1)
 
 

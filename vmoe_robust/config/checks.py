@@ -77,7 +77,9 @@ def validate(config: ConfigDict, devices: int) -> None:
   validate_objective(config)
   validate_attack(config.attack)
   if weight := config.attack.auxiliary_weight:
-    require_routers_loss(config, f'config.attack.auxiliary_weight={weight}')
+    require_routers_loss(
+      config.model, f'config.attack.auxiliary_weight={weight}'
+    )
   validate_machine(config)
   validate_study(config.study)
   validate_mesh(config, devices)

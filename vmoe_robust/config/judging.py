@@ -23,6 +23,12 @@ ATTACKS = WHOLE_ATTACKS + (
 _VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
 NORMS = ('linf', 'l2', 'l1')
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
+# Weights of the losses that routers have in evaluation, where nothing is drawn
+# and so no loss of the load defined; other routers have none.
+_ROUTERS_LOSSES = dict(
+  top_k=('gshard_weight', 'importance_weight', 'z_weight'),
+  expert_choice=('z_weight',),
+)
 
 
 def validate_attack(attack: ConfigDict) -> None:
@@ -99,21 +105,26 @@ def validate_attack(attack: ConfigDict) -> None:
       )
 
 
-def require_routers_loss(config: ConfigDict, field: str) -> None:
+def require_routers_loss(model: ConfigDict, field: str) -> None:
   """Refuses a model whose routers have no loss that an attack could raise.
 
   Args:
-    config: `config.model` counts.
+    model: `config.model`.
     field: which asks for the attack, with its value.
 
   Raises:
     UserError: it has none; names the fields.
   """
-  model, router = config.model, config.model.router
+  router = model.router
   what = f"{field} attacks the routers' auxiliary loss, and the model "
   if not moe_blocks(model):
     raise UserError(f'{what}is dense; leave it out, or use a V-MoE')
-  weights = [name for name in router if name.endswith('_weight')]
+  weights = _ROUTERS_LOSSES.get(router.name)
+  if weights is None:
+    raise UserError(
+      f'{what}has none: config.model.router.name={router.name!r}; leave it '
+      "out, or use a model of 'top_k'"
+    )
   if not any(router[name] for name in weights):
     names = ', '.join(f'config.model.router.{name}' for name in weights)
     raise UserError(

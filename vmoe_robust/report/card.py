@@ -16,8 +16,8 @@ from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.verdict import attack_name
 from vmoe_robust.report.table import percent, radius, some_of
 
-# Names of the hub for data sets that have others here; 'folder' is of nobody.
 _MOST_RADII = 5  # of a run
+# Names of the hub for data sets that have others here; 'folder' is of nobody.
 _HUB = {
   'cifar10': 'uoft-cs/cifar10',
   'cifar100': 'uoft-cs/cifar100',

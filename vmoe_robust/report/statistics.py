@@ -70,22 +70,15 @@ def over_seeds(
       'over': 'images',
     }
   value = float(np.mean(values))
-  if len(set(values)) == 1:
-    return {
-      'value': value,
-      'interval': None,
-      'n': len(values),
-      'over': 'seeds',
-    }
-  level = (1 + LEVEL) / 2
-  error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-  half = float(special.stdtrit(len(values) - 1, level)) * error
-  low, high = value - half, value + half
-  if is_rate:
-    low, high = max(low, 0.0), min(high, 1.0)
+  interval = None
+  if len(set(values)) > 1:
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = error * float(special.stdtrit(len(values) - 1, (1 + LEVEL) / 2))
+    low, high = value - half, value + half
+    interval = [max(low, 0.0), min(high, 1.0)] if is_rate else [low, high]
   return {
     'value': value,
-    'interval': [low, high],
+    'interval': interval,
     'n': len(values),
     'over': 'seeds',
   }

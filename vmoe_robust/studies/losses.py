@@ -118,7 +118,7 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
 
 def _check(config: ConfigDict):
   """Refuses a model without an auxiliary loss, and fields without effect."""
-  require_routers_loss(config, "config.study.name='losses'")
+  require_routers_loss(config.model, "config.study.name='losses'")
   for name, value in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
     if config.attack[name] != value:
       raise UserError(

@@ -5,6 +5,7 @@ from typing import Any
 
 from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.shown import Shown, of_figure
+from vmoe_robust.report.table import some_of
 
 _MOST_POINTS = 200  # of a curve
 # Metrics of training by panel: name, label, whether of the batch of a step.
@@ -67,8 +68,7 @@ def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
   lines = []
   for name, label, of_batch in curves:
     points = [(m['step'], m[name]) for m in metrics if name in m]
-    every = -(-len(points) // _MOST_POINTS) or 1
-    points = points[::-1][::every][::-1]  # the last one is among them
+    points = some_of(points, _MOST_POINTS)
     if points:
       x, y = zip(*points, strict=True)
       none = [None] * len(points)
