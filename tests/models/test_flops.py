@@ -56,12 +56,12 @@ def test_the_compiler_counts_as_much(vmoe, fields, router):
 @pytest.mark.parametrize('patch', [2, 4, 16])
 def test_the_compiler_counts_the_convolutions(patch, config_of):
   config = config_of(patch=patch, hidden=32)
-  module = stem.ConvStem(patch, 32, jnp.dtype('float32'))
+  module = stem.ConvStem(patch, 32, jnp.dtype('float32'), stem.product)
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   params = jax.eval_shape(module.init, jax.random.key(0), images)
   run = jax.jit(lambda p, images: module.apply(unbox(p), images))
   counted = run.lower(params, images).cost_analysis()['flops']
   formula = flops.forward(config_of(patch=patch, hidden=32, stem='conv'), 64)
   formula -= flops.forward(config, 64) - 2 * 64**2 * 3 * 32
-  # The compiler counts normalisations and GELU, but no zeros of the border.
-  assert 0.85 * counted < formula < 1.15 * counted
+  # The compiler counts normalisations and GELU besides.
+  assert 0.8 * counted < formula < counted

@@ -1,5 +1,7 @@
 """Stems, pooling and layer scale against independent NumPy versions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def gelu(x):
 
 @pytest.mark.parametrize('patch', [1, 2, 4, 8, 16])
 def test_the_stem_makes_the_patches_grid(patch):
-  module = ConvStem(patch, 16, jnp.dtype('float32'))
+  module = ConvStem(patch, 16, jnp.dtype('float32'), stem.product)
   images = np.random.default_rng(1).normal(size=(2, 32, 16, 3))
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(images))
   params = drawn(unbox(shapes['params']))
@@ -60,8 +62,46 @@ def test_the_stem_makes_the_patches_grid(patch):
   np.testing.assert_allclose(found, x, atol=2e-5 * np.abs(x).max())
 
 
+@pytest.mark.parametrize(
+  'side, stride, border', [(3, 1, 1), (3, 2, 1), (4, 4, 0)]
+)
+def test_a_product_is_a_convolution_with_its_gradients(side, stride, border):
+  rng = np.random.default_rng(2)
+  x = rng.normal(size=(2, 12, 8, 3)).astype(np.float32)
+  kernel = rng.normal(size=(side, side, 3, 5)).astype(np.float32)
+
+  def total(convolve, x, kernel):
+    padding = [(border, border)] * 2
+    out = convolve(
+      x,
+      kernel,
+      (stride, stride),
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return jnp.sin(out).sum(), out
+
+  for convolve in (stem.product, jax.lax.conv_general_dilated):
+    run = jax.value_and_grad(total, argnums=(1, 2), has_aux=True)
+    found = jax.jit(functools.partial(run, convolve))(x, kernel)
+    if convolve is stem.product:
+      expected = found
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected
+  )
+
+
+@pytest.mark.parametrize('kind', ['patch', 'conv'])
+def test_a_cpu_meets_no_convolution_in_a_loop(vmoe, weights_of, kind):
+  model = vmoe(stem=kind)
+  params = weights_of(model)
+  total = lambda params, x: model.apply(params, x)[0].sum()
+  jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))
+  assert 'conv_general' not in str(jaxpr(params, jnp.ones((2, 8, 8, 3))))
+
+
 def test_every_pixel_reaches_a_token():
-  module = ConvStem(16, 16, jnp.dtype('float32'))
+  module = ConvStem(16, 16, jnp.dtype('float32'), stem.product)
   images = jnp.ones((1, 32, 32, 1))
   params = unbox(jax.jit(module.init)(jax.random.key(0), images)['params'])
   images = jax.random.uniform(jax.random.key(1), (1, 32, 32, 1))

@@ -22,10 +22,11 @@ from vmoe_robust.robustness.work import Batches, Queue, fitting
 
 
 @functools.cache  # compiled once
-def programs(devices=1):
+def programs(devices=1, convolves=False):
   fn, images, labels = problem()
   mesh = create((devices, 1, 1), jax.devices()[:devices])
   target = of_function(fn, None, SHAPE, mesh)
+  target = dataclasses.replace(target, convolves=convolves)
   attacks = ensemble(('pgd', 'apgd_t', 'square'), 'linf', 5, Budget(6, 20))
   return Programs(target, attacks, norm='linf', seed=0, batch_size=16)
 
@@ -38,7 +39,7 @@ def uninterrupted():
   return found, kept, told
 
 
-def swept(folder=None, tell=lambda *_: None, devices=1):
+def swept(folder=None, tell=lambda *_: None, **how):
   """The attack, and x_adv of each radius."""
   _, images, labels = problem()
   kept = {}
@@ -48,7 +49,7 @@ def swept(folder=None, tell=lambda *_: None, devices=1):
     return kept[eps]
 
   found = sweep.run(
-    programs(devices),
+    programs(**how),
     Arrays(images, labels.astype(np.int32)),
     (0.03, 0.05),
     unfinished=Unfinished(folder, {'of': 'a test'}),
@@ -110,6 +111,19 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   here = np.flatnonzero(found.columns['eps'] == shown.eps)[shown.index]
   stands = found.columns['fallen_in'][here] == -1
   assert stands.tolist() == [False] * len(fell.index) + [True] * 16
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_loops_of_the_host_end_as_those_of_a_program(devices):
+  expected, kept, _ = uninterrupted()
+  found, apart = swept(devices=devices, convolves=True)
+  assert set(found.columns) == set(expected.columns)
+  for name, column in expected.columns.items():
+    np.testing.assert_allclose(
+      found.columns[name], column, atol=1e-5, err_msg=name
+    )
+  for eps, one in kept.items():
+    np.testing.assert_allclose(apart[eps].x_adv, one.x_adv, atol=1e-6)
 
 
 def test_what_ended_is_not_attacked_again(tmp_path):

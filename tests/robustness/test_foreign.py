@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import weakref
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from tests.robustness.problems import QUICK, problem
 from vmoe_robust import robust_accuracy
 from vmoe_robust.config import UserError
+from vmoe_robust.models.stem import product
 from vmoe_robust.robustness.foreign import of_function
 
 SHAPE = (6, 6, 1)
@@ -51,6 +53,16 @@ class Unhashable:
 
   def __call__(self, x):
     return x.reshape(len(x), -1) @ self.weights
+
+
+class Cnn(nn.Module):
+  convolution: Callable | None = None  # None: XLA's
+
+  @nn.compact
+  def __call__(self, x):
+    conv = functools.partial(nn.Conv, conv_general_dilated=self.convolution)
+    x = nn.tanh(conv(4, (3, 3), padding=1)(x))
+    return nn.Dense(5)(conv(4, (3, 3), 2, padding=1)(x).reshape(len(x), -1))
 
 
 def by_hand(logits):
@@ -203,3 +215,26 @@ def test_an_error_of_the_model_is_its_own():
 
   with pytest.raises(KeyError, match='a layer'):
     of_function(broken, None, SHAPE)
+
+
+def test_convolutions_are_found_and_attacked_alike():
+  # Those of XLA are slow in loops on a CPU, so that the host turns the loop.
+  weights = Cnn().init(jax.random.key(0), np.zeros((1, *SHAPE)))
+  results = []
+  for convolution in (None, product):
+    module = Cnn(convolution)
+    fn = jax.jit(module.apply)
+    target = of_function((fn, weights), None, SHAPE)
+    assert target.convolves == (convolution is None)
+    images, labels = by_hand(functools.partial(module.apply, weights))
+    results.append(
+      robust_accuracy(
+        (fn, weights), images, labels, attack='autoattack', eps=0.1, **QUICK
+      )
+    )
+  host, program = results
+  assert 0 < host.accuracy < 1
+  np.testing.assert_array_equal(host.robust, program.robust)
+  np.testing.assert_allclose(
+    host.x_adv[host.robust], program.x_adv[host.robust], atol=1e-5
+  )

@@ -1,7 +1,15 @@
-"""How an image becomes tokens: one convolution, or several small ones."""
+"""How an image becomes tokens: one convolution, or several small ones.
+
+What differs between backends: on a CPU a convolution is a product of matrices,
+as XLA's CPU compiler makes those in loops more than a hundred times slower, its
+gradient by the weights above all (github.com/jax-ml/jax/issues/12868).
+"""
+
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -24,6 +32,35 @@ def widths(patch: int, hidden: int) -> tuple[int, ...]:
   return tuple(hidden >> (number - 1 - i) for i in range(number))
 
 
+def product(
+  x: Float[Array, 'batch height width inputs'],
+  kernel: Float[Array, 'rows columns inputs outputs'],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **_,
+) -> Float[Array, 'batch down across outputs']:
+  """A convolution as one product of matrices.
+
+  What `jax.lax.conv_general_dilated` computes without dilation, to rounding.
+  The pixels under a kernel are copied: 9 / 4 of the image for a kernel of 3x3
+  at stride 2.
+  """
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  ranges = [
+    range(0, size - side + 1, stride)
+    for size, side, stride in zip(
+      x.shape[1:3], kernel.shape[:2], strides, strict=True
+    )
+  ]
+  places = [
+    [slice(i, i + r[-1] + 1, r.step) for i in range(side)]
+    for r, side in zip(ranges, kernel.shape[:2], strict=True)
+  ]
+  under = [x[:, rows, columns] for rows in places[0] for columns in places[1]]
+  matrix = kernel.reshape(-1, kernel.shape[-1])
+  return jnp.concatenate(under, axis=-1) @ matrix
+
+
 class ConvStem(nn.Module):
   """3x3 convolutions of stride 2 instead of patches (arXiv:2106.14881).
 
@@ -34,6 +71,7 @@ class ConvStem(nn.Module):
   patch: int
   hidden: int
   dtype: jnp.dtype
+  convolution: Callable | None = None  # None: XLA's own
 
   @nn.compact
   def __call__(
@@ -54,23 +92,40 @@ class ConvStem(nn.Module):
         kernel_init=_named(
           nn.initializers.lecun_normal(), (None, None, None, 'embed')
         ),
+        conv_general_dilated=self.convolution,
         name=f'conv_{i}',
       )(x)
     return x
 
 
-def stem(config: ConfigDict, dtype: jnp.dtype) -> nn.Module:
-  """The stem of `config.model`, a layer from pixels to a grid of tokens."""
+def convolution_on(mesh: Mesh) -> Callable | None:
+  """What computes convolutions on these devices; None: XLA's own."""
+  return product if mesh.devices.flat[0].platform == 'cpu' else None
+
+
+def stem(
+  config: ConfigDict, dtype: jnp.dtype, convolution: Callable | None
+) -> nn.Module:
+  """The stem of `config.model`, a layer from pixels to a grid of tokens.
+
+  Args:
+    config: `config.model`.
+    dtype: in which it computes.
+    convolution: see `convolution_on`.
+  """
   if config.stem == 'conv':
-    return ConvStem(config.patch, config.hidden, dtype, name='stem')
+    return ConvStem(
+      config.patch, config.hidden, dtype, convolution, name='stem'
+    )
   return nn.Conv(
     config.hidden,
     (config.patch, config.patch),
     strides=(config.patch, config.patch),
-    padding='VALID',
+    padding=0,
     dtype=dtype,
     kernel_init=_named(
       nn.initializers.lecun_normal(), (None, None, None, 'embed')
     ),
+    conv_general_dilated=convolution,
     name='embedding',
   )

@@ -13,7 +13,7 @@ from vmoe_robust.mesh import constrain_batch
 from vmoe_robust.models.layers import Attention, Dropout, LayerScale, Mlp
 from vmoe_robust.models.moe import Grouping, Moe, Record
 from vmoe_robust.models.routers.routing import DECIDED, at_least_float32
-from vmoe_robust.models.stem import stem
+from vmoe_robust.models.stem import convolution_on, stem
 
 _named = nn.with_logical_partitioning
 _xavier = nn.initializers.xavier_uniform()
@@ -143,7 +143,7 @@ class VisionTransformer(nn.Module):
     """Returns logits and each sparse block's record by its name."""
     config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
     x = (images - jnp.asarray(config.mean)) / jnp.asarray(config.std)
-    x = stem(config, dtype)(x.astype(dtype))
+    x = stem(config, dtype, convolution_on(self.mesh))(x.astype(dtype))
     grid = x.shape[1], x.shape[2]
     x = x.reshape(x.shape[0], -1, config.hidden)
     if config.head == 'token':

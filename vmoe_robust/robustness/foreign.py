@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
+from jax.extend.core import Jaxpr, subjaxprs
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -84,6 +85,7 @@ def of_function(
     classes=judge.classes,
     random=judge.takes_key or attacked.takes_key,
     differentiable=attacked.has_gradient(),
+    convolves=judge.convolves or attacked.convolves,
   )
 
 
@@ -92,7 +94,8 @@ class _Function:
 
   def __init__(self, model: Model, shape: tuple[int, int, int], name: str):
     """Finds out how it is called, and what it returns."""
-    self._name, self._shape, self.on_host = name, shape, False
+    self._name, self._shape = name, shape
+    self.on_host = self.convolves = False
     self._fn, self.weights = self._split(model)
     self.takes_key = _takes_key(self._fn)
     self.classes = self._find_classes()
@@ -174,7 +177,10 @@ class _Function:
     if not self.on_host:
       try:
         key = jax.eval_shape(jax.random.key, 0)
-        out = jax.eval_shape(ask, self.weights, self._images(batch), key)
+        jaxpr, out = jax.make_jaxpr(ask, return_shape=True)(
+          self.weights, self._images(batch), key
+        )
+        self.convolves = 'conv_general_dilated' in _operations(jaxpr.jaxpr)
         return self._shape_if_array(out)
       except TraceContextError as error:
         raise UserError(_TRAINING) from error
@@ -214,6 +220,12 @@ def _takes_key(fn: Callable) -> bool:
     return 'key' in inspect.signature(fn).parameters
   except (TypeError, ValueError):  # of what has no signature
     return False
+
+
+def _operations(jaxpr: Jaxpr) -> set[str]:
+  """Names of what a traced function does, and what it calls."""
+  own = {equation.primitive.name for equation in jaxpr.eqns}
+  return own.union(*map(_operations, subjaxprs(jaxpr)))
 
 
 def _numbers(leaf) -> np.ndarray:

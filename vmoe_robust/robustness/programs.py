@@ -12,6 +12,7 @@ from vmoe_robust.attacks import Ensemble, Stage
 from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
 from vmoe_robust.mesh.batch import BatchRows
 from vmoe_robust.robustness import slots
+from vmoe_robust.robustness.apart import Apart
 from vmoe_robust.robustness.images import Keeper
 from vmoe_robust.robustness.measure import Measure, Rows, Some
 from vmoe_robust.robustness.radius import STANDS, Left, Radius
@@ -101,11 +102,15 @@ class Programs:
       program, mesh = self.program(number), self.target.mesh
       place, whole = batch_sharding(mesh), replicated(mesh)
       jit = lambda f, **how: jax.jit(f, out_shardings=place, **how)
+      if self.target.convolves and mesh.devices.flat[0].platform == 'cpu':
+        advance = Apart(program, place)
+      else:
+        advance = jax.jit(
+          program.advance, donate_argnums=1, out_shardings=(place, whole)
+        )
       self._programs[number] = {
         'empty': jit(program.empty),
-        'advance': jax.jit(
-          program.advance, donate_argnums=1, out_shardings=(place, whole)
-        ),
+        'advance': advance,
         'outbox': jit(slots.Outbox.of),
         'collect': jit(slots.collect, donate_argnums=0),
         'pick': jit(slots.pick),

@@ -87,7 +87,8 @@ class Program:
     self._number, self._draws = number, draws
     # FAB looks where it has moved to, and has a value a rival, not an image.
     looks_itself = isinstance(stage.attack, Fab)
-    self._looks = stage.stays and not looks_itself
+    self.looks = stage.stays and not looks_itself
+    self.stays = stage.stays
 
   def empty(self, params: PyTree, items: Items) -> Slots:
     """Slots whose content means nothing."""
@@ -117,40 +118,59 @@ class Program:
       The slots, and of each slot its 'turn', whether it is 'broken' and the
       'value' of its loss.
     """
-    stage, stays = self._stage, self._stage.stays
-    target = dataclasses.replace(self._target, params=params)
-    key = jax.random.fold_in(jax.random.key(self._seed), 2**20 + self._number)
-    key = jax.random.fold_in(key, turn.tick)
-    fill = lambda slots: _choose(
-      enter, self._entered(target, items, active, turn.eps, key), slots
-    )
+    fill = lambda slots: self.fill(params, slots, items, enter, active, turn)
     slots = jax.lax.cond(turn.begins, fill, lambda slots: slots, slots)
-
-    def step(i, slots):
-      loss = self._loss(target, slots.goal, active, jax.random.fold_in(key, i))
-      state = slots.state
-      runs = active & (state.turn < stage.attack.steps)
-      if not stays:
-        runs &= ~state.broken
-      moved = stage.attack.step(loss, state, jnp.asarray(turn.eps))
-      return slots.replace(state=_choose(runs, moved, state))
-
-    if self._looks:
-      # Nobody needs the gradient of the last step.
-      count = turn.count - turn.ends
-      slots = jax.lax.fori_loop(0, count, step, slots)
-      last = lambda slots: self._look(target, slots, active, key)
+    step = lambda i, slots: self.step(params, slots, active, turn, i)
+    slots = jax.lax.fori_loop(0, self.count(turn), step, slots)
+    if self.looks:
+      last = lambda slots: self.last(params, slots, active, turn)
       slots = jax.lax.cond(turn.ends, last, lambda slots: slots, slots)
-    else:
-      slots = jax.lax.fori_loop(0, turn.count, step, slots)
-    if not stays:
-      slots = self._agree(target, slots, active, key)
+    if not self.stays:
+      agree = lambda slots: self.agree(params, slots, active, turn)
+      claims = (active & slots.state.broken).any()
+      slots = jax.lax.cond(claims, agree, lambda slots: slots, slots)
+    return slots, report(slots)
+
+  def count(self, turn: Turn) -> ArrayLike:
+    """Steps of a call; nobody needs the gradient of the very last one."""
+    return turn.count - turn.ends if self.looks else turn.count
+
+  def fill(self, params, slots, items, enter, active, turn) -> Slots:
+    """Items take their slots; arguments as of `advance`."""
+    target, key = self._drawn(params, turn)
+    entered = self._entered(target, items, active, turn.eps, key)
+    return _choose(enter, entered, slots)
+
+  def step(self, params, slots, active, turn, i) -> Slots:
+    """The step number `i` of a call; other arguments as of `advance`."""
+    target, key = self._drawn(params, turn)
+    loss = self._loss(target, slots.goal, active, jax.random.fold_in(key, i))
+    state, attack = slots.state, self._stage.attack
+    runs = active & (state.turn < attack.steps)
+    if not self.stays:
+      runs &= ~state.broken
+    moved = attack.step(loss, state, jnp.asarray(turn.eps))
+    return slots.replace(state=_choose(runs, moved, state))
+
+  def last(self, params, slots, active, turn) -> Slots:
+    """The end of images that stay; arguments as of `advance`."""
+    target, key = self._drawn(params, turn)
+    return self._look(target, slots, active, key)
+
+  def agree(self, params, slots, active, turn) -> Slots:
+    """A claim of the attack's counts if the judge agrees."""
+    target, key = self._drawn(params, turn)
     state = slots.state
-    return slots, {
-      'turn': state.turn,
-      'broken': state.broken,
-      'value': state.value,
-    }
+    claimed = active & state.broken
+    logits, _ = predict(
+      target, target.judge, state.x_adv, active, key, JUDGE_DRAWS
+    )
+    denied = claimed & ~self._broken(logits, slots.goal)
+    state = state.replace(
+      broken=state.broken & ~denied,
+      value=jnp.where(denied, -jnp.inf, state.value),
+    )
+    return slots.replace(state=state)
 
   def attempt(
     self, params: PyTree, batch: dict[str, Array], eps: ArrayLike
@@ -177,6 +197,12 @@ class Program:
     slots = self.empty(params, items)
     return self.advance(params, slots, items, mask, mask, turn)
 
+  def _drawn(self, params, turn) -> tuple[Target, Array]:
+    """What is attacked, and the key of a call."""
+    key = jax.random.fold_in(jax.random.key(self._seed), 2**20 + self._number)
+    target = dataclasses.replace(self._target, params=params)
+    return target, jax.random.fold_in(key, turn.tick)
+
   def _enter(self, params, items: Items, eps) -> Slots:
     """The images in their slots, before anything is asked."""
     stage, images = self._stage, as_floats(items.image)
@@ -195,7 +221,7 @@ class Program:
 
   def _entered(self, target, items, active, eps, key) -> Slots:
     slots = self._enter(target.params, items, eps)
-    if not self._looks:
+    if not self.looks:
       return slots
     # The clean image is the first candidate, so that no image comes out easier
     # than it went in.
@@ -210,23 +236,6 @@ class Program:
     """Asks the loss about `state.x`, and keeps it if it is worse."""
     loss = self._loss(target, slots.goal, active, key)
     return slots.replace(state=record(slots.state, *loss(slots.state.x)))
-
-  def _agree(self, target, slots, active, key) -> Slots:
-    """A claim of the attack's counts if the judge agrees."""
-    state = slots.state
-    claimed = active & state.broken
-
-    def judge(x):
-      logits, _ = predict(target, target.judge, x, active, key, JUDGE_DRAWS)
-      return self._broken(logits, slots.goal)
-
-    agreed = jax.lax.cond(claimed.any(), judge, lambda _: claimed, state.x_adv)
-    denied = claimed & ~agreed
-    state = state.replace(
-      broken=state.broken & ~denied,
-      value=jnp.where(denied, -jnp.inf, state.value),
-    )
-    return slots.replace(state=state)
 
   def _broken(self, logits, goal):
     """Wrong or, if that is what the stage wants, taken for the target."""
@@ -263,6 +272,12 @@ def objective(stage: Stage) -> Callable[[Array, PyTree, Goal], Array]:
     return stage.loss
   value = LOSSES[stage.loss]
   return lambda logits, more, goal: value(logits, goal.label, goal.target)
+
+
+def report(slots: Slots) -> dict[str, Array]:
+  """What the host has to know of each slot."""
+  state = slots.state
+  return {'turn': state.turn, 'broken': state.broken, 'value': state.value}
 
 
 @flax.struct.dataclass

@@ -58,6 +58,7 @@ class Target:
     is_known: `together` follows from how the model is built, and need not be
       tested.
     differentiable: whether `attacked` has a gradient by the image.
+    convolves: whether there are convolutions, see `apart.py`.
     context: `(params, clean images, mask)` to what a loss may compare with,
       such as the clean logits; computed once when an image enters.
     compare: columns of the results besides predictions and losses.
@@ -72,6 +73,7 @@ class Target:
   together: int = 1
   is_known: bool = False
   differentiable: bool = True
+  convolves: bool = False
   context: Callable[[PyTree, Images, Mask], PyTree] | None = None
   compare: Compare | None = None
 
