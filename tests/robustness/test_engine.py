@@ -126,6 +126,20 @@ def test_loops_of_the_host_end_as_those_of_a_program(devices):
     np.testing.assert_allclose(apart[eps].x_adv, one.x_adv, atol=1e-6)
 
 
+def test_what_compiles_inside_of_another_counts_once(monkeypatch):
+  known = programs()
+  mine = Programs(
+    known.target, known.ensemble, norm='linf', seed=0, batch_size=16
+  )
+  ticks = iter(range(9))
+  monkeypatch.setattr('time.perf_counter', lambda: float(next(ticks)))
+  inner = lambda: mine.timed(('inner',), lambda: None)
+  mine.timed(('outer',), inner)  # from 0 to 3, the inner one from 1 to 2
+  assert mine.compile_seconds == 3
+  mine.timed(('outer',), inner)
+  assert mine.compile_seconds == 3
+
+
 def test_what_ended_is_not_attacked_again(tmp_path):
   whole, first, rest = uninterrupted()[2], [], []
   with pytest.raises(Killed):

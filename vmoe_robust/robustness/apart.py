@@ -6,6 +6,8 @@ a gradient through a small ResNet takes some ten times as long. So on a CPU the
 host turns the loop of a model that has convolutions.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -17,25 +19,41 @@ class Apart:
   """`slots.Program.advance`, of programs without loops and branches."""
 
   def __init__(
-    self, program: slots_lib.Program, place: jax.sharding.NamedSharding
+    self,
+    program: slots_lib.Program,
+    place: jax.sharding.NamedSharding,
+    timed: Callable,
   ):
-    """Compiles nothing; `place` is where slots lie."""
-    jit = lambda part: jax.jit(part, donate_argnums=1, out_shardings=place)
-    self._program = program
-    self._fill, self._step = jit(program.fill), jit(program.step)
-    self._last, self._agree = jit(program.last), jit(program.agree)
+    """Compiles nothing.
+
+    Args:
+      program: whose parts are called.
+      place: where slots lie.
+      timed: see `programs.Programs.timed`; its key is a part's name and size.
+    """
+    self._program, self._timed = program, timed
+    parts = (program.fill, program.step, program.last, program.agree)
+    self._parts = {
+      part.__name__: jax.jit(part, donate_argnums=1, out_shardings=place)
+      for part in parts
+    }
 
   def __call__(
     self, params, slots, items, enter, active, turn
   ) -> tuple[slots_lib.Slots, dict[str, Array]]:
     """See `slots.Program.advance`; the slots are donated."""
-    program, more = self._program, (active, turn)
+    program = self._program
+
+    def call(name, *args):
+      key = name, len(active)
+      return self._timed(key, self._parts[name], params, slots, *args)
+
     if turn.begins:
-      slots = self._fill(params, slots, items, enter, *more)
+      slots = call('fill', items, enter, active, turn)
     for i in range(int(np.asarray(program.count(turn)))):
-      slots = self._step(params, slots, *more, np.int32(i))
+      slots = call('step', active, turn, np.int32(i))
     if program.looks and turn.ends:
-      slots = self._last(params, slots, *more)
+      slots = call('last', active, turn)
     if not program.stays and bool((active & slots.state.broken).any()):
-      slots = self._agree(params, slots, *more)
+      slots = call('agree', active, turn)
     return slots, slots_lib.report(slots)
