@@ -35,10 +35,28 @@ def test_bootstrap_agrees_with_the_normal_interval_of_many_images():
 
 
 def test_means_without_an_interval():
-  assert statistics.mean(np.full(5, 0.5))['interval'] == (0.5, 0.5)
+  assert statistics.mean(np.full(5, 0.5))['interval'] is None
   assert statistics.mean(np.ones(1)) == dict(value=1.0, interval=None, n=1)
   found = statistics.mean(np.array([1.0, np.inf]))
   assert found == dict(value=None, interval=None, n=2)
+
+
+@pytest.mark.parametrize(
+  'value, low, high', [(0, 0, 1), (1, 0, 1), (0.25, -1, 1)]
+)
+def test_means_of_values_that_are_all_alike_are_not_exact(value, low, high):
+  found = statistics.mean(np.full(20, value), (low, high))
+  # So large a share of others, at either end, is not told from none.
+  others = statistics.wilson(np.zeros(20, bool))[1]
+  expected = (
+    (1 - others) * value + others * low,
+    (1 - others) * value + others * high,
+  )
+  np.testing.assert_allclose(found['interval'], expected)
+  assert found['value'] == value
+  if value in (0, 1):  # as the share of images that it is
+    wilson = statistics.wilson(np.full(20, value, bool))
+    np.testing.assert_allclose(found['interval'], wilson)
 
 
 def test_pairs_are_compared_image_by_image():

@@ -13,6 +13,7 @@ def test_sharded_equals_unsharded(config, run_of, experts):
   config.model.experts = 8
   if experts == 'capacity':
     config.train.optimizer.update(dict(name='adamw', learning_rate=1e-3))
+    config.seed = 1  # with which no gradient is so near zero, see `small`
   alone = run_of(config, (1, 1, 1)).losses(4)
   for shape in SHAPES:
     config.mesh.fsdp = shape[0] == 2

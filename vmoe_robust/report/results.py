@@ -141,7 +141,7 @@ def environment() -> dict[str, object]:
       'level': statistics.LEVEL,
       'rates': 'Wilson score',
       'means': f'percentile bootstrap over images, {statistics.RESAMPLES} '
-      'resamples',
+      "resamples; of images that are all alike Wilson's bound",
     },
   }
 

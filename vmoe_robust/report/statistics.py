@@ -8,6 +8,8 @@ from jaxtyping import Bool, Num
 from scipy import special  # scipy.stats takes half a second
 
 LEVEL = 0.95
+# Between which numbers a share lies, and a share less another one.
+SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
 # How often images are drawn again, and how many numbers are drawn at a time.
 RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
@@ -25,16 +27,33 @@ def rate(right: Bool[np.ndarray, 'images']) -> Estimate:
   return {'value': value, 'interval': wilson(right), 'n': len(right)}
 
 
-def mean(values: Num[np.ndarray, 'images']) -> Estimate:
+def mean(
+  values: Num[np.ndarray, 'images'], limits: tuple[float, float] | None = None
+) -> Estimate:
   """A mean over images, with a percentile bootstrap interval over images.
 
-  The value is null where an image's is not finite, the interval also of fewer
-  than two images.
+  Where all images have the same value, each draw of the bootstrap would be the
+  same, and no width would say that the mean is exact. With `limits` the
+  interval then reaches as far as other images could move the mean, if their
+  share is Wilson's bound on what none of so many images shows.
+
+  Args:
+    values: one an image.
+    limits: between which numbers each value lies, such as `SHARE`.
+
+  Returns:
+    'value', null where an image's is not finite; 'interval', null then too, of
+    fewer than two images, and of values that are all alike without `limits`;
+    'n' (images).
   """
   values = np.asarray(values, np.float64)
   if not np.isfinite(values).all():
     return {'value': None, 'interval': None, 'n': len(values)}
-  interval = bootstrap(values) if len(values) > 1 else None
+  interval = None
+  if len(values) > 1 and (values != values[0]).any():
+    interval = bootstrap(values)
+  elif len(values) > 1 and limits:
+    interval = _of_alike(values, limits)
   return {
     'value': float(values.mean()),
     'interval': interval,
@@ -95,10 +114,8 @@ def paired(
 
   Returns:
     'both', 'only_first', 'only_second' and 'neither' count images;
-    'difference' is the estimate of the first share less the second, with a
-    percentile bootstrap interval over images; where all images are alike, up to
-    Wilson's bound of the share of others that none of so many shows; 'p' is
-    that of McNemar's exact test (McNemar 1947), 1 where no image differs.
+    'difference' is the first share less the second, see `mean`; 'p' is that of
+    McNemar's exact test (McNemar 1947), 1 where no image differs.
   """
   first, second = np.asarray(first, bool), np.asarray(second, bool)
   only_first, only_second = (
@@ -108,26 +125,20 @@ def paired(
   differ = only_first + only_second
   # Twice the chance of so few heads in as many throws of a fair coin.
   p = min(1.0, 2 * special.bdtr(min(only_first, only_second), differ, 0.5))
-  each = first.astype(float) - second
-  difference = mean(each)
-  if len(set(each)) == 1:  # each draw of the bootstrap would be the same
-    difference['interval'] = _of_alike(each)
   return {
     'both': int((first & second).sum()),
     'only_first': only_first,
     'only_second': only_second,
     'neither': int((~first & ~second).sum()),
-    'difference': difference,
+    'difference': mean(first.astype(float) - second, DIFFERENCE),
     'p': float(p),
   }
 
 
-def _of_alike(each: Num[np.ndarray, 'images']) -> tuple[float, float]:
-  value = float(each[0])
-  others = wilson(np.zeros(len(each), bool))[1]
-  # Of -1 and 1 the others may be of the opposite sign.
-  width = others * (1 + abs(value))
-  return max(value - width, -1.0), min(value + width, 1.0)
+def _of_alike(values, limits) -> tuple[float, float]:
+  value, (least, most) = float(values[0]), limits
+  others = wilson(np.zeros(len(values), bool))[1]
+  return value - others * (value - least), value + others * (most - value)
 
 
 def wilson(right: Bool[np.ndarray, 'images']) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from vmoe_robust.config import eps_name
 from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
-from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.statistics import SHARE, mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.report.tokens import TokenExperts
 from vmoe_robust.report.verdicts import NO_CLASS, is_right
@@ -147,11 +147,11 @@ def _rate_of_share(share: float, examples: int) -> dict:
 def _routing(rows: Columns, loads: dict, block: str) -> dict:
   after = loads[f'load_after/{block}']
   return {
-    'change': mean(rows[f'routing_change/{block}']),
-    'change_after_capacity': mean(rows[f'routing_change_kept/{block}']),
-    'change_official': mean(rows[f'routing_change_official/{block}']),
-    'dropped_before': mean(rows[f'dropped_before/{block}']),
-    'dropped_after': mean(rows[f'dropped_after/{block}']),
+    'change': mean(rows[f'routing_change/{block}'], SHARE),
+    'change_after_capacity': mean(rows[f'routing_change_kept/{block}'], SHARE),
+    'change_official': mean(rows[f'routing_change_official/{block}'], SHARE),
+    'dropped_before': mean(rows[f'dropped_before/{block}'], SHARE),
+    'dropped_after': mean(rows[f'dropped_after/{block}'], SHARE),
     'load_before': loads[f'load_before/{block}'].tolist(),
     'load_after': after.tolist(),
     'largest_load_over_mean': float(after.max() / max(after.mean(), 1e-9)),

@@ -20,7 +20,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
 from vmoe_robust.report.figures import Bar, BarPlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, paired, rate
+from vmoe_robust.report.statistics import SHARE, mean, paired, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
@@ -201,7 +201,7 @@ def _findings(columns: Columns, skipped, shown, config) -> Findings:
     skipped=sorted(skipped),
     rows=rows,
     summary={
-      'other_neighbours': mean(np.mean(drawn, 0)),
+      'other_neighbours': mean(np.mean(drawn, 0), SHARE),
       'ever_flipped': ever,
       'draws': len(drawn),
       'group_images': config.model.router.group_images,

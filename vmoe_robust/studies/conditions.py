@@ -22,7 +22,7 @@ from vmoe_robust.evaluate.batches import Batch, progress, rows_of
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.findings import Columns
-from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.statistics import SHARE, mean, rate
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.target import as_floats
 
@@ -179,14 +179,14 @@ def right(columns: Columns) -> np.ndarray:
 def rows(
   columns: Columns,
   conditions: Sequence[Condition],
-  means: Sequence[str] = (),
+  shares: Sequence[str] = (),
 ) -> list[dict]:
   """A row of results for each condition.
 
   Args:
     columns: of `measured`.
     conditions: as it had them.
-    means: columns of numbers whose mean over images is given.
+    shares: columns of shares whose mean over images is given.
   """
   found = []
   for condition in conditions:
@@ -194,7 +194,7 @@ def rows(
     row = {'condition': condition.name, **condition.about}
     row['accuracy'] = rate(right(here))
     row['not_finite'] = int((here['prediction_after'] < 0).sum())
-    found.append(row | {name: mean(here[name]) for name in means})
+    found.append(row | {name: mean(here[name], SHARE) for name in shares})
   return found
 
 

@@ -22,7 +22,7 @@ from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.models import Model
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
@@ -183,8 +183,8 @@ def _summary(right: dict, rows: list[dict], config: ConfigDict) -> dict:
   of = lambda names: np.mean([error[name] for name in names], axis=0)
   summary = {
     'clean_accuracy': rate(right[CLEAN]),
-    'mean_corruption_error': mean(of(error)),
-    'mean_corruption_error_above_clean': mean(of(error) - clean),
+    'mean_corruption_error': mean(of(error), SHARE),
+    'mean_corruption_error_above_clean': mean(of(error) - clean, DIFFERENCE),
     'not_finite': sum(row['not_finite'] for row in rows),
     'strengths_of': (
       'CIFAR-10-C' if config.data.image_size <= SMALL else 'ImageNet-C'
@@ -193,9 +193,9 @@ def _summary(right: dict, rows: list[dict], config: ConfigDict) -> dict:
     and set(settings.severities) == {1, 2, 3, 4, 5},
     'corruptions': {
       name: {
-        'mean_accuracy': mean(1 - each),
-        'mean_error': mean(each),
-        'error_above_clean': mean(each - clean),
+        'mean_accuracy': mean(1 - each, SHARE),
+        'mean_error': mean(each, SHARE),
+        'error_above_clean': mean(each - clean, DIFFERENCE),
       }
       for name, each in error.items()
     },
@@ -204,7 +204,7 @@ def _summary(right: dict, rows: list[dict], config: ConfigDict) -> dict:
     summary['frost'] = 'photographs' if settings.frost_dir else 'drawn'
   if _draws_frost(config) and len(error) > 1:
     rest = [name for name in error if name != 'frost']
-    summary['mean_corruption_error_without_frost'] = mean(of(rest))
+    summary['mean_corruption_error_without_frost'] = mean(of(rest), SHARE)
   return summary
 
 

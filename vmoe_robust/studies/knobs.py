@@ -17,7 +17,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Findings
-from vmoe_robust.report.statistics import mean, paired
+from vmoe_robust.report.statistics import SHARE, mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
@@ -64,7 +64,9 @@ def run(job: Job) -> Findings:
   columns, skipped = under.measured(job, 'knobs', shown, program, given)
   rows = under.rows(columns, shown)
   for row in rows:
-    row['one_draw'] = mean(under.of(columns, row['condition'])['one_draw'])
+    row['one_draw'] = mean(
+      under.of(columns, row['condition'])['one_draw'], SHARE
+    )
     both = [
       under.right(under.of(columns, name))
       for name in (row['condition'], _condition(row['eps'], TRAINED, None))

@@ -20,7 +20,15 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import plan
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import LEVEL, RESAMPLES, mean, paired, rate
+from vmoe_robust.report.statistics import (
+  DIFFERENCE,
+  LEVEL,
+  RESAMPLES,
+  SHARE,
+  mean,
+  paired,
+  rate,
+)
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
@@ -28,6 +36,8 @@ from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import crowding, questions
 
 CLASS, OVERFLOW = 'class', 'overflow'
+# Numbers of a group, and between which numbers they lie if that is known.
+_LIMITS = {'dropped': SHARE, 'max_over_mean': None, 'cv': None}
 
 
 def run(job: Job) -> Findings:
@@ -147,7 +157,7 @@ def _groups(here: Columns, blocks, group: int) -> Columns:
   with fewer images has more room for each, and is left out.
   """
   first = here['whole_group'] & (here['index'] % group == 0)
-  names = ('dropped', 'max_over_mean', 'cv', 'load')
+  names = (*_LIMITS, 'load')
   return {
     f'{block}/{name}': here[f'{block}/{name}'][first]
     for block in blocks
@@ -163,15 +173,15 @@ def _row(here: Columns, groups: Columns, clean: Columns, blocks) -> dict:
   dropless = is_right(here['prediction_dropless'], here['label'])
   return {
     'groups': len(dropped),
-    'dropped': mean(dropped),
-    'more_dropped': mean(dropped - before),
+    'dropped': mean(dropped, SHARE),
+    'more_dropped': mean(dropped - before, DIFFERENCE),
     'accuracy_dropless': rate(dropless),
     'capacity_less_dropless': paired(under.right(here), dropless),
     'blocks': {
       block: {
         **{
-          name: mean(groups[f'{block}/{name}'])
-          for name in ('dropped', 'max_over_mean', 'cv')
+          name: mean(groups[f'{block}/{name}'], limits)
+          for name, limits in _LIMITS.items()
         },
         **_pooled(groups[f'{block}/load']),
       }
@@ -197,7 +207,8 @@ def _pooled(load: Int[np.ndarray, 'groups experts']) -> dict:
     names, values, crowding.balance(draws @ load), strict=True
   ):
     low, high = np.percentile(again, [tail, 100 - tail]).tolist()
-    interval = [low, high] if number > 1 else None
+    # Of groups that are all alike each draw is the same, not exact.
+    interval = [low, high] if (load != load[0]).any() else None
     found[name] = {'value': float(value[0]), 'interval': interval, 'n': number}
   return found
 

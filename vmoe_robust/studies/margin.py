@@ -27,7 +27,7 @@ from vmoe_robust.models.moe import Record
 from vmoe_robust.models.routers.top_k import highest, pick
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, rate
+from vmoe_robust.report.statistics import SHARE, mean, rate
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import choices, questions
@@ -214,7 +214,7 @@ def _chosen(records, config) -> dict[str, Bool[Array, 'batch tokens experts']]:
 def _of_row(columns: Columns, blocks) -> dict:
   """Shares of tokens in each block, and of images with any such token."""
   found: dict = {
-    name: {block: mean(columns[f'{name}/{block}']) for block in blocks}
+    name: {block: mean(columns[f'{name}/{block}'], SHARE) for block in blocks}
     for name in SHARES
   }
   found['images'] = {

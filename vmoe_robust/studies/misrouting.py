@@ -26,7 +26,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, paired
+from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
@@ -202,8 +202,12 @@ def _means(right: dict, shown: Sequence[Corruption]) -> dict:
   each = {
     way: np.mean([right[one, way] for one in shown], axis=0) for way in WAYS
   }
-  found = {f'{way}_routing': mean(values) for way, values in each.items()}
-  return found | {'difference': mean(each[CLEAN_ROUTING] - each[OWN])}
+  found = {
+    f'{way}_routing': mean(values, SHARE) for way, values in each.items()
+  }
+  return found | {
+    'difference': mean(each[CLEAN_ROUTING] - each[OWN], DIFFERENCE)
+  }
 
 
 def _warnings(summary: dict, rows: list[dict], config) -> list[str]:

@@ -18,7 +18,7 @@ from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, paired
+from vmoe_robust.report.statistics import SHARE, mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import choices, questions
@@ -187,7 +187,7 @@ def _drawn(
       found[_condition(eps, RANDOM, 0, number).name] = {
         'eps': eps,
         'removed': number,
-        'accuracy': mean(np.mean(right, 0)),
+        'accuracy': mean(np.mean(right, 0), SHARE),
         'lowest': min(values),
         'highest': max(values),
       }

@@ -25,7 +25,7 @@ from vmoe_robust.models.routers.routing import Routing, at_least_float32
 from vmoe_robust.models.routers.top_k import highest
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean, paired
+from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
@@ -253,10 +253,10 @@ def _of_draws(columns: Columns, eps: float, controls) -> dict:
   share, rates = np.mean(draws, axis=0), np.mean(draws, axis=1)
   learned = _right(columns, eps, (LEARNED, 0))
   return {
-    'accuracy': mean(share),
+    'accuracy': mean(share, SHARE),
     'lowest_draw': float(rates.min()),
     'highest_draw': float(rates.max()),
-    'difference': mean(share - learned),
+    'difference': mean(share - learned, DIFFERENCE),
   }
 
 

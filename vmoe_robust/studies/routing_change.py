@@ -17,7 +17,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Record
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import mean
+from vmoe_robust.report.statistics import SHARE, mean
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
@@ -81,7 +81,7 @@ def _findings(
     row
     | {
       name: {
-        block: mean(under.of(columns, condition)[f'{name}/{block}'])
+        block: mean(under.of(columns, condition)[f'{name}/{block}'], SHARE)
         for block in blocks
       }
       for name in _MEASURES
