@@ -31,3 +31,5 @@ def test_a_trace_that_fails_is_a_warning(tmp_path, caplog):
   walk(Profile(tmp_path / 'file' / 'profile', (1, 2)), range(1, 4))
   (record,) = caplog.records
   assert 'profile gets no trace' in record.getMessage()
+  walk(Profile(tmp_path / 'next', (1, 2)), range(1, 4))  # of the same process
+  assert list((tmp_path / 'next').rglob('*.xplane.pb'))

@@ -27,6 +27,9 @@ class Profile:
     """Called before a step; a run that resumes inside starts there."""
     if not self._running and self._first <= step <= self._last:
       try:
+        # A trace that cannot be written in the end would never end: JAX then
+        # refuses all others of the process.
+        self._folder.mkdir(parents=True, exist_ok=True)
         jax.profiler.start_trace(self._folder)
         self._running = True
       except Exception as error:  # of whatever kind: training goes on
