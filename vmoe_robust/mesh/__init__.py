@@ -51,6 +51,11 @@ def create(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
   return Mesh(array, AXES, axis_types=types)
 
 
+def platform(mesh: Mesh) -> str:
+  """What the devices are: 'cpu', 'gpu' or 'tpu'."""
+  return mesh.devices.flat[0].platform
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Arrays whose leading axis is the batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

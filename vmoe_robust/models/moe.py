@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.mesh import DATA, EXPERT, MODEL, batch_shards
+from vmoe_robust.mesh import DATA, EXPERT, MODEL, batch_shards, platform
 from vmoe_robust.models import grouped
 from vmoe_robust.models.intervene import Intervention, intervened
 from vmoe_robust.models.routers import ROUTERS
@@ -80,7 +80,7 @@ class ExpertParallel:
 
   @property
   def _platform(self):
-    return self.mesh.devices.flat[0].platform
+    return platform(self.mesh)
 
   def __call__(
     self, weights: tuple, rows: Float[Array, 'experts rows dim']

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from vmoe_robust.mesh import platform
+
 _named = nn.with_logical_partitioning
 
 
@@ -100,7 +102,7 @@ class ConvStem(nn.Module):
 
 def convolution_on(mesh: Mesh) -> Callable | None:
   """What computes convolutions on these devices; None: XLA's own."""
-  return product if mesh.devices.flat[0].platform == 'cpu' else None
+  return product if platform(mesh) == 'cpu' else None
 
 
 def stem(

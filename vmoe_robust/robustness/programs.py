@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, PyTree
 
 from vmoe_robust.attacks import Ensemble, Stage
-from vmoe_robust.mesh import batch_sharding, batch_shards, replicated
+from vmoe_robust.mesh import batch_sharding, batch_shards, platform, replicated
 from vmoe_robust.mesh.batch import BatchRows
 from vmoe_robust.robustness import slots
 from vmoe_robust.robustness.apart import Apart
@@ -102,7 +102,7 @@ class Programs:
       program, mesh = self.program(number), self.target.mesh
       place, whole = batch_sharding(mesh), replicated(mesh)
       jit = lambda f, **how: jax.jit(f, out_shardings=place, **how)
-      if self.target.convolves and mesh.devices.flat[0].platform == 'cpu':
+      if self.target.convolves and platform(mesh) == 'cpu':
         timed = lambda key, *call: self.timed((number, *key), *call)
         advance = Apart(program, place, timed)
       else:
