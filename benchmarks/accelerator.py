@@ -13,11 +13,14 @@
   configs/cifar10_vit.py leaves, `torch`, and the package `autoattack`
   (https://github.com/fra31/auto-attack).
 
-Times are wall time, the median over a few turns; compiling is left out.
-`layer` took 144 seconds on an H200, most of it in compilers that try kernels
-out. `--long` takes larger batches, more turns and more images. Runs on CPUs
-too, with small models, to try the command itself. Tables for people, then one
-line of JSON for each part.
+Times are wall time, the median over a few turns; compiling is left out, and
+takes longer than all else: XLA tries kernels out. `layer` took 144 seconds on
+an H200; there `mfu` was not through with four programs after 125 seconds, on 16
+CPU cores. XLA_FLAGS=--xla_gpu_autotune_level=0 leaves the trials out.
+
+`--long` takes larger batches, more turns and more images. Runs on CPUs too,
+with small models, to try the command itself. Tables for people, then one line
+of JSON for each part.
 """
 
 import importlib.util
@@ -148,26 +151,20 @@ def mfu() -> dict:
     for name, sparse in (('vit_b16', False), ('moe_b16', True)):
       asked[name, batch] = _model('B/16', sparse, batch)
   with futures.ThreadPoolExecutor(4) as threads:  # they compile side by side
-    ready = {
+    made = {
       key: threads.submit(subjects.model_programs, config)
       for key, config in asked.items()
     }
-    ready = {key: found.result() for key, found in ready.items()}
-    first = {
-      (key, program): threads.submit(run)
-      for key, found in ready.items()
-      for program, run in found.items()
-    }
-  failed = {key: found.exception() for key, found in first.items()}
   print(f'{"model":<10}{"batch":>6}{"program":>8}{"img/s":>10}{"TFLOP/s":>9}')
   for (name, batch), config in asked.items():
     forward = flops.forward(config.model, config.data.image_size)
-    for program, run in ready[name, batch].items():
-      error = failed[(name, batch), program]
-      if error is not None:  # out of memory, or a kernel refuses this chip
+    for program in ('train', 'PGD'):
+      try:
+        run = made[name, batch].result()[program]
+        took = seconds(run, 5 if not _LONG.value else 15)
+      except Exception as error:  # out of memory, or a kernel refuses this chip
         print(f'{name:<10}{batch:>6}{program:>8}  {str(error)[:200]}')
         continue
-      took = seconds(run, 5 if not _LONG.value else 15)
       passes = 3 if program == 'train' else 2 * config.attack.steps
       rate = passes * forward * batch / took
       row = {'images_per_second': batch / took, 'flops_per_second': rate}
@@ -200,6 +197,7 @@ def torch_twin(loaded: Classifier):
     positions,
     patch=config.patch,
     heads=config.heads,
+    stem=config.stem,
     head=config.head,
     mean=config.mean,
     std=config.std,

@@ -110,10 +110,16 @@ def model_programs(config: config_lib.ConfigDict) -> dict:
     'mask': np.ones(number, bool),
     'index': np.arange(number, dtype=np.int32),
   }
-  step, eps = jax.jit(step, donate_argnums=0), np.float32(8 / 255)
   params = jax.tree.map(jnp.copy, state.params)
-  attack = Attacker(model, config).programs(params).attempt(0)
+  batch = jax.device_put(batch)  # as prefetching has done for a run
+  eps, attack = jnp.float32(8 / 255), Attacker(model, config).programs(params)
   batch_of_attack = batch | {'target': batch['label']}
+  lowered = [
+    jax.jit(step, donate_argnums=0).lower(state, batch),
+    attack.attempt(0).lower(params, batch_of_attack, eps),
+  ]
+  with futures.ThreadPoolExecutor(2) as threads:
+    step, attack = threads.map(lambda program: program.compile(), lowered)
 
   def train():
     nonlocal state

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vmoe_robust.models.stem import strides
+
 
 def model(
   weights: Mapping[str, np.ndarray],
@@ -11,6 +13,7 @@ def model(
   *,
   patch: int,
   heads: int,
+  stem: str = 'patch',
   head: str = 'gap',
   mean: float | tuple = 0.5,
   std: float | tuple = 0.5,
@@ -23,7 +26,8 @@ def model(
     positions: [tokens, width], added to the tokens.
     patch: its side in pixels.
     heads: of the attention.
-    head: 'gap' or 'token'.
+    stem: 'patch' or 'conv'.
+    head: 'gap', 'seqpool' or 'token'.
     mean: as `config.model` has it, of all channels or of each.
     std: the same.
     device: where it runs.
@@ -34,7 +38,6 @@ def model(
   flat, positions = {k: put(v) for k, v in weights.items()}, put(positions)
   mean, std = (put(np.reshape(v, (-1, 1, 1))) for v in (mean, std))
   layers = len({k.split('/')[1] for k in flat if 'encoderblock_' in k})
-  kernel = flat['embedding/kernel'].reshape(patch, patch, -1, len(positions[0]))
   functional = torch.nn.functional
 
   def linear(x, name):
@@ -45,6 +48,27 @@ def model(
   def norm(x, name):
     scale, bias = flat[f'{name}/scale'], flat[f'{name}/bias']
     return functional.layer_norm(x, scale.shape, scale, bias, 1e-6)
+
+  def convolution(x, name, stride, padding=0):
+    kernel = flat[f'{name}/kernel'].permute(3, 2, 0, 1)
+    return functional.conv2d(x, kernel, flat[f'{name}/bias'], stride, padding)
+
+  def tokens(x):
+    if stem == 'patch':
+      return convolution(x, 'embedding', patch).flatten(2).transpose(1, 2)
+    for i, stride in enumerate(strides(patch)):
+      if i:
+        x = norm(x.movedim(1, -1), f'stem/norm_{i - 1}').movedim(-1, 1)
+        x = functional.gelu(x, approximate='tanh')
+      x = convolution(x, f'stem/conv_{i}', stride, padding=1)
+    return x.flatten(2).transpose(1, 2)
+
+  def pooled(x):
+    if head == 'token':
+      return x[:, 0]
+    if head == 'gap':
+      return x.mean(1)
+    return ((x @ flat['seqpool/kernel']).softmax(1) * x).sum(1)
 
   def attention(x, name):
     parts = [
@@ -58,13 +82,7 @@ def model(
 
   class Vit(torch.nn.Module):
     def forward(self, x):
-      x = functional.conv2d(
-        (x - mean) / std,
-        kernel.permute(3, 2, 0, 1),
-        flat['embedding/bias'],
-        stride=patch,
-      )
-      x = x.flatten(2).transpose(1, 2)
+      x = tokens((x - mean) / std)
       if head == 'token':
         x = torch.cat([flat['cls'].expand(len(x), -1, -1), x], 1)
       x = x + positions
@@ -77,6 +95,6 @@ def model(
         y = functional.gelu(y, approximate='tanh')
         x = x + linear(y, f'{block}/Mlp/Dense_1')
       x = norm(x, 'Encoder/encoder_norm')
-      return linear(x[:, 0] if head == 'token' else x.mean(1), 'head')
+      return linear(pooled(x), 'head')
 
   return Vit().eval()

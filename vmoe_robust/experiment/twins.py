@@ -7,6 +7,7 @@ asked of each.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -39,6 +40,8 @@ def describe_twins(
   eps: Sequence[float],
   others: Mapping[str, float],
   part: Mapping[str, object],
+  recipes: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+  seeds: Sequence[int] = (0, 1, 2, 3, 4),
 ) -> ConfigDict:
   """Models of two configs, their attacks, studies and comparisons.
 
@@ -52,6 +55,9 @@ def describe_twins(
       were trained naturally at the first too.
     others: radii in other norms, in which the main pair is attacked.
     part: of `config.data`, for AutoAttack and the studies.
+    recipes: changes to all configs of natural training, by the name '', and
+      of adversarial training, '_adv'.
+    seeds: of each model.
   """
   models = {
     'dense': (dense, {}),
@@ -64,7 +70,9 @@ def describe_twins(
     dict(
       name=name + end,
       base=f'configs/{base}{end}.py',
-      changes=dict(model=changes, attack=dict(at_end=False)),
+      changes=dict(
+        recipes.get(end, {}), model=changes, attack=dict(at_end=False)
+      ),
     )
     for end in ('', '_adv')
     for name, (base, changes) in models.items()
@@ -136,5 +144,5 @@ def describe_twins(
         *((f'moe_{n}{end}', f'moe_e8{end}') for n in _ROUTERS),
       )
     ],
-    seeds=(0, 1, 2, 3, 4),
+    seeds=seeds,
   )
