@@ -52,10 +52,15 @@ def combine(config: ConfigDict, weights: Weights | None) -> ConfigDict:
     saved, own = _told(config, weights), (*own, *_UNTOLD)
   ignored = differences(config, default(), own)
   if ignored:
+    name = ignored[0].split(' ')[0]
+    if name.startswith('config.attack.'):
+      raise UserError(
+        f'{name} has no effect with config.study.name={config.study.name!r}, '
+        'which attacks nothing; leave it out'
+      )
     raise UserError(
-      f'{ignored[0].split(" ")[0]} has no effect with config.mode='
-      f'{config.mode!r}, where the model and the data are those of the '
-      "checkpoint's own run; leave it out"
+      f'{name} has no effect with config.mode={config.mode!r}, where the model '
+      "and the data are those of the checkpoint's own run; leave it out"
     )
   out = saved.copy_and_resolve_references()
   own = ('mode', 'seed', 'checkpoint', 'num_selected', config.mode, 'mesh')
