@@ -226,7 +226,8 @@ def test_what_has_no_effect_is_refused(name, saved, tmp_path):
 def test_missing_photographs_are_named_first(saved, tmp_path):
   config = of_study('corruptions', saved, names=('frost',), frost_dir='nowhere')
   with pytest.raises(UserError, match='frost_dir.*nowhere'):
-    run.run(config, tmp_path)
+    run.run(config, tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
 
 
 def test_two_processes_find_what_one_does(saved, tmp_path):

@@ -84,8 +84,8 @@ def open_job(
     if _is_shown(config, workdir, render, weights):
       yield None
       return
-    require_writable(workdir)
     with locked(workdir):
+      require_writable(workdir)
       # Another run may have ended meanwhile.
       if _is_shown(config, workdir, render, weights):
         yield None

@@ -79,8 +79,8 @@ def main(argv: list[str]) -> None:
   elif one:
     _run_one(one, states(every))
   else:
-    require_writable(workdir)
     with locked(workdir):
+      require_writable(workdir)
       _run_all(checked(config), workdir, every)
 
 

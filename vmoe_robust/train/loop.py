@@ -51,8 +51,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   workdir = local_path(workdir, '--workdir')
   if _is_finished(config, workdir, splits):  # its disk may be read-only
     return
-  require_writable(workdir)
   with locked(workdir):
+    require_writable(workdir)
     # Another run may have ended just now.
     if not _is_finished(config, workdir, splits):
       _run(config, workdir, splits)
