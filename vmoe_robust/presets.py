@@ -212,12 +212,12 @@ CIFAR10 = dict(
     flip=True,
   ),
   train=dict(
-    steps=3200,
-    batch_size=128,
+    steps=12_000,
+    batch_size=64,
     optimizer=dict(learning_rate=1e-3, warmup_steps=400, weight_decay=0.05),
   ),
-  eval=dict(every_steps=800),
-  save=dict(every_steps=500),
+  eval=dict(every_steps=3000),
+  save=dict(every_steps=1000),
   attack=dict(eps=(2 / 255, 8 / 255), steps=10),
 )
 CIFAR10_ADVERSARIAL = dict(
@@ -228,7 +228,15 @@ CIFAR10_ADVERSARIAL = dict(
   ),
   attack=dict(eps=(8 / 255,), steps=20),
 )
-CIFAR10_VIT = dict(patch=4, hidden=128, layers=6, heads=4, mlp=256, head='gap')
+CIFAR10_VIT = dict(
+  stem='conv',
+  patch=4,
+  hidden=128,
+  layers=6,
+  heads=4,
+  mlp=256,
+  head='seqpool',
+)
 
 # One expert a token: the active FLOPs are the dense model's.
 SMALL_SPARSE = dict(experts=8, moe_every=2, router=dict(selected=1))

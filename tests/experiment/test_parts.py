@@ -48,7 +48,7 @@ def of(name, monkeypatch):
 def test_the_experiments_are_there():
   assert set(NAMES) == {
     *('digits_paper', 'cifar10_paper', 'imagenet_cost', 'imagenet_routing'),
-    *('imagenet_redundancy', 'imagenet_adversarial'),
+    *('imagenet_redundancy', 'imagenet_adversarial', 'digits_objectives'),
   }
 
 

@@ -12,6 +12,7 @@ from vmoe_robust.report.figures import (
   LinePlot,
   Matrix,
 )
+from vmoe_robust.report.labels import apart
 
 
 def line(label, panel=''):
@@ -31,6 +32,25 @@ def test_lines_are_drawn_and_kept_as_data(tmp_path, panels):
   assert sorted(p.name for p in tmp_path.iterdir()) == [
     *('curve.json', 'curve.png', 'curve.svg')
   ]
+
+
+def test_each_line_is_named_where_it_ends(tmp_path):
+  nan = float('nan')
+  lines = [line('first'), line('second'), line('third', 'other panel')]
+  lines.append(Line('nowhere', [0, 1], [nan] * 2, [nan] * 2, [nan] * 2))
+  LinePlot('named', 'lines', 'eps', 'accuracy', lines).draw(
+    tmp_path / 'named.png'
+  )
+  svg = (tmp_path / 'named.svg').read_text()
+  for one in lines:
+    assert svg.count(f'<!-- {one.label} -->') == 1
+
+
+def test_names_that_meet_move_apart():
+  assert apart([0.5, 0.1], 0, 1, 0.1) == [0.5, 0.1]  # those far apart stay
+  np.testing.assert_allclose(apart([0.5, 0.5, 0.5], 0, 1, 0.1), [0.5, 0.6, 0.7])
+  np.testing.assert_allclose(apart([1, 0.95, 0], 0, 1, 0.1), [1, 0.9, 0])
+  np.testing.assert_allclose(apart([0, 0, 0], 0, 1, 0.4), [0, 0.4, 0.8])
 
 
 @pytest.mark.parametrize(

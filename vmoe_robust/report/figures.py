@@ -8,11 +8,13 @@ import numpy as np
 
 from vmoe_robust.files import write_json
 from vmoe_robust.report.canvas import figure_of, plain, save
+from vmoe_robust.report.labels import apart
 from vmoe_robust.report.statistics import Estimate
 
 # Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
 _MARKERS = 'osD^vPX'
+_LINE = 10  # points, of a line of text beside a panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,24 +208,24 @@ class LinePlot(_Numbers):
     panels = list(dict.fromkeys(line.panel for line in self.lines))
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    size = (6.4, 4.2) if len(panels) == 1 else (4.6 * columns, 3.4 * rows)
-    figure, axes = figure_of(*size, rows, columns)
+    width, height = (7.6, 4.2) if len(panels) == 1 else (6.0, 3.4)
+    figure, axes = figure_of(width * columns, height * rows, rows, columns)
     for place, axis in enumerate(np.asarray(axes).reshape(-1)):
       if place >= len(panels):
         axis.set_axis_off()
         continue
-      _draw_panel(axis, self, panels[place], place)
+      _draw_panel(axis, self, panels[place])
     figure.suptitle(plain(self.title), fontsize=11)
-    if self.note:
-      figure.supxlabel(plain(self.note), fontsize=7.5)
+    below = [text for text in (self.note, 'Bands: 95% intervals.') if text]
+    figure.supxlabel(plain('\n'.join(below)), fontsize=7.5)
     save(figure, path)
 
 
-def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
+def _draw_panel(axis, plot: LinePlot, panel: str):
   lines = [line for line in plot.lines if line.panel == panel]
+  times = 100 if plot.is_rate else 1
   for number, line in enumerate(lines):
     colour = _COLOURS[number % len(_COLOURS)]
-    times = 100 if plot.is_rate else 1
     y, low, high = (
       times * np.array(v, float) for v in (line.y, line.low, line.high)
     )
@@ -235,7 +237,6 @@ def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
       markersize=4.5,
       linewidth=1.4,
       linestyle='--' if line.dashed else '-',
-      label=plain(line.label),
     )
     axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     if len(line.x) == 1:  # a band needs two points
@@ -247,5 +248,40 @@ def _draw_panel(axis, plot: LinePlot, panel: str, place: int):
   axis.grid(alpha=0.25, linewidth=0.5)
   if panel:
     axis.set_title(plain(panel), fontsize=10)
-  band = 'band: 95% interval' if not place else None
-  axis.legend(fontsize=7.5, title=band, title_fontsize=7.5, framealpha=0.7)
+  _name_lines(axis, lines, times)
+
+
+def _name_lines(axis, lines: Sequence[Line], times: float):
+  """Writes each line's name to the right of the panel, where the line ends."""
+  axis.margins(x=0.02)
+  ends = [_end(line, times, axis) for line in lines]
+  height = axis.get_window_extent().height * 72 / axis.figure.dpi  # in points
+  places = apart([y for _, y in ends], 0, 1, _LINE / height)
+  for number, line in enumerate(lines):
+    axis.annotate(
+      plain(line.label),
+      ends[number],
+      (1.06, places[number]),
+      xycoords='axes fraction',
+      textcoords='axes fraction',
+      va='center',
+      fontsize=7.5,
+      arrowprops=dict(
+        arrowstyle='-',
+        color=_COLOURS[number % len(_COLOURS)],
+        linewidth=0.9,
+        shrinkA=1,
+        shrinkB=4,
+        relpos=(0, 0.5),
+      ),
+    )
+
+
+def _end(line: Line, times: float, axis) -> tuple[float, float]:
+  """Where a line ends, in shares of the panel's width and height."""
+  known = np.flatnonzero(np.isfinite(np.array(line.y, float)))
+  if not len(known):
+    return 0, 0
+  end = line.x[known[-1]], times * line.y[known[-1]]
+  in_axes = axis.transData - axis.transAxes
+  return tuple(np.clip(in_axes.transform(end), 0, 1))

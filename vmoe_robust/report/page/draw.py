@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vmoe_robust.report.labels import apart
 from vmoe_robust.report.page.scales import Scale, scale
 from vmoe_robust.report.page.svg import (
   COLOURS,
   LINE,
   WIDTH,
-  apart,
   drawing,
   is_known,
   marker,
@@ -141,7 +141,7 @@ def _panel(figure, panel) -> Markup:
     parts.append(_line(figure, line, number, x, y))
     known = [v for v in line['y'] if is_known(v)]
     ends.append(y(known[-1]) if known else bottom)
-  for number, at in enumerate(apart(ends, _TOP + 4, bottom)):
+  for number, at in enumerate(apart(ends, _TOP + 4, bottom, LINE)):
     parts.append(
       marker(number, right + 9, at)
       + Markup('<text x="{:.1f}" y="{:.1f}">{}</text>').format(

@@ -73,18 +73,6 @@ def marker(number: int, x: float, y: float, tip: str = '') -> Markup:
   ).format(number % COLOURS, x, y, _MARKERS[number % len(_MARKERS)], more)
 
 
-def apart(places: list[float], low: float, high: float) -> list[float]:
-  """Places at least a line of text apart, as near as can be to those given."""
-  order = sorted(range(len(places)), key=places.__getitem__)
-  out, last = list(places), low - LINE
-  for i in order:
-    out[i] = last = max(places[i], last + LINE)
-  above = high + LINE
-  for i in reversed(order):
-    out[i] = above = min(out[i], above - LINE)
-  return out
-
-
 def is_known(value: float | None) -> bool:
   """Whether a number is one that can be drawn."""
   return value is not None and math.isfinite(value)
