@@ -39,7 +39,7 @@ def percent(share: float | None) -> str:
 def radius(norm: str, eps: float) -> str:
   """A radius as people write it: '8/255' in linf."""
   if norm == 'linf':
-    return f'{255 * eps:.3g}/255'
+    return f'{255 * eps:.4g}/255'
   return f'{eps:.4g}'
 
 

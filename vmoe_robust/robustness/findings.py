@@ -11,7 +11,7 @@ from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import SHARE, mean, rate
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, radius, table
 from vmoe_robust.report.tokens import TokenExperts
 from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness.sweep import Shown, Swept
@@ -229,8 +229,11 @@ def render(results: dict) -> str:
   ]
   for row in rows:
     eps, accuracy = row['eps'], row['robust_accuracy']
-    shown = f'{255 * eps:.3g}/255' if row['norm'] == 'linf' else f'{eps:.4g}'
-    line = [shown, percent(accuracy['value']), _interval(accuracy)]
+    line = [
+      radius(row['norm'], eps),
+      percent(accuracy['value']),
+      _interval(accuracy),
+    ]
     line += [_loss(row['loss_after'])]
     line += [percent(row['prediction_changes']['value'])]
     line += [

@@ -56,7 +56,7 @@ def at_radii(radii: Sequence[float]) -> list[Condition]:
 
 def radius(eps: float) -> str:
   """A radius as figures name it."""
-  return f'eps {255 * eps:.3g}/255' if eps else 'clean'
+  return f'eps {255 * eps:.4g}/255' if eps else 'clean'
 
 
 def attacked_by(config: ConfigDict, rows: Sequence[Mapping]) -> str:

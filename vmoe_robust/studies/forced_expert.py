@@ -193,7 +193,7 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
       x = [row['expert'] for row in here]
       lines.append(Line.of(under.radius(eps), x, found, block, times=100))
   router = ', '.join(
-    f'{percent(row["accuracy"]["value"])} at eps {255 * row["eps"]:.3g}/255'
+    f'{under.radius(row["eps"])} {percent(row["accuracy"]["value"])}'
     for row in rows
     if row['forced'] == ROUTER
   )

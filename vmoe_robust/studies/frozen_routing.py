@@ -190,9 +190,10 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
   """The lines of the other figure lie close; these are paired."""
   bars = []
   for pair in PAIRS:
-    for at, found in compared.items():
-      one = found[pair]['difference']
-      bars.append(Bar.of(at, one, pair.replace('_', ' '), times=100))
+    for eps in dict.fromkeys(row['eps'] for row in rows if row['eps']):
+      one = compared[f'eps {eps_name(eps)}'][pair]['difference']
+      name = pair.replace('_', ' ')
+      bars.append(Bar.of(under.radius(eps), one, name, times=100))
   return BarPlot(
     'frozen_routing_differences',
     f'What routing changes under {under.attacked_by(config, rows)}',

@@ -14,7 +14,7 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Bar, BarPlot
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.statistics import paired, rate
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, radius, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
@@ -106,10 +106,9 @@ def _figure(rows: list[dict], config: ConfigDict) -> BarPlot:
   bars = []
   for row in rows:
     name, found = row['condition'], row['accuracy']
-    label = name if row['eps'] is None else f'{name}, eps {row["eps"]:.3g}'
-    label = label if name in NORMS else name
+    eps = f', eps {radius(name, row["eps"])}' if name in NORMS else ''
     group = groups.get(name, 'one norm')
-    bars.append(Bar.of(label, found, group))
+    bars.append(Bar.of(name + eps, found, group))
   n, settings = rows[0]['accuracy']['n'], config.attack
   title = (
     f'Union over norms, {settings.name} ({settings.steps} steps), '
