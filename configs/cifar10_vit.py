@@ -8,7 +8,8 @@ Command:
 
 Hardware: 2 CPU cores in about an hour, or any accelerator.
 
-Expected: not yet measured.
+Expected: 76.0% accuracy on the test set (seed 0, without the attack);
+docs/results/small_runs.md has the curve.
 """
 
 from vmoe_robust import config as config_lib
