@@ -11,7 +11,7 @@ Command:
 
 Hardware: 2 CPU cores, no accelerator.
 
-Expected: docs/training.md.
+Expected: not yet measured.
 """
 
 from vmoe_robust import experiment
