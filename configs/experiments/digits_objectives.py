@@ -18,7 +18,7 @@ from vmoe_robust import experiment
 
 SINGLE = dict(steps=10)  # the field's default: they have one step
 OBJECTIVES = {
-  'natural': dict(eps=8 / 255, steps=10),
+  'natural': dict(eps=8 / 255, steps=10),  # the defaults: it has no attack
   'pgd': {},
   'trades': {},
   'mart': {},

@@ -46,6 +46,15 @@ def test_each_line_is_named_where_it_ends(tmp_path):
     assert svg.count(f'<!-- {one.label} -->') == 1
 
 
+@pytest.mark.parametrize('low', [0.4, float('nan')])
+def test_a_picture_without_intervals_names_none(tmp_path, low):
+  lines = [Line('one', [0, 1], [0.9, 0.5], [low] * 2, [low] * 2)]
+  LinePlot('p', 'p', 'x', 'y', lines, note='a note').draw(tmp_path / 'p.png')
+  svg = (tmp_path / 'p.svg').read_text()
+  assert '<!-- a note -->' in svg
+  assert ('95% intervals' in svg) == np.isfinite(low)
+
+
 def test_names_that_meet_move_apart():
   assert apart([0.5, 0.1], 0, 1, 0.1) == [0.5, 0.1]  # those far apart stay
   np.testing.assert_allclose(apart([0.5, 0.5, 0.5], 0, 1, 0.1), [0.5, 0.6, 0.7])

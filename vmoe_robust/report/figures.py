@@ -216,8 +216,12 @@ class LinePlot(_Numbers):
         continue
       _draw_panel(axis, self, panels[place])
     figure.suptitle(plain(self.title), fontsize=11)
-    below = [text for text in (self.note, 'Bands: 95% intervals.') if text]
-    figure.supxlabel(plain('\n'.join(below)), fontsize=7.5)
+    known = any(
+      np.isfinite(np.array(line.low, float)).any() for line in self.lines
+    )
+    band = 'Bands: 95% intervals.' if known else ''
+    below = '\n'.join(text for text in (self.note, band) if text)
+    figure.supxlabel(plain(below), fontsize=7.5)
     save(figure, path)
 
 
