@@ -36,7 +36,7 @@ from vmoe_robust import config as config_lib  # noqa: E402
 from vmoe_robust import mesh as mesh_lib  # noqa: E402
 from vmoe_robust.attacks import Budget, ensemble  # noqa: E402
 from vmoe_robust.data.rows import Rows  # noqa: E402
-from vmoe_robust.data.source import Every  # noqa: E402
+from vmoe_robust.data.source import Part  # noqa: E402
 from vmoe_robust.evaluate.attack import Attacker  # noqa: E402
 from vmoe_robust.models import build  # noqa: E402
 from vmoe_robust.robustness import engine  # noqa: E402
@@ -161,7 +161,9 @@ def wide() -> dict[str, float]:
   with contextlib.closing(Rows(source, config.data)) as rows:
     clean = programs.measure.clean(params, rows)
   source.labels = clean.columns['prediction_before']  # all are attacked
-  attacker(params, Every(source, 8), Unfinished(None, {}))  # compiles
+  attacker(
+    params, Part(source, np.arange(0, len(source), 8)), Unfinished(None, {})
+  )  # compiles
   clock = Clock()
   clock.watch(programs)
   with tempfile.TemporaryDirectory() as folder:

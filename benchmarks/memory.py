@@ -21,7 +21,8 @@ import jax
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.cost import program
-from vmoe_robust.rehearse import datasets, topology
+from vmoe_robust.data import known
+from vmoe_robust.rehearse import topology
 from vmoe_robust.rehearse.programs import Programs
 
 IMAGES = 32  # of a device
@@ -57,7 +58,7 @@ def load(name: str, fields: dict, devices: int) -> config_lib.ConfigDict:
   config.update_from_flattened_dict(fields)
   batch = min(config.train.batch_size, IMAGES * devices)
   config.train.batch_size = config.attack.batch_size = batch
-  config, _ = datasets.resolve(config)
+  config, _ = known.resolve(config)
   config_lib.validate(config, devices)
   return config
 
