@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe_robust.report import figures
 from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import (
   Bar,
@@ -44,6 +45,20 @@ def test_each_line_is_named_where_it_ends(tmp_path):
   svg = (tmp_path / 'named.svg').read_text()
   for one in lines:
     assert svg.count(f'<!-- {one.label} -->') == 1
+
+
+def test_a_name_points_at_the_last_point_of_its_line(tmp_path, monkeypatch):
+  kept = []
+  monkeypatch.setattr(figures, 'save', lambda figure, path: kept.append(figure))
+  lines = [line('a'), Line('b', [0, 2], [0.2, 0.4], [0.1, 0.3], [0.3, 0.5])]
+  LinePlot('p', 'p', 'x', 'y', lines).draw(tmp_path / 'p.png')
+  kept[0].savefig(tmp_path / 'p.png')
+  [axis] = kept[0].axes
+  ends = [
+    (axis.transData - axis.transAxes).transform(end)
+    for end in ((1, 50), (2, 40))
+  ]
+  np.testing.assert_allclose([text.xy for text in axis.texts], ends, atol=1e-6)
 
 
 @pytest.mark.parametrize('low', [0.4, float('nan')])

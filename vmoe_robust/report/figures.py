@@ -258,6 +258,7 @@ def _draw_panel(axis, plot: LinePlot, panel: str):
 def _name_lines(axis, lines: Sequence[Line], times: float):
   """Writes each line's name to the right of the panel, where the line ends."""
   axis.margins(x=0.02)
+  axis.autoscale_view()  # else the limits change when the picture is drawn
   ends = [_end(line, times, axis) for line in lines]
   height = axis.get_window_extent().height * 72 / axis.figure.dpi  # in points
   places = apart([y for _, y in ends], 0, 1, _LINE / height)
