@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -321,6 +322,48 @@ def test_states_of_an_attack(tmp_path):
   assert 'weights that changed' in look(judging).detail
   (judging.folder / 'results.json').write_text('{')
   assert look(judging).name == 'failed' and 'damaged' in look(judging).detail
+
+
+def test_checkpoints_may_be_deleted_when_all_is_done(tmp_path):
+  ends = dict(attack=dict(at_end=False), train=dict(steps=9))
+  training, judging = one(ends, tmp_path)
+  trained(training, 9)
+  write_results(judging, training)
+  shutil.rmtree(training.folder / 'checkpoints')
+  found = states([training, judging])
+  assert {state.name for state in found.values()} == {'finished'}
+  # Of another configuration, or not all: it has to be trained again.
+  for changed in (dict(model=dict(hidden=32)), dict(train=dict(steps=12))):
+    found = states(one(ends | changed, tmp_path))
+    assert found[training.name].name == 'not started'
+  judging.config.attack.steps += 1
+  assert states([training, judging])[training.name].name == 'not started'
+  judging.config.attack.steps -= 1
+  assert states([training])[training.name].name == 'not started'
+  (judging.folder / 'results.json').write_text('{')
+  assert states([training, judging])[training.name].name == 'not started'
+
+
+def test_what_a_fine_tuning_started_from_may_be_deleted(tmp_path):
+  ends = dict(attack=dict(at_end=False), train=dict(steps=9))
+  config = experiment.describe(
+    runs=[
+      dict(RUN, changes=ends),
+      dict(RUN, name='b', start='a', changes=ends),
+    ],
+    attacks=[dict(PGD, of=('b',))],
+  )
+  first, second, judging = parts(config, tmp_path)
+  for training in (first, second):
+    trained(training, 9)
+  write_results(judging, second)
+  shutil.rmtree(first.folder / 'checkpoints')
+  every = [first, second, judging]
+  assert {state.name for state in states(every).values()} == {'finished'}
+  shutil.rmtree(second.folder / 'checkpoints')
+  assert {state.name for state in states(every).values()} == {'finished'}
+  (judging.folder / 'results.json').unlink()
+  assert {state.name for state in states(every).values()} == {'not started'}
 
 
 def write_results(judging, training, checksum=None):

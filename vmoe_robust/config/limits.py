@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable
 
 from vmoe_robust.errors import UserError
 
+# Of more choices than this, an error names only the first few.
+_NAMED, _FEW = 40, 5
+
 
 def choose(field: str, value: str, choices: Iterable[str]) -> str:
   """Returns `value` if it is one of `choices`.
@@ -18,9 +21,12 @@ def choose(field: str, value: str, choices: Iterable[str]) -> str:
   if value not in choices:
     near = difflib.get_close_matches(str(value), choices, 1, cutoff=0.5)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
+    few = choices if len(choices) <= _NAMED else choices[:_FEW]
+    more = f', ... ({len(choices)} in all)' if len(few) < len(choices) else ''
     raise UserError(
       f'{field}={value!r} is not known{hint}; use one of '
-      + ', '.join(repr(c) for c in choices)
+      + ', '.join(repr(c) for c in few)
+      + more
     )
   return value
 

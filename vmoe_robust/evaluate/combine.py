@@ -47,9 +47,25 @@ def combine(config: ConfigDict, weights: Weights | None) -> ConfigDict:
   """
   if weights is None:
     return _alone(config)
-  saved, own = weights.config, (*_OWN, *_settings(config))
-  if saved is None:
-    saved, own = _told(config, weights), (*own, *_UNTOLD)
+  if weights.config is None:
+    return combine_saved(config, _told(config, weights), _UNTOLD)
+  return combine_saved(config, weights.config)
+
+
+def combine_saved(
+  config: ConfigDict, saved: ConfigDict, untold: tuple[str, ...] = ()
+) -> ConfigDict:
+  """As `combine`, of weights that were trained with a known configuration.
+
+  Args:
+    config: of a mode.
+    saved: the configuration of the run.
+    untold: fields that it does not tell, which `config` may set.
+
+  Raises:
+    UserError: a field was set that would have no effect.
+  """
+  own = (*_OWN, *_settings(config), *untold)
   ignored = differences(config, default(), own)
   if ignored:
     name = ignored[0].split(' ')[0]

@@ -1,9 +1,13 @@
 """How far each part of an experiment is, by what is in its folder."""
 
+import collections
 import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
+
+from etils import epath
+from ml_collections import ConfigDict
 
 from vmoe_robust import files
 from vmoe_robust.checkpoint import open_weights, read_config
@@ -11,7 +15,7 @@ from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
-from vmoe_robust.evaluate.combine import combine
+from vmoe_robust.evaluate.combine import combine, combine_saved
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.report.results import RESULTS, read_results
 
@@ -19,6 +23,8 @@ FINISHED, CUT_SHORT, FAILED = 'finished', 'cut short', 'failed'
 NOT_STARTED, CHANGED, WAITING = 'not started', 'changed', 'waiting'
 # In a part's folder, beside what the run itself leaves.
 LOG, FAILURE = 'log.txt', 'failed.json'
+# By their checksum weights are the same wherever the folder is now.
+_ELSEWHERE = ('config.checkpoint',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +43,57 @@ class State:
 
 
 def states(parts: Sequence[Part]) -> dict[str, State]:
-  """The state of each part by name, from the disk alone."""
+  """The state of each part by name, from the disk alone.
+
+  A training whose checkpoints were deleted is finished if its results and those
+  of every part that needed them are there; else it has to be done again.
+  """
   found: dict[str, State] = {}
+  spent = _spent(parts)
   for part in parts:
-    found[part.name] = look(part, found.get(part.needs))
+    if part.name in spent:
+      found[part.name] = State(FINISHED)
+    else:
+      found[part.name] = look(part, found.get(part.needs))
   return found
+
+
+def _spent(parts: Sequence[Part]) -> set[str]:
+  """Finished trainings whose checkpoints were deleted, and what needed them."""
+  needing = collections.defaultdict(list)
+  for part in parts:
+    needing[part.needs].append(part)
+  spent: set[str] = set()
+  for training in sorted(parts, key=lambda part: -part.stage):
+    if training.mode != 'train' or steps(_checkpoints(training)):
+      continue
+    users = {part.name: part for part in needing[training.name]}
+    left = [part for name, part in users.items() if name not in spent]
+    if training.config.attack.at_end:
+      left.append(training)
+    if (users or left) and all(_is_judged(part, training) for part in left):
+      spent |= {training.name, *users}
+  return spent
+
+
+def _is_judged(part: Part, training: Part) -> bool:
+  """Whether it has the results that are asked for, of whatever weights."""
+  try:
+    saved = read_config(training.folder)
+    if saved is None or _changes(training, saved):
+      return False
+    total = training.config.train.steps
+    if part is training:  # with an attack at its end
+      return _has_results(part, total)
+    if part.mode == 'train':  # it started from this one
+      return _training(part).name == FINISHED
+    if not (part.folder / RESULTS).exists():
+      return False
+    asked = combine_saved(part.config, saved)
+    results = read_results(part.folder)
+    return not job.changes(asked, results, total, ignore=_ELSEWHERE)
+  except UserError:
+    return False
 
 
 def waiting(part: Part) -> State:
@@ -74,28 +126,36 @@ def look(part: Part, needed: State | None = None) -> State:
   return state
 
 
+def _checkpoints(training: Part) -> epath.Path:
+  return files.path(training.folder) / 'checkpoints'
+
+
 def _training(part: Part) -> State:
-  done = steps(files.path(part.folder) / 'checkpoints')
+  done = steps(_checkpoints(part))
   total = part.config.train.steps
   if not done:
     return State(NOT_STARTED)
   saved = read_config(part.folder)
-  if saved is not None:
-    ignore = [*MACHINE_FIELDS]
-    if not part.config.attack.at_end:
-      ignore.append('config.attack.')
-    ignore += [  # what the data decide
-      f'config.model.{name}'
-      for name in ('num_classes', 'channels')
-      if not part.config.model[name]
-    ]
-    if changed := differences(part.config, saved, tuple(ignore)):
-      return _changed(part, changed)
+  if saved is not None and (changed := _changes(part, saved)):
+    return _changed(part, changed)
   if done[-1] < total:
     return State(CUT_SHORT, f'step {done[-1]:,} of {total:,}')
   if part.config.attack.at_end and not _has_results(part, total):
     return State(CUT_SHORT, 'trained, not yet attacked')
   return State(FINISHED)
+
+
+def _changes(training: Part, saved: ConfigDict) -> list[str]:
+  """In what the configuration of its run differs from the one asked for."""
+  ignore = [*MACHINE_FIELDS]
+  if not training.config.attack.at_end:
+    ignore.append('config.attack.')
+  ignore += [  # what the data decide
+    f'config.model.{name}'
+    for name in ('num_classes', 'channels')
+    if not training.config.model[name]
+  ]
+  return differences(training.config, saved, tuple(ignore))
 
 
 def _has_results(part: Part, step: int) -> bool:
@@ -112,9 +172,7 @@ def _judging(part: Part) -> State:
   with contextlib.closing(open_weights(part.config.checkpoint)) as weights:
     asked = combine(part.config, weights)
     _, step, checksum = origin(weights)
-  # By their checksum the weights are the same wherever the folder is now.
-  ignore = ('config.checkpoint',)
-  if changed := job.changes(asked, results, step, checksum, ignore):
+  if changed := job.changes(asked, results, step, checksum, ignore=_ELSEWHERE):
     return _changed(part, changed)
   return State(FINISHED)
 
