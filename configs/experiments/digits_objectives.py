@@ -11,7 +11,8 @@ Command:
 
 Hardware: 2 CPU cores, no accelerator.
 
-Expected: not yet measured.
+Expected: 92.5 to 94.7% at 16/255 of the six that attack, 44.4% of natural;
+docs/training.md. 61 minutes on one core.
 """
 
 from vmoe_robust import experiment
