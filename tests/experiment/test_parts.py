@@ -1,6 +1,7 @@
 """From a description to parts: names, commands, refusals, states and costs."""
 
 import ast
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -340,8 +341,27 @@ def test_checkpoints_may_be_deleted_when_all_is_done(tmp_path):
   assert states([training, judging])[training.name].name == 'not started'
   judging.config.attack.steps -= 1
   assert states([training])[training.name].name == 'not started'
+  # Another attack judged other weights, of a training on another machine.
+  other = dataclasses.replace(judging, name='b', folder=tmp_path / 'other')
+  write_results(other, training, checksum='other')
+  found = states([training, judging, other])
+  assert found[training.name].name == 'not started'
+  write_results(other, training, checksum='same')
+  write_results(judging, training, checksum='same')
+  found = states([training, judging, other])
+  assert {state.name for state in found.values()} == {'finished'}
   (judging.folder / 'results.json').write_text('{')
   assert states([training, judging])[training.name].name == 'not started'
+
+
+def test_an_attack_at_the_end_keeps_its_training_finished(tmp_path):
+  training = one(dict(train=dict(steps=9)), tmp_path)[0]
+  trained(training, 9)
+  write_results(training, training)
+  shutil.rmtree(training.folder / 'checkpoints')
+  assert states([training])[training.name].name == 'finished'
+  (training.folder / 'results.json').unlink()
+  assert states([training])[training.name].name == 'not started'
 
 
 def test_what_a_fine_tuning_started_from_may_be_deleted(tmp_path):

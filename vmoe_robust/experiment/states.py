@@ -46,7 +46,8 @@ def states(parts: Sequence[Part]) -> dict[str, State]:
   """The state of each part by name, from the disk alone.
 
   A training whose checkpoints were deleted is finished if its results and those
-  of every part that needed them are there; else it has to be done again.
+  of every part that needed them are there, all of the same weights; else it has
+  to be done again.
   """
   found: dict[str, State] = {}
   spent = _spent(parts)
@@ -71,29 +72,37 @@ def _spent(parts: Sequence[Part]) -> set[str]:
     left = [part for name, part in users.items() if name not in spent]
     if training.config.attack.at_end:
       left.append(training)
-    if (users or left) and all(_is_judged(part, training) for part in left):
+    try:
+      judged = [_judged_weights(part, training) for part in left]
+    except UserError:
+      continue
+    alike = len({weights for weights in judged if weights}) <= 1
+    if (users or left) and None not in judged and alike:
       spent |= {training.name, *users}
   return spent
 
 
-def _is_judged(part: Part, training: Part) -> bool:
-  """Whether it has the results that are asked for, of whatever weights."""
-  try:
-    saved = read_config(training.folder)
-    if saved is None or _changes(training, saved):
-      return False
-    total = training.config.train.steps
-    if part is training:  # with an attack at its end
-      return _has_results(part, total)
-    if part.mode == 'train':  # it started from this one
-      return _training(part).name == FINISHED
-    if not (part.folder / RESULTS).exists():
-      return False
+def _judged_weights(part: Part, training: Part) -> str | None:
+  """The checksum of the weights that a finished part judged.
+
+  Returns:
+    The checksum, '' where there is none to compare, or None if the part is not
+    finished.
+  """
+  saved = read_config(training.folder)
+  if saved is None or _changes(training, saved):
+    return None
+  if part.mode == 'train' and part is not training:  # it started from this one
+    return '' if _training(part).name == FINISHED else None
+  total = training.config.train.steps
+  if not _has_results(part, total):
+    return None
+  results = read_results(part.folder)
+  if part is not training:  # else it is the attack at the end
     asked = combine_saved(part.config, saved)
-    results = read_results(part.folder)
-    return not job.changes(asked, results, total, ignore=_ELSEWHERE)
-  except UserError:
-    return False
+    if job.changes(asked, results, total, ignore=_ELSEWHERE):
+      return None
+  return results['weights']['checksum'] or ''
 
 
 def waiting(part: Part) -> State:
