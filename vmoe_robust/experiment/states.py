@@ -94,15 +94,15 @@ def _judged_weights(part: Part, training: Part) -> str | None:
     return None
   if part.mode == 'train' and part is not training:  # it started from this one
     return '' if _training(part).name == FINISHED else None
-  total = training.config.train.steps
-  if not _has_results(part, total):
+  if not (part.folder / RESULTS).exists():
     return None
-  results = read_results(part.folder)
-  if part is not training:  # else it is the attack at the end
+  results, total = read_results(part.folder), training.config.train.steps
+  if part is training:  # of the attack at its end
+    finished = results['weights']['step'] == total
+  else:
     asked = combine_saved(part.config, saved)
-    if job.changes(asked, results, total, ignore=_ELSEWHERE):
-      return None
-  return results['weights']['checksum'] or ''
+    finished = not job.changes(asked, results, total, ignore=_ELSEWHERE)
+  return (results['weights']['checksum'] or '') if finished else None
 
 
 def waiting(part: Part) -> State:
