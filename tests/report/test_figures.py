@@ -82,7 +82,12 @@ def test_names_that_meet_move_apart():
   [
     BarPlot(
       *('shown', 'what $ buys', 'accuracy'),
-      [Bar('a $', 0.4, 0.3, 0.5), Bar('b', 0.8, 0.7, 0.9, 'other')],
+      [
+        Bar('a $', 0.4, 0.3, 0.5),
+        Bar('b', 0.8, 0.7, 0.9, 'other'),
+        Bar('a difference', -0.0001, -0.1, 0.1),
+        Bar('a larger one', -0.49444, -0.6, -0.3),
+      ],
     ),
     Matrix(*('shown', 'who', 'to', 'from'), ['a', 'b'], ['c'], [[0.1, 0.9]]),
   ],
@@ -94,7 +99,8 @@ def test_numbers_are_drawn_and_kept_as_data(tmp_path, plot):
   assert picture.std() > 10
   # The numbers are in the picture as text.
   svg = (tmp_path / 'shown.svg').read_text()
-  for number in ('40', '80') if isinstance(plot, BarPlot) else ('10.0', '90.0'):
+  bars = isinstance(plot, BarPlot)
+  for number in ('40.0', '80.0', '0.0', '-49.4') if bars else ('10.0', '90.0'):
     assert f'>{number}<' in svg or f'<!-- {number} -->' in svg
   plot.write_data(tmp_path / plot.data_name)
   assert json.loads((tmp_path / 'shown.json').read_text())['name'] == 'shown'

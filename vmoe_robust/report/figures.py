@@ -108,6 +108,13 @@ class BarPlot(_Numbers):
   bars: Sequence[Bar]
   is_rate: bool = True  # between 0 and 1, and shown in percent
 
+  def _shown(self, x: float) -> str:
+    # 0, and neither -0 nor the 1e-17 of a difference. Percents have a decimal,
+    # as in tables; other numbers are of any size.
+    if self.is_rate:
+      return f'{round(x, 1) + 0.0:.1f}'
+    return f'{round(x, 9) + 0.0:.3g}'
+
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
     figure, axis = figure_of(6.8, 1.7 + 0.28 * len(self.bars))
@@ -137,7 +144,7 @@ class BarPlot(_Numbers):
         axis.plot(dots, at, 'o', color='0.45', markersize=2.5, zorder=3)
       for place, x in zip(own, value, strict=True):
         axis.annotate(
-          f'{round(x, 9):.3g}',  # 0, not the 1e-17 of a difference
+          self._shown(x),
           (x, place),
           (0, 4),
           textcoords='offset points',
