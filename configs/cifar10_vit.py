@@ -9,7 +9,7 @@ Command:
 Hardware: 2 CPU cores in about an hour, or any accelerator.
 
 Expected: 76.0% accuracy on the test set (seed 0, without the attack);
-docs/results/small_runs.md has the curve.
+docs/results/cifar10.md has the curve.
 """
 
 from vmoe_robust import config as config_lib

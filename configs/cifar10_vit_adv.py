@@ -11,7 +11,7 @@ Hardware: any accelerator; 2 CPU cores take 13/3 of the time of
 configs/cifar10_vit.py.
 
 Expected: not yet measured as it is; 2,000 steps of a one-step objective are in
-docs/results/small_runs.md.
+docs/results/cifar10.md.
 """
 
 from vmoe_robust import config as config_lib

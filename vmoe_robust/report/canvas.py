@@ -26,6 +26,8 @@ def save(figure, path: str | os.PathLike) -> None:
     warnings.filterwarnings('ignore', 'Glyph .* missing from')  # a box is shown
     with replacing(path.with_suffix('.svg')) as draft:
       figure.savefig(draft, format='svg')
+    # Placed once: it is a quarter of what a picture takes.
+    figure.set_layout_engine('none')
     with replacing(path) as draft:
       figure.savefig(draft, format='png', dpi=150)
 
