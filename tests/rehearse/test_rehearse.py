@@ -82,6 +82,15 @@ def test_digits_on_eight_cpus(tmp_path):
   assert attack['open_loops'] > 0 and train['open_loops'] == 0
 
 
+def test_a_run_without_attacks_is_rehearsed_without(config):
+  config.model.update(dict(num_classes=10, channels=1))
+  config.attack.at_end, said = False, []
+  found = rehearse(config, 'cpu:8', examples=360, say=said.append)
+  assert list(found['programs']) == ['train'] and 'attack' not in found
+  assert 'at_end=False' in said[-1]
+  assert 'Attack' not in show(found) and 'Training step' in show(found)
+
+
 def test_weights_are_never_made(config):
   # A trillion parameters.
   config.model.update(dict(hidden=2**17, mlp=2**19, layers=6, num_classes=10))

@@ -44,14 +44,16 @@ def rehearse(
   """Compiles training step and attack for a topology and measures them.
 
   Args:
-    config: what to rehearse.
+    config: what to rehearse; without `attack.at_end` and `attack.every_steps`
+      the training step alone.
     name: of the topology, such as 'v5p:4x4x4' or 'cpu:8'.
     slices: how many of it, joined by the data centre's network.
     examples: that the attack would be run on; 0: the evaluation split's.
     say: told what takes a while.
 
   Returns:
-    What `show` shows; bytes are those of a chip.
+    What `show` shows; bytes are those of a chip. Without an attack there is no
+    'attack'.
 
   Raises:
     UserError: the configuration cannot work on this topology.
@@ -73,6 +75,9 @@ def rehearse(
   kind = f'{len(devices)} x {out["device_kind"]}'
   say(f'compiling the training step for {kind}')
   out['programs'][TRAIN] = _train(programs)
+  if not (config.attack.at_end or config.attack.every_steps):
+    say('no attack is compiled: config.attack.at_end=False')
+    return out
   stages = programs.stages()
   say(f'compiling the attack ({", ".join(stages)}) for {kind}')
   judge = _compile(programs, JUDGE)
