@@ -121,9 +121,10 @@ class Model:
     if key is not None:
       noise, dropout = jax.random.split(key)
       rngs = {'noise': noise, 'dropout': dropout}
-    logits, records = self._module_for(params).apply(
-      {'params': params}, images, grouping, rngs=rngs
-    )
+    # What `intervene` closes over would be kept with the trace.
+    run = _run_traced_once if intervene is None else _run
+    module = self._module_for(params)
+    logits, records = run(module, params, images, grouping, rngs)
     loss = _auxiliary_loss(records, grouping)
     records = jax.tree.map(lambda a: a[:groups], records)
     return logits[:batch], Aux(loss, records)
@@ -137,6 +138,16 @@ class Model:
     wide = config.as_configdict()
     wide.compute_dtype = 'float64'
     return self.module.clone(config=FrozenConfigDict(wide))
+
+
+def _run(module, params, images, grouping, rngs):
+  return module.apply({'params': params}, images, grouping, rngs=rngs)
+
+
+# The programs of a run call the model in some ten places, and tracing it is
+# most of what they take to start. JAX keeps a trace by the module and the shapes,
+# and no weights.
+_run_traced_once = jax.jit(_run, static_argnums=0)
 
 
 def _checked_noise(gate_noise, key, config):
