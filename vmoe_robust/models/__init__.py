@@ -144,9 +144,9 @@ def _run(module, params, images, grouping, rngs):
   return module.apply({'params': params}, images, grouping, rngs=rngs)
 
 
-# The programs of a run call the model in some ten places, and tracing it is
-# most of what they take to start. JAX keeps a trace by the module and the shapes,
-# and no weights.
+# The programs of a run call the model in some ten places, and tracing it takes
+# seconds each time. JAX keeps a trace by the module and the shapes, and with it
+# no weights.
 _run_traced_once = jax.jit(_run, static_argnums=0)
 
 
