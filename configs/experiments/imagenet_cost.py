@@ -16,7 +16,8 @@ on ImageNet share its runs if they have its --workdir.
 Hardware: made for v5e pods of 16 to 64 chips; docs/experiments.md has the cost
 of each model.
 
-Expected: not yet measured.
+Expected: not yet measured; what it costs at least is in
+docs/results/rehearsals.md.
 """
 
 from vmoe_robust import experiment

@@ -14,7 +14,8 @@ and then part by part, on a pod each: docs/experiments.md.
 
 Hardware: made for v5e pods of 16 to 32 chips.
 
-Expected: not yet measured.
+Expected: not yet measured; what it costs at least is in
+docs/results/rehearsals.md.
 """
 
 from vmoe_robust import experiment, presets
