@@ -212,5 +212,5 @@ def test_points_tell_their_numbers(opened):
   found = opened(1280)
   found.locator('[data-tip^="b (pgd), eps (1/255) 16"]').first.hover()
   assert found.locator('#tip').inner_text() == (
-    'b (pgd), eps (1/255) 16: 75% [30.06, 95.44]'
+    'b (pgd), eps (1/255) 16: 75.0% [30.1, 95.4]'
   )

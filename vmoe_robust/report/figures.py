@@ -10,6 +10,7 @@ from vmoe_robust.files import write_json
 from vmoe_robust.report.canvas import figure_of, plain, save
 from vmoe_robust.report.labels import apart
 from vmoe_robust.report.statistics import Estimate
+from vmoe_robust.report.table import percent
 
 # Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
@@ -108,13 +109,6 @@ class BarPlot(_Numbers):
   bars: Sequence[Bar]
   is_rate: bool = True  # between 0 and 1, and shown in percent
 
-  def _shown(self, x: float) -> str:
-    # 0, and neither -0 nor the 1e-17 of a difference. Percents have a decimal,
-    # as in tables; other numbers are of any size.
-    if self.is_rate:
-      return f'{round(x, 1) + 0.0:.1f}'
-    return f'{round(x, 9) + 0.0:.3g}'
-
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
     figure, axis = figure_of(6.8, 1.7 + 0.28 * len(self.bars))
@@ -144,7 +138,8 @@ class BarPlot(_Numbers):
         axis.plot(dots, at, 'o', color='0.45', markersize=2.5, zorder=3)
       for place, x in zip(own, value, strict=True):
         axis.annotate(
-          self._shown(x),
+          # 0, not the 1e-17 of a difference
+          percent(x / 100) if self.is_rate else f'{round(x, 9):.3g}',
           (x, place),
           (0, 4),
           textcoords='offset points',

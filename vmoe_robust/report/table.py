@@ -33,7 +33,9 @@ def table(
 
 def percent(share: float | None) -> str:
   """A share as '97.2%', '-' where there is none."""
-  return '-' if share is None else f'{100 * share:.1f}%'
+  if share is None:
+    return '-'
+  return f'{round(float(100 * share), 1) + 0.0:.1f}%'  # 0.0 and not -0.0
 
 
 def radius(norm: str, eps: float) -> str:

@@ -21,7 +21,7 @@ from vmoe_robust.report.page.svg import (
   x_axis,
   y_axis,
 )
-from vmoe_robust.report.page.tables import Cell, Table, table
+from vmoe_robust.report.page.tables import Cell, Table, rate, table
 from vmoe_robust.report.table import percent
 
 _HEIGHT = 270  # in units of the drawing
@@ -278,11 +278,11 @@ def _text(line, i, is_rate) -> str:
 def _estimate(value, low, high, is_rate) -> str:
   if not is_known(value):
     return '-'
-  times, unit = (100, '%') if is_rate else (1, '')
-  shown = f'{value * times:.4g}{unit}'
-  if not (is_known(low) and is_known(high)):
-    return shown
-  return f'{shown} [{low * times:.4g}, {high * times:.4g}]'
+  interval = (low, high) if is_known(low) and is_known(high) else None
+  if is_rate:
+    return rate({'value': value, 'interval': interval, 'n': None}).text
+  shown = f'{value:.4g}'
+  return f'{shown} [{low:.4g}, {high:.4g}]' if interval else shown
 
 
 def _in_words(line, is_rate) -> str:
