@@ -71,6 +71,7 @@ def test_layer_gradient_by_its_input(mesh, experts):
   assert len(rest) == (experts == 'dropless')
 
 
+@pytest.mark.slow
 @EXPERTS
 @MESHES
 def test_training_step_reduces_gradients_once(mesh, experts):
@@ -95,6 +96,7 @@ def test_training_step_reduces_gradients_once(mesh, experts):
   assert not large
 
 
+@pytest.mark.slow
 @EXPERTS
 @MESHES
 def test_attack_step_reduces_no_gradient(mesh, experts):
@@ -106,6 +108,7 @@ def test_attack_step_reduces_no_gradient(mesh, experts):
   assert all((one.dtype, one.bytes) == ('s32', 4) for one in rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack', ['pgd', 'apgd_ce'])
 def test_projections_onto_l1_balls_do_not_communicate(attack):
   config = bench.experiment()

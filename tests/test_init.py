@@ -32,6 +32,7 @@ def digits(count):
   return np.stack([example['image'] for example in examples]), labels
 
 
+@pytest.mark.slow
 def test_a_notebook_in_two_lines(run):
   classifier = vmoe_robust.load(run)
   images, labels = digits(30)

@@ -165,6 +165,7 @@ def folder_with_a_corrupt_image(root):
   return bad
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_is_named_or_skipped(tmp_path):
   """Through the real program, as a newcomer with a folder of images."""
   bad = folder_with_a_corrupt_image(tmp_path / 'images')

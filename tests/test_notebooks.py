@@ -66,6 +66,7 @@ def test_it_is_short_and_has_no_outputs(name):
   assert 'https://github.com' not in code
 
 
+@pytest.mark.slow
 def test_digits_are_trained_looked_at_and_attacked(notebook, tmp_path):
   said, pictures = execute(
     notebook, tmp_path, STEPS=120, IMAGES=32, RADII=(4, 64)
@@ -77,6 +78,7 @@ def test_digits_are_trained_looked_at_and_attacked(notebook, tmp_path):
   assert accuracy('accuracy') >= accuracy('4/255:') > accuracy('64/255:')
 
 
+@pytest.mark.slow
 def test_weights_of_others_see_photographs(notebook, tmp_path):
   weights = ROOT / 'tests' / 'golden' / 'vit_small_released_names.npz'
   said, pictures = execute(
@@ -97,6 +99,7 @@ def pages(notebook):
   return [html.unescape(one) for one in shown]
 
 
+@pytest.mark.slow
 def test_first_steps_and_then_studies(tmp_path):
   """The studies ask the V-MoE that the first notebook trained."""
   first = read('first_steps')
@@ -146,6 +149,7 @@ def colours(tmp_path):
   return tmp_path / 'run'
 
 
+@pytest.mark.slow
 def test_encoded_images_are_seen(notebook, colours, capsys):
   values = {}
   for cell in notebook.cells[:6]:  # but for the attack

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.environment import child
@@ -176,6 +177,7 @@ def finish_on_two(workdir, logs):
   assert_silent(kept[1:])
 
 
+@pytest.mark.slow
 def test_a_pod_stopped_killed_and_moved_equals_one_process(tmp_path):
   """Four processes, two, one and two again, with other devices each time."""
   moved, whole = tmp_path / 'moved', tmp_path / 'one'
@@ -192,6 +194,7 @@ def test_a_pod_stopped_killed_and_moved_equals_one_process(tmp_path):
   assert_attacked_alike(moved, whole)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other_in_time(tmp_path):
   """A corrupt image, which one of two processes reads."""
   rng = np.random.default_rng(0)

@@ -141,6 +141,7 @@ print('all traced')
 """
 
 
+@pytest.mark.slow
 def test_float64_and_bfloat16_logits_of_float32_images():
   root = pathlib.Path(__file__).parents[2]
   environment = dict(

@@ -26,6 +26,7 @@ def seen(attack, eps):
   return np.array(points), np.array(values), np.asarray(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('norm', 'eps'), [('linf', 0.1), ('l2', 0.3), ('l1', 0.4)]
 )

@@ -50,6 +50,7 @@ def test_results(bucket):
     assert found.records.equals(here.records)
 
 
+@pytest.mark.slow
 def test_verify(bucket):
   assert verify('gs://bucket/run') == verify(bucket / 'run')
   seal = bucket / 'run' / 'checkpoints' / '1' / 'extra' / 'metadata'

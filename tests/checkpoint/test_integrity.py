@@ -122,6 +122,7 @@ def test_files_that_are_short_gone_or_new(workdir):
   assert_as_saved(workdir, checkpoint_lib.Checkpoints(workdir).newest_whole())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_never_changes_the_configuration(workdir, caplog):
   path = workdir / 'config.json'
   before = path.read_bytes()
@@ -168,6 +169,7 @@ def test_processes_share_the_checksums(tmp_path):
   assert sorted(map(len, found)) == [0, 0, 1]  # they share reading, too
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(tmp_path):
   found = subprocess.run(
     [
@@ -198,6 +200,7 @@ def verify(path):
   return found.returncode, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_verify_tells_good_from_damaged(workdir):
   (workdir / 'checkpoints' / '3.unsealed').mkdir()
   path = next(p for p in files(workdir) if 'ocdbt.process_0/d' in str(p))

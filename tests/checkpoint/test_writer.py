@@ -214,6 +214,7 @@ def test_saves_by_steps_and_by_minutes():
   assert not policy.Schedule(settings(every_steps=0))(1000)
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_process_fails_on_both_and_soon(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))

@@ -96,6 +96,7 @@ def test_every_epoch_has_every_example_in_another_order(
   assert not np.array_equal(other['image'][:, 0, 0, 0], seen[0])
 
 
+@pytest.mark.slow
 def test_neither_threads_nor_workers_change_a_pixel(
   make_data, open_batches, image_folder
 ):
@@ -118,6 +119,7 @@ def test_augmentation_differs_between_epochs(
   assert len({image.tobytes() for image in images}) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('later_size', [16, 8, 32])
 def test_a_run_resumes_where_it_was(
   make_data, open_batches, image_folder, later_size
@@ -259,6 +261,7 @@ def test_corrupt_images_are_masked_and_named(
   evaluation.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_corrupt_image_stops_a_run_by_default(
   make_data, open_batches, image_folder, workers

@@ -207,6 +207,7 @@ def test_crops_and_mirrors_are_those_of_numpy_given_the_draws():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_draws_follow_seed_epoch_and_example_alone(make_data, both):
   """Whatever the batch size and the place in the batch."""
   data = make_data(crop='pad', pad=2, flip=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from tests.environment import child
 from vmoe_robust import config
@@ -52,6 +53,7 @@ def streams():
   print(count)
 
 
+@pytest.mark.slow
 def test_no_shared_memory_is_left():
   program = 'from tests.data.test_workers import streams; streams()'
   done = subprocess.run(

@@ -46,6 +46,7 @@ def archived(folder, columns, eps):
   return images.read(folder / f'{eps:.6g}', process, row, (8, 8, 1))
 
 
+@pytest.mark.slow
 def test_every_example_once(config, in_memory, model_of):
   model, params = model_of(config)
   found = attacked(config, in_memory(19), model, params)
@@ -57,6 +58,7 @@ def test_every_example_once(config, in_memory, model_of):
   assert columns['in_ball'].all() and columns['in_range'].all()
 
 
+@pytest.mark.slow
 def test_one_program_serves_a_whole_sweep(config, in_memory, model_of):
   model, params = model_of(config)
   attacker, source = Attacker(model, config), in_memory(16)
@@ -91,6 +93,7 @@ def test_what_leaves_its_bounds_is_not_reported(
       programs._require_bounds(out, np.arange(8), 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'attack', [dict(), dict(name='apgd_ce+square', steps=5, queries=10)], ids=str
 )
@@ -130,6 +133,7 @@ def test_records_are_those_of_the_model(
     assert robust_after[-1] == right.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [8, 24])
 def test_results_do_not_depend_on_batch_or_mesh(
   config, in_memory, model_of, batch_size
@@ -183,6 +187,7 @@ def test_targets_are_never_wanted(config, model_of, kind):
     assert one[:, 0].tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_target_is_reached(config, in_memory, model_of):
   config.attack.update(dict(target='runner_up', eps=(0.5,), steps=20))
   model, params = model_of(config)
@@ -195,6 +200,7 @@ def test_a_target_is_reached(config, in_memory, model_of):
   assert row['target_reached']['value'] == reached.mean()
 
 
+@pytest.mark.slow
 def test_auxiliary_loss_can_be_attacked(config, in_memory, model_of, tmp_path):
   """Following the routers' loss alone raises it, not the class loss."""
   config.attack.update(dict(class_weight=0.0, auxiliary_weight=1.0, eps=(0.2,)))
@@ -221,6 +227,7 @@ def test_auxiliary_loss_of_groups_is_shared(config, model_of, in_memory):
   np.testing.assert_allclose(target.auxiliary(aux, 5), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_labels(config, in_memory, model_of, tmp_path):
   config.train.loss = 'sigmoid'
   model, params = model_of(config)
@@ -238,6 +245,7 @@ def test_several_labels(config, in_memory, model_of, tmp_path):
     assert row['false_discovery_rate']['value'] >= false - 1e-9
 
 
+@pytest.mark.slow
 def test_written_results_come_from_the_records(
   config, in_memory, model_of, opened, tmp_path
 ):
@@ -274,6 +282,7 @@ def test_clean_accuracy_over_padded_batches(config, in_memory, model_of):
   assert found['accuracy'] == pytest.approx(right.mean())
 
 
+@pytest.mark.slow
 def test_half_precision_is_judged_in_full(
   config, in_memory, model_of, tmp_path
 ):
@@ -293,6 +302,7 @@ def test_several_labels_are_refused(config, model_of):
     Attacker(model, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['pgd', 'paper', 'apgd_ce+square'])
 def test_images_that_share_capacity_stay_together(
   config, in_memory, model_of, tmp_path, name
@@ -326,6 +336,7 @@ class Stop(BaseException):
   pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('experts', ['dropless', 'capacity'])
 def test_an_attack_goes_on_after_what_ended(
   config, in_memory, model_of, tmp_path, experts, monkeypatch
@@ -356,6 +367,7 @@ def test_an_attack_goes_on_after_what_ended(
     attacked(config, source, model, params, folder=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
 def test_what_is_not_finite_is_wrong(config, in_memory, model_of, loss):
   """NaN is never class 0, before an attack or after it."""
@@ -381,6 +393,7 @@ def test_what_is_not_finite_is_wrong(config, in_memory, model_of, loss):
     assert clean['accuracy'] == 0
 
 
+@pytest.mark.slow
 def test_confident_models_are_attacked_alike(config, in_memory, model_of):
   """With logits x 1,000 the cross-entropy and its gradient round to 0."""
   config.attack.update(dict(eps=(0.1,), steps=8))

@@ -126,6 +126,7 @@ def test_weights_of_no_known_model(official, tmp_path):
     vmoe_robust.load(tmp_path / 'hybrid.npz', mesh=ONE)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_steps(run):
   workdir, model, params = run
   clf = vmoe_robust.load(workdir, mesh=ONE)
@@ -235,6 +236,7 @@ def test_another_number_of_experts_a_token(run, tmp_path):
     vmoe_robust.load(GOLDEN / 'vit_small_released_names.npz', num_selected=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('router', ['expert_choice', 'soft'])
 def test_routing_of_other_routers(tmp_path, router):
   save(tmp_path, **{'model.router.name': router})

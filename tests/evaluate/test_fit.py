@@ -79,6 +79,7 @@ def source_of(config, workdir):
     return found.source
 
 
+@pytest.mark.slow
 def test_two_classes_of_three_are_judged_by_name(run, tmp_path):
   folder = image_folder(tmp_path / 'images', 'frog', 'whale')
   attack.run(judging(run, folder), tmp_path / 'out')
@@ -142,6 +143,7 @@ def test_runs_without_names_do_not_judge_folders_of_numbers(run_of, tmp_path):
   assert source[10]['label'] == 10
 
 
+@pytest.mark.slow
 def test_an_attack_counts_and_names_labels_that_are_no_class(
   config, in_memory, model_of, opened, tmp_path
 ):

@@ -61,6 +61,7 @@ def config(weights):
   return config
 
 
+@pytest.mark.slow
 def test_data_and_weights_are_enough(config, weights, tmp_path, capsys):
   studies.run(config, tmp_path)
   results = read_results(tmp_path)
@@ -82,6 +83,7 @@ def test_data_and_weights_are_enough(config, weights, tmp_path, capsys):
     studies.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_they_are_attacked(config, tmp_path):
   config.mode, config.study = 'attack', config_lib.default().study
   config.attack.update(eps=(0.1,), steps=1, batch_size=16)

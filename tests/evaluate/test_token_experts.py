@@ -24,6 +24,7 @@ def expert_of(images):
   return np.where((W * (2 * patches(images) - 1)).sum((-1, -2)) > 0, 0, 1)
 
 
+@pytest.mark.slow
 def test_an_attack_shows_those_of_a_router_in_closed_form(
   config, in_memory, closed_form, opened, tmp_path
 ):

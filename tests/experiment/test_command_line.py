@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, io, json, sys
@@ -54,6 +56,7 @@ REFUSED = {
 LIST = ["--config.select=('dense',)", '--config.seeds=(7,)', '--list']
 
 
+@pytest.mark.slow
 def test_flags(tmp_path):
   shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
   digits = '--config=configs/experiments/digits_paper.py'

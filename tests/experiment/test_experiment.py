@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import states
@@ -65,6 +66,7 @@ def told(workdir):
   return {part['name']: part['state'] for part in found['parts']}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_results(
   tmp_path, monkeypatch
 ):

@@ -91,6 +91,7 @@ def test_what_experiments_on_imagenet_share_is_the_same(monkeypatch, tmp_path):
         assert config_lib.differences(part.config, other.config) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['digits_paper', 'cifar10_paper'])
 def test_the_wide_dense_model_has_as_many_parameters(name, monkeypatch):
   sizes, mesh = {}, mesh_lib.create((8, 1, 1))

@@ -28,6 +28,7 @@ def start(workdir, *more, **environment):
   )
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_resumed(tmp_path):
   """The real program: 80 while there is more to do, 0 when it is done."""
   flags = [

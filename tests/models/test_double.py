@@ -4,11 +4,14 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests.environment import child
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_double():
   script = pathlib.Path(__file__).with_name('double.py')
   done = subprocess.run(

@@ -19,6 +19,7 @@ def images():
   return jnp.asarray(np.random.default_rng(0).random((8, 8, 8, 3), np.float32))
 
 
+@pytest.mark.slow
 def test_noise_is_of_the_image_alone(vmoe, weights_of, images, close):
   params = weights_of(vmoe(**MAKE))
   run = jax.jit(functools.partial(vmoe(**MAKE).apply, gate_noise=1.0))
@@ -39,6 +40,7 @@ def test_noise_is_of_the_image_alone(vmoe, weights_of, images, close):
   close(jax.jit(sharded)(params, images[:5], key=KEY)[0], expected[:5], 1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_else_is_drawn(vmoe, weights_of, images):
   model = vmoe(**MAKE, dropout=0.3, stochastic_depth=0.5)
   params = weights_of(model)
@@ -54,6 +56,7 @@ def test_nothing_else_is_drawn(vmoe, weights_of, images):
   assert np.abs(training - found).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_one_is_the_noise_of_training(vmoe, weights_of, images):
   """Where training routes each image alone and drops nothing else."""
   model = vmoe(layers=2, router=dict(ROUTER, group_images=1))

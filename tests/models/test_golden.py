@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust import attacks, checkpoint
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
@@ -21,6 +22,8 @@ VARIANTS = [
   for c in ('1.05', '8.0')
 ]
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 1)]
+# Two experts a token, of which some are full, and every mesh axis.
+QUICK = ('K2_bpr1_cf1.05', 2, True, 1.05), (2, 2, 2)
 BLOCKS = ('encoderblock_1', 'encoderblock_3')
 HEAD_AND_ALL = jax.tree_util.tree_flatten_with_path
 
@@ -92,8 +95,10 @@ def slopes(model, wanted):
   return jax.jit(run)
 
 
-@pytest.mark.parametrize('shape', MESHES, ids=str)
-@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
+@pytest.mark.parametrize('shape', all_slow_but(QUICK, MESHES), ids=str)
+@pytest.mark.parametrize(
+  'variant', all_slow_but(QUICK, VARIANTS), ids=lambda v: v[0]
+)
 def test_forward_and_gradients(golden, variant, shape):
   name, selected, priority, factor = variant
   model = vmoe(selected, priority, factor, mesh_of(shape))
@@ -168,7 +173,9 @@ def check_gradients(golden, name, by_image, by_params):
     )
 
 
-@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
+@pytest.mark.parametrize(
+  'variant', all_slow_but(QUICK, VARIANTS), ids=lambda v: v[0]
+)
 def test_paper_attack(golden, variant):
   name, selected, priority, factor = variant
   model = vmoe(selected, priority, factor, mesh_of((1, 1, 1)))

@@ -70,6 +70,7 @@ def choices(first, second=EXPERTS):
   )
 
 
+@pytest.mark.slow
 @WAYS
 def test_identity_changes_no_bit(
   vmoe, weights_of, images, close, name, dropless
@@ -249,6 +250,7 @@ def test_gates_of_experts_that_were_not_chosen(layer_of, layer_inputs):
   np.testing.assert_array_equal(found.gates, both.gates[..., 1:])
 
 
+@pytest.mark.slow
 def test_under_remat(vmoe, weights_of, images, close):
   params = weights_of(vmoe())
   _, aux = jax.jit(vmoe().apply)(params, images[::-1])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
+
 ROUTERS = ('top_k', 'expert_choice', 'soft')
 # Few slots, so that capacity drops tokens.
 TIGHT = {'group_images': 4, 'capacity_factor': 0.6}
@@ -35,7 +37,9 @@ def logits_and_own_gradient(model, experts):
 
 
 @pytest.mark.parametrize('name', (*ROUTERS, 'hash', 'image'))
-@pytest.mark.parametrize('experts', ['dropless', 'capacity'])
+@pytest.mark.parametrize(
+  'experts', all_slow_but(['capacity'], ['dropless', 'capacity'])
+)
 def test_swap(vmoe, weights_of, images, name, experts):
   router = dict(TIGHT, name=name, batch_priority=True)
   if name == 'image':
@@ -62,6 +66,7 @@ def test_swap(vmoe, weights_of, images, name, experts):
     assert np.max(changes, axis=0).min() > 1e-3, changes
 
 
+@pytest.mark.slow
 def test_any_batch_size(vmoe, weights_of, images):
   model = vmoe(router=dict(TIGHT, z_weight=0.1))
   params = weights_of(model)
@@ -118,6 +123,7 @@ def pulled(model, experts):
 RANDOM = dict(dropout=0.2, stochastic_depth=0.4, layers=2, moe_every=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'experts, shapes',
   [('capacity', [(2, 4, 1), (2, 2, 2)]), ('dropless', [(2, 2, 2)])],
@@ -153,6 +159,7 @@ def test_draws_follow_the_image(
   assert np.abs(other - expected).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ROUTERS[1:])
 def test_other_routers_on_any_mesh(vmoe, weights_of, images, close, name):
   make = functools.partial(vmoe, router={'name': name, 'group_images': 2})
@@ -172,6 +179,7 @@ def test_without_a_key_nothing_is_random(vmoe, weights_of, images):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_several_experts_a_device(vmoe, weights_of, images, close):
   make = functools.partial(vmoe, router={'selected': 2}, experts=6)
   model = make()
@@ -181,6 +189,7 @@ def test_several_experts_a_device(vmoe, weights_of, images, close):
   close(found, expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'how, experts',
   [('blocks', 'dropless'), ('blocks', 'capacity'), ('dots', 'capacity')],
@@ -203,6 +212,7 @@ def test_remat_changes_nothing(vmoe, weights_of, images, close, how, experts):
   assert count(remat, ' exp ') > count(model, ' exp ')  # softmax does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sparse', [0, 4])
 def test_an_attack_holds_less_than_training(vmoe, weights_of, sparse):
   """What only the weights' gradient needs is not kept for the image's."""
@@ -218,6 +228,7 @@ def test_an_attack_holds_less_than_training(vmoe, weights_of, sparse):
   assert held(by=1) < 0.9 * held(by=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name, experts',
   [

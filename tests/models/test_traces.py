@@ -6,6 +6,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def trace_of(program, *args):
@@ -33,6 +34,7 @@ def test_programs_share_the_trace_of_equal_models(vmoe, weights_of):
   assert trace_of(training, params, images) is not trace
 
 
+@pytest.mark.slow
 def test_neither_weights_nor_interventions_are_kept(vmoe, weights_of):
   model = vmoe()
   params, images = weights_of(model), jnp.zeros((2, 8, 8, 3))

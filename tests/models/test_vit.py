@@ -188,6 +188,7 @@ def test_experts_begin_unlike_each_other(vmoe):
     assert 0 < np.abs(experts[name]['bias']).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(2, 2, 2), (4, 2, 1)], ids=str)
 def test_sharded_weights_are_the_unsharded_ones(vmoe, mesh_of, shape):
   key = jax.random.key(3)

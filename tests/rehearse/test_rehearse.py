@@ -50,6 +50,7 @@ def command(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_digits_on_eight_cpus(tmp_path):
   out = tmp_path / 'deep' / 'found.json'
   done = command(
@@ -117,6 +118,7 @@ def together(programs, name):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'attack',
   [
@@ -172,6 +174,7 @@ def test_roofline_and_schedule(config):
   assert estimate.calls(config, stage, 100) == 7 * 2 * 3
 
 
+@pytest.mark.slow
 def test_autoattack_is_rehearsed_stage_by_stage(config):
   names = ['apgd_ce', 'fab_t', 'square', 'apgd_ce#2']
   config.attack.name = 'apgd_ce+fab_t+square+apgd_ce'
@@ -313,6 +316,7 @@ def test_configurations_that_cannot_be_rehearsed(config, fields, words):
     rehearse(config, 'cpu:8')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'arguments, words',
   [

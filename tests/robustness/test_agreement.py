@@ -1,12 +1,14 @@
 """As many images stand as after AutoAttack's own code; more: benchmarks/."""
 
 import numpy as np
+import pytest
 
 from vmoe_robust import robust_accuracy
 
 IMAGES = 250
 
 
+@pytest.mark.slow
 def test_apgd_leaves_as_many_as_the_original(reference):
   found = robust_accuracy(
     reference.logits,

@@ -51,6 +51,7 @@ def test_what_is_reported_is_what_x_adv_does(norm, eps):
   np.testing.assert_array_equal(found.x_adv[::11], images[::11])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack, norm, eps', ALONE)
 def test_each_attack_alone_breaks_some(attack, norm, eps):
   fn, images, labels = problem()
@@ -71,6 +72,7 @@ def test_a_list_takes_what_stands_from_one_to_the_next():
   assert both.per_attack['fgsm'] == alone[0].mean()
 
 
+@pytest.mark.slow
 def test_neither_batch_nor_devices_nor_neighbours_matter():
   fn, images, labels = problem()
   run = functools.partial(
@@ -105,6 +107,7 @@ def test_a_folder_belongs_to_one_question(tmp_path):
   assert run(**asked).accuracy == first.accuracy  # nothing was lost
 
 
+@pytest.mark.slow
 def test_a_random_model_is_judged_by_its_mean():
   fn, images, labels = problem()
 
@@ -128,6 +131,7 @@ def test_no_numbers_are_broken_and_reported():
   assert any(f'{count} attacked images' in text for text in found.warnings)
 
 
+@pytest.mark.slow
 def test_probabilities_and_flat_outputs_are_warned_of():
   fn, images, labels = problem()
   soft = lambda x: jax.nn.softmax(fn(x))
@@ -155,6 +159,7 @@ def test_neighbours_that_matter_are_refused():
     robust_accuracy(dependent, images, labels, eps=0.05, **QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('classes', [2, 3])
 def test_few_classes_have_simpler_losses(classes):
   fn, images, labels = problem(classes)
@@ -167,6 +172,7 @@ def test_few_classes_have_simpler_losses(classes):
   assert ('apgd_dlr: the dlr loss needs 3' in words) == (classes == 2)
 
 
+@pytest.mark.slow
 def test_a_cheaper_twin_is_attacked_and_the_model_judges():
   fn, images, labels = problem()
   half = lambda x: fn(x.astype(jnp.bfloat16).astype(jnp.float32))
@@ -179,6 +185,7 @@ def test_a_cheaper_twin_is_attacked_and_the_model_judges():
   assert abs(found.accuracy - run(**QUICK).accuracy) < 0.1
 
 
+@pytest.mark.slow
 def test_a_result_is_saved_in_the_one_form(tmp_path):
   fn, images, labels = problem()
   found = robust_accuracy(
@@ -234,6 +241,7 @@ def test_of_other_attacks_the_name_is_the_name():
   assert 'weaker' in plus(restarts=1).notes[0] and not plus().notes
 
 
+@pytest.mark.slow
 def test_results_are_named_by_their_budget():
   fn, images, labels = problem()
   found = robust_accuracy(

@@ -88,6 +88,7 @@ def archived(folder, found):
   return np.concatenate(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('updates', [1, 9, 25, 60])
 def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   expected, kept, _ = uninterrupted()
@@ -113,6 +114,7 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   assert stands.tolist() == [False] * len(fell.index) + [True] * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 2])
 def test_loops_of_the_host_end_as_those_of_a_program(devices):
   expected, kept, _ = uninterrupted()
@@ -140,6 +142,7 @@ def test_what_compiles_inside_of_another_counts_once(monkeypatch):
   assert mine.compile_seconds == 3
 
 
+@pytest.mark.slow
 def test_what_ended_is_not_attacked_again(tmp_path):
   whole, first, rest = uninterrupted()[2], [], []
   with pytest.raises(Killed):
@@ -155,6 +158,7 @@ def killing(seen, count):
     raise Killed
 
 
+@pytest.mark.slow
 def test_on_other_devices_it_goes_on_too(tmp_path):
   expected = uninterrupted()[0].columns
   with pytest.raises(Killed):
@@ -199,6 +203,7 @@ def test_what_stands_is_known_by_its_number():
     assert list(fall.robust_after.values())[-1] == right
 
 
+@pytest.mark.slow
 def test_a_fallen_image_stays_fallen():
   """Two attempts on an image may end in the same turn, one of them unbroken."""
   fn, images, _ = problem(examples=600)
@@ -317,6 +322,7 @@ def test_batches_come_whole_and_those_that_fell_are_left_out():
   assert queue.take(2) == []
 
 
+@pytest.mark.slow
 def test_fab_on_images_that_stay_together_finds_what_it_finds_alone():
   fn, images, labels = problem()
   mesh = create((1, 1, 1), jax.devices()[:1])

@@ -158,6 +158,7 @@ def through_a_callback(x):
   return jax.pure_callback(in_numpy, out, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', [in_numpy, through_a_callback])
 def test_what_has_no_gradient_is_attacked_by_square(model):
   images, labels = by_hand(lambda x: x.reshape(len(x), -1) @ weights())
@@ -217,6 +218,7 @@ def test_an_error_of_the_model_is_its_own():
     of_function(broken, None, SHAPE)
 
 
+@pytest.mark.slow
 def test_convolutions_are_found_and_attacked_alike():
   # Those of XLA are slow in loops on a CPU, so that the host turns the loop.
   weights = Cnn().init(jax.random.key(0), np.zeros((1, *SHAPE)))

@@ -128,6 +128,7 @@ def test_a_function_that_is_nan_on_every_x_adv_has_accuracy_0():
   )
 
 
+@pytest.mark.slow
 def test_warnings_follow_the_loss_in_use():
   fn, images, labels = problem()
   # Rounded logits have no gradient, whichever loss is followed.
@@ -143,6 +144,7 @@ def test_warnings_follow_the_loss_in_use():
   assert not run(flat, images, labels, attack='square').warnings
 
 
+@pytest.mark.slow
 def test_random_models_with_certain_predictions_are_finite():
   """The logarithm of a mean probability that rounds to 0 is not finite."""
   fn, images, labels = problem()

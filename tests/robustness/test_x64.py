@@ -8,6 +8,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import vmoe_robust
 
@@ -47,6 +48,7 @@ def robust(dtype):
   return {norm: one.robust.tolist() for norm, one in found.items()}
 
 
+@pytest.mark.slow
 def test_every_float_gives_the_exact_answer():
   program = (
     'import json; from tests.robustness.test_x64 import robust; '

@@ -39,6 +39,7 @@ def found(config, in_memory, model_of, opened, greedy=True):
   )
 
 
+@pytest.mark.slow
 def test_with_room_for_one_image_the_first_one_has_it(
   config, in_memory, model_of, opened, check_form
 ):
@@ -66,6 +67,7 @@ def test_with_room_for_one_image_the_first_one_has_it(
   assert attacked['more_than_luck']['difference']['value'] == 0
 
 
+@pytest.mark.slow
 def test_with_room_for_all_neighbours_decide_nothing(
   config, in_memory, model_of, opened
 ):

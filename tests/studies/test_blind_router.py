@@ -17,6 +17,8 @@ RADII = (0.1, 1.0)
 OF_ALL = ('routing_change', 'frozen_routing')
 OF = {'top_k': (*OF_ALL, 'load', 'margin'), 'hash': OF_ALL}
 
+pytestmark = pytest.mark.slow  # for the fixture, which is that of every test
+
 
 @pytest.fixture(scope='module', params=list(OF))
 def blind(request, in_memory, model_of, opened):

@@ -93,6 +93,7 @@ def test_a_linear_model_is_certified_short_of_its_boundary(
   assert (distance - columns['radius'])[distance < 0.5].max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [16, 24, 64])
 def test_counts_do_not_depend_on_batch_or_mesh(
   config, in_memory, batch_size, certificates
@@ -107,6 +108,7 @@ def test_counts_do_not_depend_on_batch_or_mesh(
     np.testing.assert_array_equal(alone[name], spread[name])
 
 
+@pytest.mark.slow
 def test_counts_are_of_the_models_own_classes(
   config, in_memory, model_of, certificates
 ):
@@ -120,6 +122,7 @@ def test_counts_are_of_the_models_own_classes(
   np.testing.assert_array_equal(columns['count'], np.full(8, 3))
 
 
+@pytest.mark.slow
 def test_every_kth_example_has_its_own_draws(config, in_memory, certificates):
   source = in_memory(13)
   whole = certificates(source)
@@ -219,6 +222,7 @@ def test_refusals(config, field, value, words):
     validate(config, 4)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_draws(config, in_memory, model_of):
   model, params = model_of(config)
   count = study.counter(model, config, 3)

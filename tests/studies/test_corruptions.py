@@ -18,6 +18,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('shape', 'batch_size'), [((1, 1, 1), 8), ((2, 4, 1), 16)]
 )
@@ -123,6 +124,7 @@ def test_refusals(config, field, value, words):
     validate(config, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['corruptions', 'certificates'])
 def test_a_run_goes_on_after_its_last_batch(
   config, in_memory, model_of, opened, tmp_path, monkeypatch, name

@@ -35,6 +35,7 @@ def alike(in_memory, model_of, opened):
   return forced_expert.run(opened(config, in_memory(IMAGES), model, params))
 
 
+@pytest.mark.slow
 def test_of_identical_experts_any_may_be_forced(alike):
   assert len(alike.rows) == 2 * (1 + 1 + 4)
   for row in alike.rows:
@@ -55,6 +56,7 @@ def chosen(in_memory, model_of, opened):
   return config, model, params, source, forced_expert.run(job)
 
 
+@pytest.mark.slow
 def test_a_forced_expert_is_the_block_that_has_no_other(chosen):
   config, model, params, source, found = chosen
   names = [row['condition'] for row in found.rows[:4]]
@@ -94,6 +96,7 @@ def test_a_forced_expert_is_the_block_that_has_no_other(chosen):
   assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_of_one_choice_the_control_is_the_router_with_uniform_gates(chosen):
   config, _, params, source, _ = chosen
   one = config.copy_and_resolve_references()
@@ -153,6 +156,7 @@ def test_who_beats_the_router():
   assert found['best_p_of_all'] == pytest.approx(3 * 2 * 0.5**20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'router', 'fields', 'words'),
   [

@@ -18,6 +18,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_with_its_own_routing_it_is_the_attack_of_all_studies(
   config, in_memory, model_of, opened
 ):

@@ -35,6 +35,7 @@ def softmax(scores):
   return e / e.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_two_constant_experts_that_share_every_token(config, model_of):
   config.model.experts = 2
   f = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
@@ -52,6 +53,7 @@ def test_two_constant_experts_that_share_every_token(config, model_of):
   np.testing.assert_allclose(found['sum_of_gates'], 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_expert_a_token_has_a_sum_of_gates_alone(config, model_of):
   config.model.router.selected = 1
   f = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
@@ -67,6 +69,7 @@ def test_one_expert_a_token_has_a_sum_of_gates_alone(config, model_of):
   np.testing.assert_allclose(found['gate'], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_identical_experts_leave_the_sum_of_gates_alone(config, model_of):
   def same(params):
     moe = params['Encoder'][BLOCK]['Moe']
@@ -80,6 +83,7 @@ def test_identical_experts_leave_the_sum_of_gates_alone(config, model_of):
   assert found['error'].max() < 1e-5
 
 
+@pytest.mark.slow
 def test_margin_terms_are_paths_by_their_last_gates(config, model_of):
   model, params = model_of(config)
   images = jax.random.uniform(jax.random.key(3), (2, 8, 8, 1))
@@ -113,6 +117,7 @@ def test_margin_terms_are_paths_by_their_last_gates(config, model_of):
     assert jnp.abs(expected).max() > 1e-3 * scale
 
 
+@pytest.mark.slow
 def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
   config.mode, config.study.name = 'study', 'jacobian'
   model, params = model_of(config)

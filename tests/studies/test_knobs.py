@@ -46,6 +46,7 @@ def of(found, name, eps):
   return under.of(found.columns, f'{name}, eps {eps}')['prediction_after']
 
 
+@pytest.mark.slow
 def test_positions_that_the_model_has_are_not_run_again(found):
   names = [row['condition'].split(',')[0] for row in found.rows[::2]]
   assert names == [
@@ -62,6 +63,7 @@ def test_positions_that_the_model_has_are_not_run_again(found):
     assert row['x_adv_of'] == expected
 
 
+@pytest.mark.slow
 def test_noise_of_nothing_and_room_for_all_change_nothing(found):
   for eps in (0, 0.1):
     trained = of(found, 'as trained', eps)
@@ -72,6 +74,7 @@ def test_noise_of_nothing_and_room_for_all_change_nothing(found):
     assert share == pytest.approx(row['accuracy']['value'])
 
 
+@pytest.mark.slow
 def test_each_position_is_the_model_that_is_built_so(turned, found):
   config, model, params, source, _ = turned
   all_four = config.model.copy_and_resolve_references()

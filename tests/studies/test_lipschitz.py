@@ -101,6 +101,7 @@ def test_slopes_within_a_cell_are_those_of_its_expert():
   assert far['directed/across'].max() > 2 * norms.max()
 
 
+@pytest.mark.slow
 def test_a_model_whose_jump_is_known(config, in_memory, two_experts, opened):
   config.mode, config.study.name = 'study', 'lipschitz'
   config.study.lipschitz.update(dict(pairs=2, iterations=2))

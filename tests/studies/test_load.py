@@ -39,6 +39,7 @@ def greedy(in_memory, model_of, opened):
   return job, load.run(job)
 
 
+@pytest.mark.slow
 def test_one_expert_has_all_tokens_whatever_is_attacked(greedy, check_form):
   """Eight choices a group, of which the four slots of expert 0 hold half."""
   job, found = greedy
@@ -63,6 +64,7 @@ def test_one_expert_has_all_tokens_whatever_is_attacked(greedy, check_form):
   assert 'depends on the batch: groups of 2' in load.render(results)
 
 
+@pytest.mark.slow
 def test_only_the_second_image_of_a_group_is_dropped(greedy):
   _, found = greedy
   clean = under.of(found.columns, under.CLEAN)
@@ -84,6 +86,7 @@ def attacked(in_memory, model_of, opened):
   return load.run(opened(config, in_memory(16), model, params))
 
 
+@pytest.mark.slow
 def test_overflow_is_never_less_than_clean(attacked):
   lost = {
     name: np.mean(

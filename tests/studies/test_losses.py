@@ -15,6 +15,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_each_attack_raises_its_own_loss(
   config, in_memory, model_of, opened, tmp_path, check_form
 ):
@@ -37,6 +38,7 @@ def test_each_attack_raises_its_own_loss(
   assert found == known['accuracy']['value']
 
 
+@pytest.mark.slow
 def test_a_router_that_ignores_its_input_has_nothing_to_attack(
   config, in_memory, model_of, opened
 ):

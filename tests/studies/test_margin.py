@@ -20,6 +20,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_the_radius_of_a_linear_router_in_closed_form(
   config, in_memory, two_experts, opened
 ):
@@ -51,6 +52,7 @@ def test_the_radius_of_a_linear_router_in_closed_form(
   )
 
 
+@pytest.mark.slow
 def test_a_router_that_ignores_its_input_and_one_that_is_not_finite(
   config, in_memory, two_experts, opened
 ):

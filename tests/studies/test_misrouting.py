@@ -20,6 +20,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_each_row_is_the_model_with_that_routing(
   config, in_memory, model_of, opened
 ):
@@ -82,6 +83,7 @@ def _check_summary(found):
   )
 
 
+@pytest.mark.slow
 def test_what_changes_no_routing_changes_no_accuracy(
   config, in_memory, model_of, opened, monkeypatch
 ):

@@ -45,6 +45,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_a_linear_model_falls_where_it_must(
   config, model_of, opened, tmp_path, check_form
 ):
@@ -73,6 +74,7 @@ def test_a_linear_model_falls_where_it_must(
   assert results['summary']['union'] == by['union']['accuracy']
 
 
+@pytest.mark.slow
 def test_no_radius_no_change(config, in_memory, model_of, opened):
   config.model.experts = 0  # dense models have norms too
   config.study.norm_union.update(dict(linf=0.0, l2=0.0, l1=0.0, batch_size=8))

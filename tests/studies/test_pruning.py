@@ -31,6 +31,7 @@ def alike(in_memory, model_of, opened):
   return pruning.run(opened(config, in_memory(IMAGES), model, params))
 
 
+@pytest.mark.slow
 def test_identical_experts_can_all_be_removed_but_one(alike):
   assert len(alike.rows) == 2 * (1 + 4 * 3)
   for row in alike.rows:
@@ -58,6 +59,7 @@ def own(in_memory, model_of, opened):
   return config, model, params, source, found
 
 
+@pytest.mark.slow
 def test_one_expert_left_is_forced_and_all_are_the_model(own):
   _, model, params, source, found = own
   use = np.array(list(found.summary['use'].values()))
@@ -109,6 +111,7 @@ def test_all_experts_of_equal_use_go_in_their_order():
     assert pruning._kept(use, order, 0, 1, 0).tolist() == [[False, True, True]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'router', 'fields', 'words'),
   [

@@ -71,6 +71,7 @@ def equal(one, other):
     np.testing.assert_array_equal(column, other.columns[name])
 
 
+@pytest.mark.slow
 def test_three_studies_attack_each_batch_once(jobs, gradients, config):
   together = questions.answers(ask(jobs()))
   # At the image, at each step, and at the last of them.
@@ -84,6 +85,7 @@ def test_three_studies_attack_each_batch_once(jobs, gradients, config):
     assert gradients() - before == once + own
 
 
+@pytest.mark.slow
 def test_a_start_that_was_cut_short_goes_on(jobs, gradients, monkeypatch):
   names = NAMES[:2]
   whole = questions.answers(ask(jobs(names)))

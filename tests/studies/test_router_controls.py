@@ -20,6 +20,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_with_identical_experts_no_control_is_another_router(
   config, in_memory, model_of, opened
 ):
@@ -43,6 +44,7 @@ def test_with_identical_experts_no_control_is_another_router(
   assert 'hash of the position' in controls.render(shown)
 
 
+@pytest.mark.slow
 def test_controls_are_the_routers_that_models_are_trained_with(
   config, model_of
 ):

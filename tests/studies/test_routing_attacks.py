@@ -61,6 +61,7 @@ def test_the_first_attempt_that_breaks_an_image_counts():
   np.testing.assert_array_equal(found[1], [3, 4, 2])
 
 
+@pytest.mark.slow
 def test_without_gates_only_the_gradient_changes(config, model_of):
   model, params = model_of(config)
   x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
@@ -77,6 +78,7 @@ def test_without_gates_only_the_gradient_changes(config, model_of):
   assert jnp.abs(full - part).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
   model, params = model_of(config)
   ignore_input(params)

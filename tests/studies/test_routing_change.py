@@ -17,6 +17,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_the_attack_is_that_of_the_attack_mode(
   config, in_memory, model_of, opened, tmp_path, check_form
 ):
@@ -49,6 +50,7 @@ def test_a_dense_model_is_told(config, in_memory, model_of, opened):
     routing_change.run(opened(config, in_memory(8), model, params))
 
 
+@pytest.mark.slow
 def test_it_shows_the_tokens_that_changed(
   config, in_memory, two_experts, opened, tmp_path
 ):

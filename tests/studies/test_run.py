@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import vmoe_robust
+from tests.slow import all_slow_but
 from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
@@ -34,6 +35,15 @@ FIELDS = {
 ATTACK = dict(steps=2, eps=(0.1, 0.3))
 # Studies of a checkpoint; test_theory.py runs the one that needs none.
 OF_A_CHECKPOINT = [name for name in STUDIES if name != 'theory']
+# Those that every `pytest` runs: of data, of experts and of certificates.
+QUICK = (
+  'corruptions',
+  'certificates',
+  'misrouting',
+  'pruning',
+  'margin',
+  'substitution',
+)
 # Two that pass over the examples in their own way, and two that share x_adv, of
 # which the second counts use in a pass of its own.
 ON_PODS = ('certificates', 'misrouting', 'routing_change', 'pruning')
@@ -93,7 +103,8 @@ def test_every_study_has_its_fields():
   assert fields == set(STUDIES)
 
 
-@pytest.mark.parametrize('name', OF_A_CHECKPOINT)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', all_slow_but(QUICK, OF_A_CHECKPOINT))
 def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
   config = of_study(name, saved)
   run.run(config, tmp_path)
@@ -126,6 +137,7 @@ def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
     run.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_several_in_one_start(saved, tmp_path, capsys, monkeypatch):
   reads = []
   monkeypatch.setattr(
@@ -172,6 +184,7 @@ def test_names_that_make_no_sense(change, match, saved, tmp_path):
     run.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_that_changed_is_noticed(saved, tmp_path):
   other = tmp_path / 'other'
   shutil.copytree(saved, other)
@@ -230,6 +243,7 @@ def test_missing_photographs_are_named_first(saved, tmp_path):
   assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(saved, tmp_path):
   alone, pod = tmp_path / 'alone', tmp_path / 'pod'
   config = of_study(ON_PODS[0], saved)

@@ -17,6 +17,7 @@ def config(config):
   return config
 
 
+@pytest.mark.slow
 def test_identical_experts_can_stand_for_each_other(
   config, in_memory, model_of, opened
 ):
@@ -82,6 +83,7 @@ def test_what_each_change_makes_of_a_decision():
   np.testing.assert_allclose(of('uniform')[1], [[0.4, 0.4], [0.45, 0.45]])
 
 
+@pytest.mark.slow
 def test_of_two_experts_rank_2_is_the_model_with_experts_exchanged(
   config, in_memory, model_of, opened
 ):

@@ -128,6 +128,7 @@ def test_fitted_predictors_have_the_risks_of_the_formulas():
   assert found == pytest.approx(misrouting.risks(experts, 0.5), rel=0.05)
 
 
+@pytest.mark.slow
 def test_it_runs_without_a_checkpoint(config, tmp_path, capsys, check_form):
   run.run(config, tmp_path)
   first = capsys.readouterr().out

@@ -68,6 +68,7 @@ def test_models_of_other_pixels_do_not_break_each_other(
   assert more['only_first'] == 1 and more['difference']['value'] == 1
 
 
+@pytest.mark.slow
 def test_to_itself_it_is_the_models_own_attack(
   config, in_memory, model_of, opened
 ):
@@ -87,6 +88,7 @@ def test_to_itself_it_is_the_models_own_attack(
       np.testing.assert_array_equal(after, known)
 
 
+@pytest.mark.slow
 def test_a_dense_model_takes_part(config, in_memory, model_of, opened):
   job = opened(config, in_memory(8), *model_of(config))
   dense = config.copy_and_resolve_references()

@@ -40,6 +40,7 @@ def all_metrics(state, steps, counts):
   return {k: np.array([m[k] for m in found]) for k in found[0]}, state
 
 
+@pytest.mark.slow
 def test_metrics_and_weights_are_those_of_steps_from_the_host(run_of, config):
   config.train.log_every = 4
   found = {}
@@ -59,6 +60,7 @@ def test_metrics_and_weights_are_those_of_steps_from_the_host(run_of, config):
   assert int(state.step) == 7
 
 
+@pytest.mark.slow
 def test_where_programs_are_cut_changes_no_digit(run_of, config):
   config.train.log_every = 4
   config.data.update(dict(crop='pad', pad=1, flip=True))
@@ -74,6 +76,7 @@ def test_where_programs_are_cut_changes_no_digit(run_of, config):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_steps_of_one(run_of, config):
   config.train.log_every = 4
   config.data.update(dict(crop='pad', pad=1, flip=True))
@@ -86,6 +89,7 @@ def test_eight_devices_take_the_steps_of_one(run_of, config):
   np.testing.assert_allclose(found['loss'], alone['loss'], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_anywhere_has_the_same_losses(tmp_path):
   """Stopped between two lines of the log, and inside of an interval."""
   changes = {'train.steps': 9, 'train.log_every': 3, 'save.every_steps': 0}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.cost import program
@@ -35,7 +36,7 @@ def taken(run, steps):
   return metrics
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
+@pytest.mark.parametrize('name', all_slow_but(['pgd'], OBJECTIVES))
 def test_sharded_equals_unsharded_and_every_router_learns(config, run_of, name):
   fields = {'route_by_class': True} if name == 'advmoe' else {}
   adversarial(config, name, **fields)
@@ -60,12 +61,14 @@ def test_sharded_equals_unsharded_and_every_router_learns(config, run_of, name):
   assert ('accuracy' in found) == asks_clean
 
 
+@pytest.mark.slow
 def test_a_frozen_router_is_seen_not_to_learn(config, run_of):
   config.model.router.frozen = True
   metrics = taken(run_of(adversarial(config, 'pgd'), (1, 1, 1)), 1)
   assert metrics[f'router_gradient_norm/{BLOCK}'] == 0
 
 
+@pytest.mark.slow
 def test_accumulation_attacks_each_part(config, run_of):
   adversarial(config, 'pgd')
   whole = run_of(config, (1, 1, 1))
@@ -78,6 +81,7 @@ def test_accumulation_attacks_each_part(config, run_of):
     )
 
 
+@pytest.mark.slow
 def test_what_stays_clean_is_told_apart(config, run_of):
   """Both losses of a step with a clean share are those of its own images."""
   config.model.dropout, config.model.experts = 0.0, 0
@@ -112,6 +116,7 @@ def test_what_stays_clean_is_told_apart(config, run_of):
   np.testing.assert_allclose(found['loss'], sum(mixed) / 15, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_two_steps_of_advmoe_are_clipped_apart(config, run_of):
   """Each has its own norm: neither makes the other's step shorter."""
   adversarial(config, 'advmoe')
@@ -132,6 +137,7 @@ def test_the_two_steps_of_advmoe_are_clipped_apart(config, run_of):
     np.testing.assert_allclose(norm, 1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_second_attack_of_advmoe_has_noise_of_its_own(
   config, run_of, monkeypatch
 ):
@@ -157,6 +163,7 @@ def compiled_flops(run):
   return program.flops(compiled, run.mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'steps', 'passes'),
   [
@@ -179,6 +186,7 @@ def test_passes_are_those_of_the_compiled_step(
   assert compiled_flops(run) == pytest.approx(wanted, rel=0.06)
 
 
+@pytest.mark.slow
 def test_an_attack_keeps_nothing_for_the_gradient(config, run_of):
   """However many steps it has, a step needs the memory of a natural one."""
   config.model.update(dict(experts=0, hidden=64, mlp=256, layers=4))
@@ -193,6 +201,7 @@ def test_an_attack_keeps_nothing_for_the_gradient(config, run_of):
   assert few == many < 1.2 * natural
 
 
+@pytest.mark.slow
 def test_passes_of_advmoe(config, run_of):
   """Its second step has no gradient by the weights of the model.
 
@@ -274,6 +283,7 @@ def logged(workdir):
   ]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_digit_for_digit(tmp_path, config, monkeypatch):
   # What the digits do not share with the model of these tests.
   config.model.update(dict(num_classes=0, channels=0))

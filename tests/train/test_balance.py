@@ -45,6 +45,7 @@ def test_the_bias_follows_the_sign_of_the_load(config):
   assert after == before  # all else
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_a_step_moves_it_by_the_loads_that_it_reports(config, run_of, shape):
   balanced(config, gate='sigmoid')
@@ -74,6 +75,7 @@ def test_a_step_moves_it_by_the_loads_that_it_reports(config, run_of, shape):
   )
 
 
+@pytest.mark.slow
 def test_loads_are_of_the_whole_batch(config, run_of):
   balanced(config)
   whole = run_of(config, (1, 1, 1))
@@ -90,6 +92,7 @@ def test_loads_are_of_the_whole_batch(config, run_of):
     assert i or np.any(bias[0])  # the second step takes back the first
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_no_multiple_of_groups(config, run_of):
   config.model.router.group_images = 3  # 16 images are 6 groups, of 18
   run = run_of(config, (1, 1, 1))
@@ -102,6 +105,7 @@ def test_a_batch_that_is_no_multiple_of_groups(config, run_of):
   assert metrics[f'dropped/{BLOCK}'] >= 1 - 6 * 16 / 150 - 1e-6
 
 
+@pytest.mark.slow
 def test_a_frozen_router_stays_as_it_was_drawn(config, run_of):
   config.model.router.frozen = True
   opt = dict(name='adamw', learning_rate=0.1, weight_decay=0.5)
@@ -112,6 +116,7 @@ def test_a_frozen_router_stays_as_it_was_drawn(config, run_of):
   np.testing.assert_array_equal(router_of(run.state.params)['frozen'], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'router',
   [
@@ -186,6 +191,7 @@ def test_the_log_has_every_load(tmp_path, capsys):
   assert said.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_loads_of_routers_without_choices(config, run_of):
   for fields in (dict(name='soft'), dict(name='expert_choice')):
     config.model.router.update(fields)

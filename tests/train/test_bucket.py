@@ -53,6 +53,7 @@ def start(config, workdir):
     )
 
 
+@pytest.mark.slow
 def test_killed_resumed_and_attacked_there_as_here(bucket, tmp_path, capsys):
   config = small(**{'save.every_steps': 2})
   killed, saved = start(config, tmp_path), bucket / 'runs/one/checkpoints'

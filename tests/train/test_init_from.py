@@ -162,6 +162,7 @@ def test_noise_makes_experts_differ(released, tmp_path):
   assert 0 < np.abs(kernel[0] - kernel[1]).max() < 0.2 * kernel.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'size', 'blocks', 'more'),
   [

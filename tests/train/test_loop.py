@@ -142,6 +142,7 @@ def test_starting_again_says_finished(uninterrupted):
   assert state() == before  # so that it works on a read-only disk
 
 
+@pytest.mark.slow
 def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
   workdir = tmp_path / 'run'
   first = command(workdir, **{'train.steps': 12, 'data.threads': 1})
@@ -160,6 +161,7 @@ def test_resumed_after_kill_equals_uninterrupted(uninterrupted, tmp_path):
   assert there['rows'] == expected['rows']
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_be_read_does_not_stop_training(
   tmp_path, capsys, monkeypatch
 ):
@@ -174,6 +176,7 @@ def test_a_program_that_cannot_be_read_does_not_stop_training(
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_cleanly(tmp_path):
   workdir = tmp_path / 'run'
   process = command(workdir, **{'train.steps': 100_000, 'save.every_steps': 0})
@@ -223,6 +226,7 @@ def train_on(devices, shape, config, workdir, until):
   return trainer
 
 
+@pytest.mark.slow
 def test_any_mesh_goes_on_where_another_stopped(tmp_path):
   """1, 2, 4 and 8 devices; data, expert and model axes; split weights."""
   tiny = lambda **changes: small(**TINY, **{'train.steps': 8}, **changes)
@@ -243,6 +247,7 @@ def test_any_mesh_goes_on_where_another_stopped(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('what', ['eval', 'attack'])
 def test_a_long_measurement_is_left_to_save_in_time(tmp_path, what, capsys):
   """Asked to stop between its batches, a run saves and is resumed."""
@@ -259,6 +264,7 @@ def test_a_long_measurement_is_left_to_save_in_time(tmp_path, what, capsys):
   assert 'eval_accuracy' in (tmp_path / 'metrics.jsonl').read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_end_training(
   tmp_path, monkeypatch, caplog, capfd
 ):
@@ -291,6 +297,7 @@ def test_a_full_disk_does_not_end_training(
   assert locate(tmp_path / 'checkpoints' / 'best') == (str(tmp_path), best)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
   # Without clipping, a huge learning rate overflows within a few steps.
   config = small(**{'train.optimizer.learning_rate': 1e30, 'train.steps': 50})
@@ -302,6 +309,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert all(s < step for s in saved)
 
 
+@pytest.mark.slow
 def test_evaluates_and_attacks_while_training(tmp_path):
   config = small(**{'eval.every_steps': 5, 'attack.every_steps': 6})
   config.attack.at_end = False
@@ -313,6 +321,7 @@ def test_evaluates_and_attacks_while_training(tmp_path):
   assert steps('robust_accuracy/0.02') == [6]
 
 
+@pytest.mark.slow
 def test_damage_is_repaired_by_resuming(tmp_path):
   config = small(**{'attack.at_end': False})
   expected = run_here(config, tmp_path)
@@ -332,6 +341,7 @@ def test_damage_is_repaired_by_resuming(tmp_path):
   assert logging.getLogger('absl').filters == filters, 'they were not closed'
 
 
+@pytest.mark.slow
 def test_finished_is_of_this_attack_alone(tmp_path):
   config = small(**{'train.steps': 2})
   loop.run(config, str(tmp_path))
@@ -343,6 +353,7 @@ def test_finished_is_of_this_attack_alone(tmp_path):
     loop.run(config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_that_never_saved_does_not_lock_its_workdir(tmp_path):
   save_config(tmp_path, small(**{'model.hidden': 64}))
   config = small(**{'train.steps': 1, 'attack.at_end': False})
@@ -350,6 +361,7 @@ def test_a_run_that_never_saved_does_not_lock_its_workdir(tmp_path):
   assert read_config(tmp_path).model.hidden == 16
 
 
+@pytest.mark.slow
 def test_another_run_is_not_overwritten(tmp_path):
   config = small(**{'train.steps': 2, 'attack.at_end': False})
   loop.run(config, str(tmp_path))
@@ -357,6 +369,7 @@ def test_another_run_is_not_overwritten(tmp_path):
     loop.run(small(**{'train.steps': 2, 'model.hidden': 32}), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_starts_from_another_run(tmp_path):
   config = small(**{'train.steps': 3, 'attack.at_end': False, 'save.keep': 1})
   loop.run(config, str(tmp_path / 'first'))

@@ -19,6 +19,7 @@ from vmoe_robust.train.monitor import Monitor
 __all__ = ['config', 'model_of']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 4, 1)])
 def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   config, model_of, shape
@@ -37,6 +38,7 @@ def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   assert 0 < right < 1
 
 
+@pytest.mark.slow
 def test_a_fall_warns_or_stops(config, model_of, caplog):
   config.train.monitor.update(dict(eps=0.01, steps=1, examples=8))
   model, params = model_of(config)
@@ -59,6 +61,7 @@ def test_a_fall_warns_or_stops(config, model_of, caplog):
     resumed(lost, 20)
 
 
+@pytest.mark.slow
 def test_a_run_selects_on_the_validation_part_alone(tmp_path, config):
   """The test split is looked at once, at the end."""
   looked = []

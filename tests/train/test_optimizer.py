@@ -81,6 +81,7 @@ def test_bfloat16_moments(name):
   assert jnp.dtype('bfloat16') in kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor'])
 def test_every_optimizer_trains(config, run_of, name):
   config.train.optimizer.update(dict(name=name, weight_decay=0.01))

@@ -13,6 +13,7 @@ from vmoe_robust.evaluate.classifier import load
 from vmoe_robust.train import loop
 
 
+@pytest.mark.slow
 def test_an_oracle_is_measured_and_not_attacked(tmp_path, capsys):
   config = small(**{'train.steps': 2, 'attack.at_end': False})
   config.model.router.name = 'oracle'

@@ -6,6 +6,7 @@ import pytest
 SHAPES = [(1, 8, 1), (2, 4, 1), (2, 2, 2), (8, 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('experts', ['capacity', 'dropless'])
 def test_sharded_equals_unsharded(config, run_of, experts):
   config.train.experts = experts
@@ -21,6 +22,7 @@ def test_sharded_equals_unsharded(config, run_of, experts):
     np.testing.assert_allclose(spread, alone, atol=1e-5, err_msg=str(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('router', ['expert_choice', 'soft'])
 def test_sharded_equals_unsharded_for_every_router(config, run_of, router):
   config.model.router.name = router
@@ -29,6 +31,7 @@ def test_sharded_equals_unsharded_for_every_router(config, run_of, router):
   np.testing.assert_allclose(spread, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 1)], ids=str)
 def test_accumulation_matches_the_whole_batch(config, run_of, shape):
   config.data.mixup = 0.5
@@ -44,6 +47,7 @@ def test_accumulation_matches_the_whole_batch(config, run_of, shape):
       )
 
 
+@pytest.mark.slow
 def test_masked_images_do_not_count(config, run_of):
   run = run_of(config, (1, 1, 1))
   batch = run.batch(0)
@@ -54,6 +58,7 @@ def test_masked_images_do_not_count(config, run_of):
   assert found['cross_entropy'] == expected['cross_entropy']
 
 
+@pytest.mark.slow
 def test_average_follows_the_weights(config, run_of):
   config.train.ema = 0.9
   run = run_of(config, (1, 1, 1))
@@ -69,6 +74,7 @@ def test_average_follows_the_weights(config, run_of):
   )
 
 
+@pytest.mark.slow
 def test_sigmoid_loss_of_several_labels(config, run_of):
   config.train.loss = 'sigmoid'
   run = run_of(config, (1, 1, 1))
@@ -83,6 +89,7 @@ def test_sigmoid_loss_of_several_labels(config, run_of):
   assert last < first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split', ['fsdp', 'zero1'])
 def test_what_is_split_over_the_data_axis(config, run_of, split):
   alone = run_of(config, (1, 1, 1)).losses(3)

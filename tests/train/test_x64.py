@@ -37,6 +37,7 @@ def three_steps(balance_rate):
   return {'types': before, 'metrics': found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('balance_rate', [0.0, 0.01])
 def test_three_steps_are_those_of_float32(balance_rate):
   program = (

@@ -27,7 +27,9 @@ def from_json(text: str) -> ConfigDict:
     UserError: it has a field that is not known, or is of a later version.
   """
   config = default()
-  _merge(config, migrate(json.loads(text), MOVED), 'config')
+  values = migrate(json.loads(text), MOVED)
+  with config.ignore_type():  # of all groups; it walks through them all
+    _merge(config, values, 'config')
   return config
 
 
@@ -98,6 +100,4 @@ def _merge(config: ConfigDict, values: dict, prefix: str) -> None:
     if is_group:
       _merge(config[name], value, field)
     else:
-      value = tuple(value) if isinstance(value, list) else value
-      with config.ignore_type():
-        config[name] = value
+      config[name] = tuple(value) if isinstance(value, list) else value

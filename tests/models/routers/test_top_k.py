@@ -159,6 +159,7 @@ def test_losses_are_weighted_and_summed(layer_of, layer_inputs):
     np.testing.assert_allclose(routing.auxiliary_loss, total, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_works_outside_of_jit(layer_of, layer_inputs, close):
   layer = layer_of({}, 1, dropless=True)
   params, x, dy = layer_inputs(2, TOKENS, ROUTER)
