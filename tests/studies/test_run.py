@@ -35,15 +35,6 @@ FIELDS = {
 ATTACK = dict(steps=2, eps=(0.1, 0.3))
 # Studies of a checkpoint; test_theory.py runs the one that needs none.
 OF_A_CHECKPOINT = [name for name in STUDIES if name != 'theory']
-# Those that every `pytest` runs: of data, of experts and of certificates.
-QUICK = (
-  'corruptions',
-  'certificates',
-  'misrouting',
-  'pruning',
-  'margin',
-  'substitution',
-)
 # Two that pass over the examples in their own way, and two that share x_adv, of
 # which the second counts use in a pass of its own.
 ON_PODS = ('certificates', 'misrouting', 'routing_change', 'pruning')
@@ -103,8 +94,7 @@ def test_every_study_has_its_fields():
   assert fields == set(STUDIES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', all_slow_but(QUICK, OF_A_CHECKPOINT))
+@pytest.mark.parametrize('name', all_slow_but(['corruptions'], OF_A_CHECKPOINT))
 def test_a_run_and_the_same_again(name, saved, tmp_path, capsys, check_form):
   config = of_study(name, saved)
   run.run(config, tmp_path)
