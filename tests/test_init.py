@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -11,6 +12,10 @@ from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.data import open_source
 from vmoe_robust.train import loop
+
+DENSE = (
+  pathlib.Path(__file__).parents[1] / 'docs/results/digits/dense.safetensors'
+)
 
 
 @pytest.fixture(scope='module')
@@ -48,13 +53,14 @@ def test_a_notebook_in_two_lines(run):
   assert little.clean_accuracy >= little.accuracy >= much.accuracy
 
 
-def test_wrong_images_are_refused(run):
-  classifier = vmoe_robust.load(run)
+def test_wrong_images_are_refused():
+  classifier = vmoe_robust.load(DENSE)
   images, labels = digits(4)
   with pytest.raises(UserError, match=r'\[4, 8, 1\]; the model takes'):
     vmoe_robust.robust_accuracy(classifier, images[:, :4], labels)
 
 
+@pytest.mark.slow
 def test_the_package_imports_without_a_model():
   code = (
     'import sys, vmoe_robust\n'

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust import load
 from vmoe_robust.data import examples, open_source
 
@@ -27,7 +28,9 @@ def test_a_file_is_small_and_has_the_checksum_of_its_card(name):
   assert f'| {hashlib.sha256(data).hexdigest()} |' in card
 
 
-@pytest.mark.parametrize('name', ['dense', 'moe_e8_adv'])
+@pytest.mark.parametrize(
+  'name', all_slow_but(['dense'], ['dense', 'moe_e8_adv'])
+)
 def test_a_model_has_the_clean_accuracy_of_its_card(name):
   model = load(FOLDER / f'{name}.safetensors')
   test = open_source(model.config.data, 'test')

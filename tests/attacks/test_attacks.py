@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.slow import all_slow_but
 from vmoe_robust import attacks, config
 
 EPS = 8 / 255
@@ -92,7 +93,9 @@ def test_a_sweep_compiles_once(setting):
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize('setting', SETTINGS)
+@pytest.mark.parametrize(
+  'setting', all_slow_but(set(SETTINGS) - {'l1', 'l2'}, SETTINGS)
+)
 def test_sharded_equals_unsharded_without_a_word(setting):
   images, keys, labels, loss_of = _problem()
   attack, eps = build(**SETTINGS[setting]), jnp.float32(EPS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.attacks.linear import Linear
+from tests.slow import all_slow_but
 from vmoe_robust.attacks import Budget, check, ensemble
 from vmoe_robust.attacks.apgd import Apgd
 from vmoe_robust.attacks.pgd import Pgd
@@ -101,7 +102,10 @@ def test_fgsm_in_l1_steps_along_a_pixel_that_is_free():
 
 
 @pytest.mark.parametrize('norm', EPS)
-@pytest.mark.parametrize('name', ['pgd', 'mim', 'apgd_ce', 'apgd_dlr'])
+@pytest.mark.parametrize(
+  'name',
+  all_slow_but(['pgd', 'apgd_ce'], ['pgd', 'mim', 'apgd_ce', 'apgd_dlr']),
+)
 @pytest.mark.parametrize('scale', [1e4, FAINT, 1e22])
 def test_the_scale_of_logits_hides_nothing(norm, name, scale):
   model = Linear((4, 4, 3), norm, EPS[norm], scale=scale, shares=(0.3, 0.85))

@@ -60,6 +60,7 @@ def _exact_l1(delta, x, eps):
   return np.sign(delta) * np.clip(size - high, 0, room)
 
 
+@pytest.mark.slow
 def test_l1_projection_is_the_nearest_whatever_its_neighbours_are():
   rng = np.random.default_rng(0)
   # The last image has tails so heavy that it takes many turns.

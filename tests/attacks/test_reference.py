@@ -131,6 +131,7 @@ def test_apgd(reference, name, norm, loss):
   np.testing.assert_array_equal(state.broken, ~get('still_robust'))
 
 
+@pytest.mark.slow
 def test_apgd_in_l1_narrows_the_ball(reference):
   images, asked = problem(reference, 'cross_entropy')
   attack, eps = Apgd('l1'), jnp.float64(reference['eps/L1'])

@@ -1,5 +1,4 @@
 import contextlib
-import gc
 import random
 import tracemalloc
 
@@ -15,7 +14,6 @@ def peak_of():
 
   def measure(action):
     action()  # what is made once, such as checks of types, does not count
-    gc.collect()
     tracemalloc.start()
     try:
       action()

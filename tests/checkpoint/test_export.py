@@ -94,6 +94,7 @@ def same(path, arrays):
     assert found[name].tobytes() == np.asarray(array).tobytes()
 
 
+@pytest.mark.slow
 def test_a_run_as_safetensors(tmp_path, capsys):
   config, model, ema = run_of(tmp_path / 'run', experts=4, moe_every=2)
   out = tmp_path / 'new' / 'vmoe.safetensors'
@@ -235,6 +236,7 @@ def test_nothing_half_written(tmp_path, suffix):
   assert {*tmp_path.iterdir()} == {out, out.with_suffix('.md')}
 
 
+@pytest.mark.slow
 def test_where_it_cannot_go(tmp_path, capsys):
   for out, match in [
     (str(tmp_path / 'vit.pt'), 'must end in .safetensors or .npz'),

@@ -83,6 +83,7 @@ def assert_falls_back(workdir, path):
   assert checkpoints.newest_whole() == 1
 
 
+@pytest.mark.slow
 def test_two_hundred_flipped_bits(workdir):
   rng, kinds = random.Random(0), {}
   for path in files(workdir):

@@ -245,6 +245,7 @@ def test_a_number_twice(tmp_path):
   refused(tmp_path / 'params', "has '0' twice")
 
 
+@pytest.mark.slow
 def test_any_bit_may_flip(tmp_path, flipped):
   """There are no checksums; but values, or a name, are all that may differ."""
   write(tmp_path / 'params')

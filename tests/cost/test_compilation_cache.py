@@ -39,6 +39,7 @@ def start(where, home, **environment):
   return folder, int(found.split()[1]), done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
   folder, hits, errors = start('user', tmp_path)
   assert folder.startswith(str(tmp_path / '.cache' / 'vmoe_robust')), folder
@@ -48,6 +49,7 @@ def test_a_second_start_compiles_nothing(tmp_path):
   assert again == folder and hits >= kept > 0 and not errors
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path):
   (tmp_path / 'file').touch()
   folder, hits, errors = start(str(tmp_path / 'file' / 'cache'), tmp_path)

@@ -73,7 +73,7 @@ def ways_to_read(data, source, sharding):
   ('way', 'workers'),
   [
     ('training', 0),
-    ('training', 1),
+    pytest.param('training', 1, marks=pytest.mark.slow),
     ('evaluation', 0),
     ('rows', 0),
     ('examples', 0),

@@ -39,6 +39,7 @@ def test_ratios_are_beta(alpha):
   assert stats.kstest(ratios, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_neither_microbatches_nor_mesh_change_anything(sharding):
   images, targets, index = batch(32)
   key = jax.random.key(2)

@@ -158,6 +158,7 @@ def test_the_state_of_another_run_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_larger_than_the_data(make_data, open_batches):
   batch = take(open_batches(make_data(), numbered(3), batch_size=24), 1)
   assert np.bincount(batch['image'][:, 0, 0, 0]).tolist() == [8, 8, 8]

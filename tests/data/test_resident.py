@@ -153,6 +153,7 @@ def test_several_labels_an_image_even_none(make_data, both):
   assert not found['label'].any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_corrupt_and_unlabelled_images_are_masked(
   make_data, both, image_folder
 ):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.slow import all_slow_but
 from vmoe_robust.data import Corruption, Part, eval_batches, open_source
 
 SHOWN = (Corruption(), Corruption('gaussian_noise', 5), Corruption('fog', 2))
@@ -45,7 +46,9 @@ def test_every_example_under_each(digits):
       np.testing.assert_array_equal(image, expected)
 
 
-@pytest.mark.parametrize('way', ['batch', 'devices', 'workers'])
+@pytest.mark.parametrize(
+  'way', all_slow_but(['batch', 'devices'], ['batch', 'devices', 'workers'])
+)
 def test_nothing_depends_on_who_loads_it(digits, way):
   data, source = digits
   expected = rows_of(data, source, batch_size=8)

@@ -7,6 +7,7 @@ from vmoe_robust.evaluate import accuracy
 from vmoe_robust.mesh import batch_sharding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('several', [False, True])
 def test_logits_that_are_not_finite_are_wrong(
   config, in_memory, model_of, several

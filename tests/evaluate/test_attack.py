@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust.config import UserError
 from vmoe_robust.data import eval_batches
 from vmoe_robust.evaluate import accuracy, job, target
@@ -68,7 +69,9 @@ def test_one_program_serves_a_whole_sweep(config, in_memory, model_of):
   assert jitted['advance']._cache_size() == 1
 
 
-@pytest.mark.parametrize('broken', ['in_ball', 'in_range'])
+@pytest.mark.parametrize(
+  'broken', all_slow_but(['in_range'], ['in_ball', 'in_range'])
+)
 def test_what_leaves_its_bounds_is_not_reported(
   config, in_memory, model_of, broken
 ):
@@ -156,6 +159,7 @@ def test_results_do_not_depend_on_batch_or_mesh(
   assert differ.mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_routing_without_attack_is_unchanged(config, in_memory, model_of):
   config.attack.eps = (0.0,)
   config.attack.experts = 'capacity'
@@ -266,6 +270,7 @@ def test_written_results_come_from_the_records(
   assert 'clean' in text and 'routing' in text and str(tmp_path) in text
 
 
+@pytest.mark.slow
 def test_clean_accuracy_over_padded_batches(config, in_memory, model_of):
   model, params = model_of(config)
   source = in_memory(13)

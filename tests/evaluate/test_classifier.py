@@ -74,6 +74,7 @@ def run(tmp_path_factory):
   return workdir, *save(workdir)
 
 
+@pytest.mark.slow
 def test_official_weights_give_the_official_logits_and_experts(
   golden, official
 ):
@@ -141,6 +142,7 @@ def test_a_run_and_its_steps(run):
     vmoe_robust.load(workdir, step=3)
 
 
+@pytest.mark.slow
 def test_an_exported_run(run, tmp_path):
   path = tmp_path / 'run.safetensors'
   with contextlib.closing(checkpoint.open_weights(run[0])) as weights:
@@ -177,8 +179,8 @@ def test_one_image_never_changes_anothers_prediction(run):
   'sizes',
   [
     {'data': 2, 'expert': 4},
-    {'model': 2, 'expert': 2},
-    (2, 2, 2),  # a mesh of the user's
+    pytest.param({'model': 2, 'expert': 2}, marks=pytest.mark.slow),
+    pytest.param((2, 2, 2), marks=pytest.mark.slow),  # a mesh of the user's
   ],
   ids=str,
 )
@@ -224,6 +226,7 @@ def test_images_that_do_not_fit(run):
       clf(images)
 
 
+@pytest.mark.slow
 def test_another_number_of_experts_a_token(run, tmp_path):
   clf = vmoe_robust.load(run[0], num_selected=3, mesh=ONE)
   found = clf.routing(IMAGES)['encoderblock_1']

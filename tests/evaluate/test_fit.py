@@ -125,6 +125,7 @@ def test_runs_without_names_still_open(run_of, tmp_path, caplog):
   assert 'by their number (3) alone, because the model does' in caplog.text
 
 
+@pytest.mark.slow
 def test_runs_without_names_do_not_judge_folders_of_numbers(run_of, tmp_path):
   old = run_of(classes=12)
   numbers = image_folder(tmp_path / 'a', *map(str, range(12)), count=1)

@@ -56,6 +56,7 @@ def test_an_attack_shows_those_of_a_router_in_closed_form(
   )
 
 
+@pytest.mark.slow
 def test_pixels_beyond_0_and_1_have_experts_too(
   config, in_memory, closed_form, opened
 ):

@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tests.slow import all_slow_but
 from vmoe_robust import checkpoint, experiment, files, presets
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
@@ -54,7 +55,10 @@ def test_the_experiments_are_there():
   }
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  'name',
+  all_slow_but(set(NAMES) - {'digits_paper', 'cifar10_paper'}, NAMES),
+)
 def test_is_listed_and_its_commands_say_all(name, monkeypatch, tmp_path):
   config = load(monkeypatch, f'--config={FOLDER / name}.py')
   seeds, config.seeds = config.seeds, (3,)

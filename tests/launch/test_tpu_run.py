@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.slow import all_slow_but
+
 POD = ['--name=moe', '--project=proj', '--zone=us-west4-a']
 SHAPE = ['--type=v5litepod-16', '--spot']
 # The end of a run whose processes have all started.
@@ -55,7 +57,11 @@ def test_up_waits_installs_starts_follows_and_ends(cloud, capfd):
 
 
 @pytest.mark.parametrize(
-  'end', ['exit 1', 'echo "stopped at step 1 and saved"; exit 0', 'sleep 60']
+  'end',
+  all_slow_but(
+    ['exit 1'],
+    ['exit 1', 'echo "stopped at step 1 and saved"; exit 0', 'sleep 60'],
+  ),
 )
 def test_a_preempted_run_is_resumed(cloud, capfd, end):
   """Whether it crashes, saves in time or hangs when the machines go."""
@@ -78,6 +84,7 @@ def test_a_preempted_run_is_resumed(cloud, capfd, end):
   assert out.read_text().endswith('resumed from step 1\n')
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_on_machines_that_stay_is_started_again(cloud):
   """As when a host is mended: SIGTERM, and the pod is still there."""
   cloud.run_is("""
@@ -90,6 +97,7 @@ def test_a_run_that_stopped_on_machines_that_stay_is_started_again(cloud):
   assert cloud.verbs().count('scp') == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_not_repeated_for_ever(cloud):
   cloud.run_is('echo "error: no such data" >&2; exit 1')
   message = cloud.refused('up', *POD, *SHAPE, *cloud.run_flags())

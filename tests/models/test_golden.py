@@ -173,9 +173,8 @@ def check_gradients(golden, name, by_image, by_params):
     )
 
 
-@pytest.mark.parametrize(
-  'variant', all_slow_but(QUICK, VARIANTS), ids=lambda v: v[0]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', VARIANTS, ids=lambda v: v[0])
 def test_paper_attack(golden, variant):
   name, selected, priority, factor = variant
   model = vmoe(selected, priority, factor, mesh_of((1, 1, 1)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust.models import grouped
 
 DIM, HIDDEN, EXPERTS = 8, 12, 4
@@ -45,7 +46,11 @@ def one_by_one(weights, rows, count):
 
 @pytest.mark.parametrize('count', COUNTS, ids=str)
 @pytest.mark.parametrize(
-  'sizes', [range(1, 9), range(3, 9, 3), range(16, 33, 16)], ids=str
+  'sizes',
+  all_slow_but(
+    [range(3, 9, 3)], [range(1, 9), range(3, 9, 3), range(16, 33, 16)]
+  ),
+  ids=str,
 )
 def test_blocks(close, count, sizes):
   size = 20 + grouped.SPARE
@@ -71,7 +76,10 @@ def test_blocks(close, count, sizes):
 @pytest.mark.parametrize(
   'product',
   [
-    functools.partial(grouped.megablox, interpret=True),
+    pytest.param(
+      functools.partial(grouped.megablox, interpret=True),
+      marks=pytest.mark.slow,
+    ),
     jax.lax.ragged_dot,
   ],
   ids=['megablox', 'XLA'],
@@ -105,6 +113,7 @@ def test_block_sizes(rows, experts, matrix, number):
   assert unit in limits or unit <= rows / experts / 8 < 2 * unit
 
 
+@pytest.mark.slow
 def test_each(close):
   weights, rows, dy = draw(np.random.default_rng(0), 20)
   count = np.full(EXPERTS, 5)

@@ -172,6 +172,7 @@ def test_freeze(layer_of, layer_inputs, name, shape, dropless):
   assert np.abs(again - y).max() > 0.1
 
 
+@pytest.mark.slow
 @WAYS
 def test_paths_of_the_gradient_add_up(vmoe, weights_of, images, name, dropless):
   """The gates' and the experts' input's terms are the whole of the block's."""

@@ -36,7 +36,9 @@ def logits_and_own_gradient(model, experts):
   return both
 
 
-@pytest.mark.parametrize('name', (*ROUTERS, 'hash', 'image'))
+@pytest.mark.parametrize(
+  'name', all_slow_but(['top_k', 'hash'], (*ROUTERS, 'hash', 'image'))
+)
 @pytest.mark.parametrize(
   'experts', all_slow_but(['capacity'], ['dropless', 'capacity'])
 )
@@ -85,6 +87,7 @@ def test_any_batch_size(vmoe, weights_of, images):
     assert batch == 1 or not record.placement.kept[0, : 3 * 4].all()
 
 
+@pytest.mark.slow
 def test_padding_first_or_last_is_the_same(vmoe, weights_of, images):
   model = vmoe((1, 2, 1), router=TIGHT)
   params = weights_of(model)

@@ -82,6 +82,7 @@ def test_tables_of_all_rounds_serve_each_choice_once(shape, size):
     assert sorted(served) == wanted.tolist()
 
 
+@pytest.mark.slow
 def test_moves_and_their_gradients_are_those_of_gathers():
   rng = np.random.default_rng(0)
   (tokens, selected, experts), size, dim = (12, 2, 4), 4, 3

@@ -83,6 +83,7 @@ def test_digits_on_eight_cpus(tmp_path):
   assert attack['open_loops'] > 0 and train['open_loops'] == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_attacks_is_rehearsed_without(config):
   config.model.update(dict(num_classes=10, channels=1))
   config.attack.at_end, said = False, []

@@ -30,6 +30,7 @@ ALONE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norm, eps', [('Linf', 0.05), ('L1', 1)])
 def test_what_is_reported_is_what_x_adv_does(norm, eps):
   fn, images, labels = problem()
@@ -62,6 +63,7 @@ def test_each_attack_alone_breaks_some(attack, norm, eps):
   assert list(found.per_attack) == [attack]
 
 
+@pytest.mark.slow
 def test_a_list_takes_what_stands_from_one_to_the_next():
   fn, images, labels = problem()
   run = functools.partial(robust_accuracy, fn, images, labels, eps=0.05)
@@ -296,10 +298,15 @@ def test_refusals(changes, words):
 @pytest.mark.parametrize(
   ('given', 'plain'),
   [
-    (dict(norm=np.inf), dict(norm='Linf')),
     (dict(norm='inf', attack='FGSM'), dict(norm='Linf')),
-    (dict(norm=2), dict(norm='L2')),
-    (dict(norm='l1', eps=np.float32(0.5)), dict(norm='L1', eps=0.5)),
+    *(
+      pytest.param(*pair, marks=pytest.mark.slow)
+      for pair in (
+        (dict(norm=np.inf), dict(norm='Linf')),
+        (dict(norm=2), dict(norm='L2')),
+        (dict(norm='l1', eps=np.float32(0.5)), dict(norm='L1', eps=0.5)),
+      )
+    ),
   ],
   ids=str,
 )
@@ -318,6 +325,7 @@ def test_autoattack_has_many_spellings(name):
   assert arguments.attack(name) == 'autoattack'
 
 
+@pytest.mark.slow
 def test_the_tail_is_not_paid_in_full_batches():
   """Of 100 images 23 stand: the program has 24 slots."""
   fn, images, labels = problem(examples=100)

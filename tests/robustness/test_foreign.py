@@ -171,6 +171,7 @@ def test_what_has_no_gradient_is_attacked_by_square(model):
       run(model, images, labels, attack=attack)
 
 
+@pytest.mark.slow
 def test_a_callback_with_a_gradient_is_attacked_by_all():
   """As docs/attacks.md shows for PyTorch."""
 

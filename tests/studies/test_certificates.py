@@ -137,6 +137,7 @@ def test_every_kth_example_has_its_own_draws(config, in_memory, certificates):
   assert (other['counts'] != few['counts']).any()
 
 
+@pytest.mark.slow
 def test_draws_that_are_not_finite_have_no_vote(
   config, in_memory, model_of, opened
 ):
@@ -153,6 +154,7 @@ def test_draws_that_are_not_finite_have_no_vote(
   assert found.warnings == ['384 draws are not finite: no votes']
 
 
+@pytest.mark.slow
 def test_written_results_come_from_the_records(
   config, in_memory, model_of, tmp_path, opened, check_form
 ):

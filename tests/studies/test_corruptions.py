@@ -47,6 +47,7 @@ def test_predictions_are_the_models(
     np.testing.assert_array_equal(columns['label'][rows], source.labels)
 
 
+@pytest.mark.slow
 def test_written_results_come_from_the_records(
   config, in_memory, model_of, opened, tmp_path, check_form
 ):

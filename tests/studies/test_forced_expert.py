@@ -156,7 +156,6 @@ def test_who_beats_the_router():
   assert found['best_p_of_all'] == pytest.approx(3 * 2 * 0.5**20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'router', 'fields', 'words'),
   [
@@ -168,14 +167,14 @@ def test_who_beats_the_router():
   ],
 )
 def test_what_does_not_fit_is_told(
-  chosen, opened, model, router, fields, words
+  in_memory, model_of, opened, model, router, fields, words
 ):
-  _, built, params, source, _ = chosen
   config = settings(**fields)
+  given = model_of(config)
   config.model.update(model)
   config.model.router.update(router)
   with pytest.raises(UserError, match=words):
-    forced_expert.run(opened(config, source, built, params))
+    forced_expert.run(opened(config, in_memory(IMAGES), *given))
 
 
 @pytest.mark.parametrize('field', ['blocks', 'experts'])

@@ -46,6 +46,7 @@ def test_with_its_own_routing_it_is_the_attack_of_all_studies(
   assert [row['condition'] for row in found.rows][:2] == ['clean', name]
 
 
+@pytest.mark.slow
 def test_the_clean_image_under_its_own_routing_is_itself(config, model_of):
   model, params = model_of(config)
   held = jax.jit(frozen_routing.frozen(model))

@@ -141,6 +141,7 @@ def test_other_models_are_told(config, in_memory, model_of, opened):
     jacobian.run(opened(config, in_memory(8), model, params))
 
 
+@pytest.mark.slow
 def test_a_dense_model_has_the_gradient_of_its_margin(
   config, in_memory, model_of, opened
 ):

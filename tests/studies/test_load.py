@@ -126,6 +126,7 @@ def test_load_by_hand():
   assert [float(x[0]) for x in crowding.load(padding)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_overflow_is_counted_and_its_gradient_is_that_of_full_experts():
   """Expert 0 overflows, expert 1 has as many, expert 2 has room."""
 
@@ -167,10 +168,10 @@ def test_balance():
   ],
 )
 def test_what_does_not_fit_is_told(
-  greedy, in_memory, opened, experts, fields, examples, words
+  in_memory, model_of, opened, experts, fields, examples, words
 ):
-  subject = greedy[0].classifier
   config = settings(**fields)
+  given = model_of(settings())
   config.model.experts = experts
   with pytest.raises(UserError, match=words):
-    load.run(opened(config, in_memory(examples), subject.model, subject.params))
+    load.run(opened(config, in_memory(examples), *given))

@@ -43,6 +43,7 @@ def test_identical_experts_can_all_be_removed_but_one(alike):
     assert row['accuracy']['value'] == pytest.approx(row['lowest'])
 
 
+@pytest.mark.slow
 def test_use_counts_every_token_of_every_image_once(alike):
   assert alike.summary['x_adv_of'] == 'the unpruned model'
   for use in alike.summary['use'].values():
@@ -111,7 +112,6 @@ def test_all_experts_of_equal_use_go_in_their_order():
     assert pruning._kept(use, order, 0, 1, 0).tolist() == [[False, True, True]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'router', 'fields', 'words'),
   [
@@ -121,10 +121,12 @@ def test_all_experts_of_equal_use_go_in_their_order():
     ({}, {}, dict(removed=(4,)), r'removed=\(4,\) has 4, .* are 1 to 3'),
   ],
 )
-def test_what_does_not_fit_is_told(own, opened, model, router, fields, words):
-  _, built, params, source, _ = own
+def test_what_does_not_fit_is_told(
+  in_memory, model_of, opened, model, router, fields, words
+):
   config = settings(**fields)
+  given = model_of(config)
   config.model.update(model)
   config.model.router.update(router)
   with pytest.raises(UserError, match=words):
-    pruning.run(opened(config, source, built, params))
+    pruning.run(opened(config, in_memory(IMAGES), *given))

@@ -81,6 +81,7 @@ def test_controls_are_the_routers_that_models_are_trained_with(
     assert np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_all_experts_with_equal_gates_in_closed_form(config, two_experts):
   rng = np.random.default_rng(0)
   outputs = rng.normal(size=(2, 16))

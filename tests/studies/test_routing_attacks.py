@@ -27,6 +27,7 @@ def ignore_input(params):
     router['kernel'] = np.zeros_like(router['kernel'])
 
 
+@pytest.mark.slow
 def test_divergence_and_margin_by_hand(config, model_of):
   model, params = model_of(config)
   x, y = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 1))

@@ -191,6 +191,7 @@ def test_another_checkpoint_that_changed_is_noticed(saved, tmp_path):
     run.run(config, tmp_path / 'found')
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(
   saved, tmp_path, capsys, monkeypatch
 ):

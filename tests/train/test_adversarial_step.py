@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.slow import all_slow_but
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.cost import program
@@ -36,7 +35,8 @@ def taken(run, steps):
   return metrics
 
 
-@pytest.mark.parametrize('name', all_slow_but(['pgd'], OBJECTIVES))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OBJECTIVES)
 def test_sharded_equals_unsharded_and_every_router_learns(config, run_of, name):
   fields = {'route_by_class': True} if name == 'advmoe' else {}
   adversarial(config, name, **fields)

@@ -205,6 +205,7 @@ def test_loads_of_routers_without_choices(config, run_of):
   assert not [name for name in metrics if name.startswith('load')]
 
 
+@pytest.mark.slow
 def test_no_step_is_told_the_class_but_the_oracles(config, run_of):
   """Labels of the same images change routes of the oracle alone."""
   routes = {}

@@ -101,6 +101,7 @@ def uninterrupted(tmp_path_factory):
   return workdir, output
 
 
+@pytest.mark.slow
 def test_the_story_of_a_run(uninterrupted):
   workdir, output = uninterrupted
   assert 'clean' in output and 'routing' in output
@@ -127,6 +128,7 @@ def test_the_story_of_a_run(uninterrupted):
     assert (records['linf'][rows] <= eps + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_starting_again_says_finished(uninterrupted):
   workdir, output = uninterrupted
   state = lambda: {
@@ -401,6 +403,7 @@ def test_resolve_refuses_what_the_data_contradict():
     start.resolve(config, source, source)
 
 
+@pytest.mark.slow
 def test_the_workdir_is_enough(uninterrupted):
   saved = read_config(uninterrupted[0])
   assert saved.model.num_classes == 10 and saved.model.channels == 1

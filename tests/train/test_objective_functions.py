@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from tests.slow import all_slow_but
 from vmoe_robust import config as config_lib
 from vmoe_robust.models import Aux
 from vmoe_robust.models.divergence import divergence
@@ -117,6 +118,7 @@ def ascent(w, batch):
   return -np.sign(ahead).T.reshape(IMAGES, 4, 4, 1)
 
 
+@pytest.mark.slow
 def test_fast_is_one_projected_step():
   """x + U(-eps, eps) + 1.25 eps sign, back into the ball (2001.03994)."""
   w, batch = weights(2), given(classes=2)
@@ -208,7 +210,7 @@ def test_divergence_is_that_of_scipy():
 
 
 @pytest.mark.parametrize('name', [n for n in OBJECTIVES if n != 'natural'])
-@pytest.mark.parametrize('norm', DUAL)
+@pytest.mark.parametrize('norm', all_slow_but(['linf'], DUAL))
 def test_every_attack_stays_in_the_box_and_the_ball(name, norm):
   batch, how = given(low=0.0, high=1.0), settings(name, norm=norm)
   x_adv = OBJECTIVES[name].attack(linear(weights(3)), batch, how)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust.models import plan
 
 IMAGES, TOKENS, DIM, EXPERTS = 8, 5, 8, 4
@@ -50,7 +51,12 @@ def crowd(params, x):
 
 @pytest.mark.parametrize(
   'selected, shape',
-  [(1, (1, 1, 1)), (2, (1, 1, 1)), (2, (4, 1, 1)), (2, (2, 2, 2))],
+  [
+    pytest.param(1, (1, 1, 1), marks=pytest.mark.slow),
+    pytest.param(2, (1, 1, 1), marks=pytest.mark.slow),
+    pytest.param(2, (4, 1, 1), marks=pytest.mark.slow),
+    (2, (2, 2, 2)),
+  ],
   ids=str,
 )
 def test_dropless_serves_every_token(
@@ -186,7 +192,7 @@ def test_an_attack_skips_the_gradient_of_the_weights(
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize('dropless', [False, True])
+@pytest.mark.parametrize('dropless', all_slow_but([False], [False, True]))
 def test_plain_is_differentiable_forward(
   layer_of, layer_inputs, close, dropless, shape
 ):
