@@ -6,7 +6,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-_SKIPPED = {'node_modules', 'runs', 'build'}
+_SKIPPED = {'node_modules', 'runs', 'build', 'site-packages'}
 PAGES = sorted(
   page.relative_to(ROOT)
   for page in ROOT.rglob('*.md')

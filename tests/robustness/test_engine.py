@@ -168,7 +168,6 @@ def test_on_other_devices_it_goes_on_too(tmp_path):
     np.testing.assert_array_equal(found[name], expected[name])
 
 
-@pytest.mark.slow
 def test_progress_counts_steps_and_ends_at_all_of_them():
   ticks = uninterrupted()[2]
   names = list(dict.fromkeys(name for name, *_ in ticks))
