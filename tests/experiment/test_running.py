@@ -11,9 +11,10 @@ import time
 import pytest
 
 from vmoe_robust import config as config_lib
-from vmoe_robust.experiment import running, states
+from vmoe_robust.experiment import running, states, usage
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
+from vmoe_robust.experiment.usage import Usage
 
 FINISH = 'pathlib.Path("done").touch()'
 
@@ -246,19 +247,38 @@ def test_usage_is_that_of_the_process(part):
     part('asleep', 'time.sleep(1); ' + FINISH),
     part('large', 'x = bytearray(200_000_000); time.sleep(0.5); ' + FINISH),
   ]
-  _, runner = run(parts)
-  busy, asleep, large = (runner.usage[one.name] for one in parts)
+  run(parts)
+  busy, asleep, large = (usage.of(one) for one in parts)
   assert busy.cpu_seconds >= 1 > asleep.cpu_seconds
   assert asleep.seconds >= 1
   assert large.peak_bytes > 200e6 > 10 * asleep.peak_bytes > 1e6
 
 
-def test_usage_of_several_attempts_add_up():
-  usage = running.Usage()
-  usage.add(running.Usage(1.0, 2.0, 30, 4.0))
-  usage.add(running.Usage(1.0, 2.0, 20, 4.0))
-  assert usage == running.Usage(2.0, 4.0, 30, 8.0)
-  usage.add(running.Usage(1.0, 2.0, 20, None))
-  assert usage == running.Usage(3.0, 6.0, 30, None)
-  usage.add(running.Usage(1.0, 2.0, 20, 4.0))
-  assert usage.joules is None
+def test_usage_of_several_attempts_adds_up(part):
+  one = part('one', '')
+  one.folder.mkdir(parents=True)
+  assert usage.of(one) is None
+  usage.add(one, Usage(1.0, 2.0, 30, 4.0))
+  usage.add(one, Usage(1.0, 2.0, 20, 4.0))
+  assert usage.of(one) == Usage(2.0, 4.0, 30, 8.0)
+  usage.add(one, Usage(1.0, 2.0, 20, None))
+  assert usage.of(one) == Usage(3.0, 6.0, 30, None)
+  usage.add(one, Usage(1.0, 2.0, 20, 4.0))
+  assert usage.of(one).joules is None
+
+
+@pytest.mark.parametrize('text', ['', '[1]', '{"seconds": 1, "years": 2}'])
+def test_usage_that_is_damaged_stays_unknown(part, text):
+  one = part('one', '')
+  one.folder.mkdir(parents=True)
+  (one.folder / usage.FILE).write_text(text)
+  usage.add(one, Usage(1.0, 2.0, 30, 4.0))
+  assert usage.of_each([one]) == {}
+
+
+def test_usage_goes_with_the_folder(part, tmp_path):
+  """So that parts that ran elsewhere, or by themselves, are counted."""
+  one = part('one', FINISH)
+  run([one])
+  there = one.folder.rename(tmp_path / 'elsewhere')
+  assert usage.of(dataclasses.replace(one, folder=there)).cpu_seconds > 0

@@ -25,8 +25,8 @@ from vmoe_robust.experiment.summary import (
   details,
   listing,
   summary,
-  usage,
 )
+from vmoe_robust.experiment.usage import of_each
 from vmoe_robust.files import (
   local_path,
   locked,
@@ -121,7 +121,7 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
 
   def write_summary(accuracies=(), figures=()):
     found = summary(
-      config, every, runner.states, runner.usage, accuracies, figures
+      config, every, runner.states, of_each(every), accuracies, figures
     )
     found = about | found
     try:
@@ -130,8 +130,6 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
       _say(f'{SUMMARY} was not written: {error}')
 
   runner = Runner(every, states(every), _JOBS.value, _say, write_summary)
-  runner.usage = usage(workdir)
-
   write_summary()
   runner.run()
   rows = comparing.compare(config, every, runner.states)
@@ -140,7 +138,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   means = accuracies(config, found)
   write_summary(means, _drawn(workdir, figures(means, rows)))
   ended = runner.states
-  page_text = markdown(about, every, ended, found, runner.usage, means, rows)
+  took = of_each(every)
+  page_text = markdown(about, every, ended, found, took, means, rows)
   with replacing(workdir / MARKDOWN) as draft:
     draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vmoe_robust.cost.energy import Meter
 from vmoe_robust.experiment import states as states_lib
+from vmoe_robust.experiment import usage as usage_lib
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
 from vmoe_robust.experiment.usage import Usage, ended, peak_bytes
@@ -56,7 +57,6 @@ class Runner:
       on_change: called after each part's end.
     """
     self.states = dict(states)
-    self.usage: dict[str, Usage] = {}  # by name
     # Of several parts at a time nobody knows which took what.
     self._meter = Meter() if jobs == 1 else None
     self._metered = time.monotonic()
@@ -168,7 +168,8 @@ class Runner:
       child.peak_bytes,
       after - child.joules if known else None,
     )
-    self.usage.setdefault(part.name, Usage()).add(usage)
+    with contextlib.suppress(OSError):  # the part's own files are what counts
+      usage_lib.add(part, usage)
     state = states_lib.look(part)
     if state.name != states_lib.FINISHED and not self.stopped:
       log = part.folder / states_lib.LOG

@@ -2,8 +2,6 @@
 
 import collections
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -12,7 +10,7 @@ from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
 from vmoe_robust.experiment.usage import Usage
-from vmoe_robust.report.page.experiment import FORMAT, SUMMARY, VERSION
+from vmoe_robust.report.page.experiment import FORMAT, VERSION
 from vmoe_robust.report.table import table
 
 
@@ -94,12 +92,3 @@ def summary(
     'accuracies': list(accuracies),
     'figures': list(figures),
   }
-
-
-def usage(workdir: pathlib.Path) -> dict[str, Usage]:
-  """What parts took so far, by name, of earlier calls."""
-  try:
-    found = json.loads((workdir / SUMMARY).read_text())['parts']
-    return {p['name']: Usage(**p['usage']) for p in found if p['usage']}
-  except (OSError, ValueError, KeyError, TypeError):
-    return {}

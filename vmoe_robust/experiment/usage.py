@@ -1,9 +1,17 @@
 """What the processes of a part took: time, memory, energy."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
+from collections.abc import Iterable
+
+from vmoe_robust.experiment.parts import Part
+from vmoe_robust.files import write_json
+
+# In a part's folder, so that it goes wherever the folder goes.
+FILE = 'usage.json'
 
 
 @dataclasses.dataclass
@@ -26,6 +34,35 @@ class Usage:
     self.seconds += other.seconds
     self.cpu_seconds += other.cpu_seconds
     self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
+
+def of(part: Part) -> Usage | None:
+  """What a part took so far, by its folder; None if that is not known."""
+  try:
+    return Usage(**json.loads((part.folder / FILE).read_text()))
+  except (OSError, ValueError, TypeError):
+    return None
+
+
+def of_each(parts: Iterable[Part]) -> dict[str, Usage]:
+  """What parts took so far, by name, of those of which it is known."""
+  found = {part.name: of(part) for part in parts}
+  return {name: usage for name, usage in found.items() if usage}
+
+
+def add(part: Part, usage: Usage) -> None:
+  """Adds what an attempt took to what the part's folder says.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  total = of(part)
+  if total is None:
+    if (part.folder / FILE).exists():
+      return  # damaged: nobody knows what earlier attempts took
+    total = Usage()
+  total.add(usage)
+  write_json(part.folder / FILE, dataclasses.asdict(total))
 
 
 def ended(process: subprocess.Popen) -> float | None:
