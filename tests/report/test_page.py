@@ -84,6 +84,30 @@ def test_the_numbers_are_those_of_the_results(save_run):
   assert 'ViT of 4 layers, 64 wide, 12,345 parameters, step 7' in text
 
 
+def test_more_than_two_models_are_a_table(save_run):
+  """A row each, and beside a number of other images how many these are."""
+  folders = [
+    save_run(name, [0, 1, 2 if name == 'a' else 9, 9], weights__checksum=name)
+    for name in 'abc'
+  ]
+  assert '<caption>Accuracy at' not in made(*folders[:2])[0]
+  of_c = dict(weights__checksum='c', data__examples=2)
+  folders.append(save_run('d', [0, 9], labels=(0, 1), **of_c))
+  results = json.loads((folders[-1] / 'results.json').read_text())
+  results['rows'][0]['attack'] = 'square'
+  (folders[-1] / 'results.json').write_text(json.dumps(results))
+  text, _ = made(*folders)
+  assert 'is right on' not in text
+  clean = '100.0% [51.0, 100.0]'
+  few = '50.0% [9.5, 90.5] (2 images of digits test)'
+  caption = 'Accuracy at linf 16/255 on 4 images of digits test'
+  assert rows_of(text, caption) == [
+    ['a', '75.0% [30.1, 95.4]', '', clean, '12,345'],
+    ['b', '50.0% [15.0, 85.0]', '', clean, '12,345'],
+    ['c', '50.0% [15.0, 85.0]', few, clean, '12,345'],
+  ]
+
+
 def test_the_page_is_whole_and_needs_no_network(save_run):
   figure = {
     'name': 'f',

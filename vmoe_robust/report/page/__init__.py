@@ -159,6 +159,7 @@ def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
     runs=runs,
     filters=gallery.FILTERS,
     blocks=blocks,
+    verdict_table=verdict.as_table(parts['verdicts']),
     chosen=gallery.chosen(blocks),
     warnings=[(run, w) for run in runs for w in run.results['warnings']],
     problems=problems.lines,

@@ -212,8 +212,13 @@ def _add(results: Results, found: dict[str, Results]):
 
 
 def _names(folders: Sequence[epath.Path]) -> list[str]:
-  """The shortest ends of the folders' paths that differ."""
+  """The shortest ends of the folders' paths that differ.
+
+  What all of them end with, such as `attacks/pgd`, is left out.
+  """
   parts = [os.path.abspath(folder).split('/')[1:] for folder in folders]
+  while len(parts) > 1 and len({tuple(one[-1:]) for one in parts}) == 1:
+    parts = [one[:-1] for one in parts]
   longest = max(map(len, parts), default=1)
   for length in range(1, longest + 1):
     names = ['/'.join(one[-length:]) for one in parts]

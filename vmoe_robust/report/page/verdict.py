@@ -1,4 +1,4 @@
-"""The first screen: one sentence a model, of what and how it was judged."""
+"""The first screen: how each model was judged, a sentence or a row each."""
 
 import collections
 import dataclasses
@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmoe_robust.report.page.runs import Problems, Run
-from vmoe_robust.report.page.tables import rate
+from vmoe_robust.report.page.tables import Cell, Table, rate, table
 from vmoe_robust.report.table import radius
 
 # Attacks whose name does not say their length.
 _STEPPED = ('pgd', 'mim')
 _USUAL = ('linf', '8/255')  # the radius that is shown if runs share several
+_MOST_SENTENCES = 2  # more models are a table
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
   """One number of the sentence."""
 
-  accuracy: str  # with its interval
+  accuracy: Cell  # with its interval
   attack: str
   images: str
 
@@ -30,7 +31,9 @@ class Verdict:
 
   model: str
   what: str
-  clean: str
+  parameters: int | None
+  clean: Cell
+  images: str  # how many were judged, and of which data
   at: str  # the norm and the radius
   attacked: Sequence[Attacked]
 
@@ -50,6 +53,44 @@ def verdicts(runs: Sequence[Run], problems: Problems) -> list[Verdict]:
     )
     out += [made] if made else []
   return out
+
+
+def as_table(found: Sequence[Verdict]) -> Table | None:
+  """The same as a row each, if there are more than a few; else None."""
+  if len(found) <= _MOST_SENTENCES:
+    return None
+  names = list(dict.fromkeys(a.attack for v in found for a in v.attacked))
+  headers, rows = ['model', *names, 'clean'], [_row(v, names) for v in found]
+  caption = 'Accuracy'
+  for what, values in (
+    ('at', [v.at for v in found]),
+    ('on', [v.images for v in found]),
+  ):
+    if len(set(values)) == 1:
+      caption += f' {what} {values[0]}'
+    else:
+      headers.append(what)
+      rows = [[*row, v] for row, v in zip(rows, values, strict=True)]
+  headers.append('parameters')
+  rows = [[*row, v.parameters] for row, v in zip(rows, found, strict=True)]
+  return table(
+    caption, headers, rows, 'In brackets: 95% intervals over images.'
+  )
+
+
+def _row(verdict: Verdict, names: Sequence[str]) -> list[object]:
+  under = {a.attack: a for a in verdict.attacked}
+  cells: list[object] = [verdict.model]
+  for name in names:
+    found = under.get(name)
+    if found is None:
+      cells.append(Cell(''))
+    elif found.images == verdict.images:
+      cells.append(found.accuracy)
+    else:
+      text = f'{found.accuracy.text} ({found.images})'
+      cells.append(dataclasses.replace(found.accuracy, text=text))
+  return [*cells, verdict.clean]
 
 
 def describe(run: Run) -> str:
@@ -98,18 +139,19 @@ def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
     row = max(main.results['rows'], key=lambda row: row['eps'])
     at = radius(norm, row['eps'])
     attacked = [_attacked(main, row)]
-  clean = rate(main.results['summary']['clean_accuracy']).text
   return Verdict(
     main.name,
     describe(main),
-    f'{clean} of {images(main.results)}',
+    main.results['weights']['parameters'],
+    rate(main.results['summary']['clean_accuracy']),
+    images(main.results),
     f'{norm} {at}',
     attacked,
   )
 
 
 def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
-  shown = rate(row['robust_accuracy']).text
+  shown = rate(row['robust_accuracy'])
   return Attacked(shown, attack_name(run, row), images(run.results))
 
 
