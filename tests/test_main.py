@@ -73,11 +73,7 @@ def elsewhere(tmp_path, monkeypatch):
     (['train.steps=3.5'], ['config.train.steps=3.5']),
     (['train.steps=0'], ['config.train.steps=0', '1 or more']),
     (['model.moe_blocks=(9,)', 'model.moe_every=0'], ['moe_blocks']),
-    pytest.param(
-      ['init_from=nowhere'],
-      ["config.init_from='nowhere'", 'is no directory'],
-      marks=pytest.mark.slow,
-    ),
+    (['init_from=nowhere'], ["config.init_from='nowhere'", 'is no directory']),
     (['model.num_classes=7'], ['num_classes=7', '10']),
     (['data.name=cifar10', 'data.dir=/nowhere'], ['/nowhere', 'cifar10']),
   ],

@@ -391,6 +391,22 @@ def test_starts_from_another_run(tmp_path):
   assert positions.shape == (1, 17, 16)
 
 
+def test_weights_that_are_not_there_are_told_at_once(tmp_path, monkeypatch):
+  """Before anything is built; a run that has its own needs them no more."""
+
+  def build(*_):
+    raise RuntimeError('built')
+
+  monkeypatch.setattr(loop, 'Trainer', build)
+  config = small(**{'init_from': str(tmp_path / 'nowhere')})
+  with pytest.raises(UserError, match="config.init_from='.*nowhere' is no dir"):
+    loop.run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+  (tmp_path / 'run/checkpoints/4').mkdir(parents=True)
+  with pytest.raises(RuntimeError, match='built'):
+    loop.run(config, tmp_path / 'run')
+
+
 def test_resolve_refuses_what_the_data_contradict():
   config = small()
   source = open_source(config.data, 'train')

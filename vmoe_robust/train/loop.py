@@ -35,7 +35,12 @@ from vmoe_robust.train.log import Log
 from vmoe_robust.train.measuring import Measuring, attacked, is_told
 from vmoe_robust.train.objective import forward_passes
 from vmoe_robust.train.profile import Profile
-from vmoe_robust.train.start import Splits, check_same_run, open_splits
+from vmoe_robust.train.start import (
+  Splits,
+  check_same_run,
+  open_splits,
+  require_weights,
+)
 from vmoe_robust.train.stopping import Stopped, Stopping
 
 
@@ -51,6 +56,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   workdir = local_path(workdir, '--workdir')
   if _is_finished(config, workdir, splits):  # its disk may be read-only
     return
+  require_weights(config, workdir)
   with locked(workdir):
     require_writable(workdir)
     # Another run may have ended just now.

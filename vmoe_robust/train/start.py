@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from vmoe_robust import staging
-from vmoe_robust.checkpoint import read_class_names, read_config
+from vmoe_robust.checkpoint import open_weights, read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
 from vmoe_robust.data import (
@@ -86,6 +86,19 @@ def resolve(
     config.model[name] = config.model[name] or getattr(source, name)
   check_fit(config, source)
   return config, check_fit(config, held_out, source.class_names)
+
+
+def require_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
+  """Refuses weights to start from that cannot be opened.
+
+  They are read much later, when the model has been compiled. A run that has
+  checkpoints of its own needs them no more.
+
+  Raises:
+    UserError: there are none, or they are damaged.
+  """
+  if config.init_from and not steps(staging.checkpoints(workdir)):
+    open_weights(config.init_from).close()
 
 
 def check_same_run(
