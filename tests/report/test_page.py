@@ -274,13 +274,23 @@ def test_damage_and_files_of_others_are_one_line_each(save_run, tmp_path):
 
 
 def test_runs_below_a_folder_are_found(save_run, tmp_path):
-  """In the order of people, named by what differs: all end with `a`."""
   save_run('many/x10/a', [0, 1, 2, 9])
   save_run('many/x9/a', [0, 1, 2, 3])
   save_run('many/x9/a/checkpoints/3', [0, 1, 2, 3])
   text, _ = made(tmp_path / 'many')
   assert [row[0] for row in rows_of(text, 'Robust accuracy, linf')] == [
-    *2 * ['x9'], *2 * ['x10']
+    *2 * ['x9/a'], *2 * ['x10/a']
+  ]  # fmt: skip
+
+
+def test_the_same_attack_of_many_runs_is_not_in_their_names(save_run):
+  folders = [save_run(f'{run}/attacks/pgd', [0, 1, 2, 9]) for run in 'ab']
+  names = lambda *found: [run.name for run in page.find(found, Problems())]
+  assert names(*folders) == ['a', 'b']
+  assert names(folders[0]) == ['pgd']
+  other = save_run('b/attacks/square', [0, 1, 2, 9])
+  assert names(*folders, other) == [
+    'a/attacks/pgd', 'b/attacks/pgd', 'b/attacks/square'
   ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ DAMAGE = (
 )
 # How deep below a path runs are looked for, and what is never one.
 _DEPTH = 4
+_ASKED = ('attacks', 'studies')  # folders in a run's, of an experiment
 _NOT_RUNS = ('checkpoints', 'figures', 'tensorboard', 'unfinished', 'x_adv')
 _Made = TypeVar('_Made')
 
@@ -214,11 +215,14 @@ def _add(results: Results, found: dict[str, Results]):
 def _names(folders: Sequence[epath.Path]) -> list[str]:
   """The shortest ends of the folders' paths that differ.
 
-  What all of them end with, such as `attacks/pgd`, is left out.
+  Where all were asked the same of an experiment's runs, such as `attacks/pgd`,
+  that is left out.
   """
   parts = [os.path.abspath(folder).split('/')[1:] for folder in folders]
-  while len(parts) > 1 and len({tuple(one[-1:]) for one in parts}) == 1:
-    parts = [one[:-1] for one in parts]
+  ends = {tuple(one[-2:]) for one in parts}
+  if len(parts) > 1 and len(ends) == 1 and min(map(len, parts)) > 2:
+    if next(iter(ends))[0] in _ASKED:
+      parts = [one[:-2] for one in parts]
   longest = max(map(len, parts), default=1)
   for length in range(1, longest + 1):
     names = ['/'.join(one[-length:]) for one in parts]
