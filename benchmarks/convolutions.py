@@ -7,7 +7,8 @@ at 32 pixels, 32 images of which all stand: steps that the host turns
 (`robustness/apart.py`) against steps in a loop inside the program. `stem`: the
 gradient by all weights of the stem of configs/cifar10_*, in a loop as resident
 data has it: convolutions as products (`models/stem.py`) against XLA's own, for
-the stem 'conv' and for patches. CPU-seconds, medians over rounds in turns.
+the stem 'conv' and for patches, of these also 16 pixels wide on images of 224.
+CPU-seconds, medians over rounds in turns.
 """
 
 import argparse
@@ -77,12 +78,13 @@ def attacks():
   return {'host': attack(True), 'program': attack(False)}
 
 
-def stems(kind):
+def stems(kind, images=128, size=SHAPE[0], **fields):
   """Steps of gradient descent in a loop, by how convolutions are computed."""
   config = default().model
   config.update(presets.CIFAR10_VIT)
-  config.stem = kind
-  images = jax.random.uniform(jax.random.key(0), (128, *SHAPE))
+  config.update(dict(stem=kind) | fields)
+  shape = (images, size, size, SHAPE[-1])
+  images = jax.random.uniform(jax.random.key(0), shape)
   runs = {}
   for name, convolution in (('product', stem.product), ('xla', None)):
     module = stem.stem(config, jnp.dtype('float32'), convolution)
@@ -105,6 +107,7 @@ def main():
     ('attack', attacks(), 'host', 'program'),
     ('stem conv', stems('conv'), 'product', 'xla'),
     ('stem patch', stems('patch'), 'product', 'xla'),
+    ('patch of 16', stems('patch', 16, 224, patch=16), 'product', 'xla'),
   ):
     found = timing.interleave(runs, rounds)
     seconds = {name: float(np.median(each)) for name, each in found.items()}

@@ -48,19 +48,34 @@ def product(
   at stride 2.
   """
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  if tuple(strides) == kernel.shape[:2]:
+    under = _patches(x, *strides)
+  else:
+    under = _windows(x, kernel.shape[:2], strides)
+  return under @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches(x, rows: int, columns: int):
+  """The pixels of patches that do not overlap, each patch in one vector."""
+  batch, height, width, inputs = x.shape
+  down, across = height // rows, width // columns
+  x = x[:, : down * rows, : across * columns]
+  x = x.reshape(batch, down, rows, across, columns, inputs).swapaxes(2, 3)
+  return x.reshape(batch, down, across, rows * columns * inputs)
+
+
+def _windows(x, sides: Sequence[int], strides: Sequence[int]):
+  """The same where they overlap: a slice of the images a pixel of a kernel."""
   ranges = [
     range(0, size - side + 1, stride)
-    for size, side, stride in zip(
-      x.shape[1:3], kernel.shape[:2], strides, strict=True
-    )
+    for size, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
   ]
   places = [
     [slice(i, i + r[-1] + 1, r.step) for i in range(side)]
-    for r, side in zip(ranges, kernel.shape[:2], strict=True)
+    for r, side in zip(ranges, sides, strict=True)
   ]
   under = [x[:, rows, columns] for rows in places[0] for columns in places[1]]
-  matrix = kernel.reshape(-1, kernel.shape[-1])
-  return jnp.concatenate(under, axis=-1) @ matrix
+  return jnp.concatenate(under, axis=-1)
 
 
 class ConvStem(nn.Module):
