@@ -1,5 +1,6 @@
 """Linear models of two classes, whose robust accuracy has an exact answer."""
 
+import copy
 from collections.abc import Callable
 
 import jax
@@ -71,9 +72,19 @@ class Linear:
     return run
 
   def attacked(self, attack: Attack, name: str) -> np.ndarray:
-    """The images that one run of an attack leaves."""
-    run = jax.jit(self.run(attack, name))
-    return np.asarray(run(jnp.asarray(self.images), jnp.float32(self.eps)))
+    """The images that one run of an attack leaves.
+
+    What the model is of is no constant of the program, so that models of one
+    shape share what was compiled.
+    """
+
+    def run(x, eps, weights, bias, scale):
+      model = copy.copy(self)
+      model.weights, model.bias, model.scale = weights, bias, scale
+      return model.run(attack, name)(x, eps)
+
+    numbers = (self.images, self.eps, self.weights, self.bias, self.scale)
+    return np.asarray(jax.jit(run)(*(jnp.float32(one) for one in numbers)))
 
   def fallen(self, x_adv: np.ndarray) -> np.ndarray:
     """Which images of class 0 are taken for class 1."""

@@ -68,7 +68,7 @@ def test_fab_finds_the_nearest_point(name, norm, scale):
   np.testing.assert_array_equal(model.fallen(x_adv), model.fall)
 
 
-@pytest.mark.parametrize('shape', SMALL)
+@pytest.mark.parametrize('shape', all_slow_but(SMALL[::2], SMALL))
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_square_on_images_smaller_than_its_windows(shape, norm):
   eps = 0.1

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import all_slow_but
 from vmoe_robust.attacks import LOSSES, hyperplane, norms
 from vmoe_robust.attacks.apgd import Apgd
 from vmoe_robust.attacks.fab import Fab
@@ -114,8 +115,8 @@ def problem(reference, loss, targets=None):
   'name, norm, loss',
   [
     ('apgd_ce', 'Linf', 'cross_entropy'),
-    ('apgd_ce', 'L2', 'cross_entropy'),
-    ('apgd_dlr', 'Linf', 'dlr'),
+    pytest.param('apgd_ce', 'L2', 'cross_entropy', marks=pytest.mark.slow),
+    pytest.param('apgd_dlr', 'Linf', 'dlr', marks=pytest.mark.slow),
     ('apgd_t', 'Linf', 'targeted_dlr'),
   ],
 )
@@ -152,7 +153,9 @@ def test_apgd_in_l1_narrows_the_ball(reference):
   np.testing.assert_array_equal(state.broken, ~get('still_robust'))
 
 
-@pytest.mark.parametrize('iterations', [5, 10, 20, 40, 50, 100, 200, 1000])
+@pytest.mark.parametrize(
+  'iterations', all_slow_but([5, 100], [5, 10, 20, 40, 50, 100, 200, 1000])
+)
 def test_checkpoints(reference, iterations):
   """Of a loss that always rises, whose windows no halving hides."""
   attack, eps = Apgd('linf', iterations), jnp.float64(0.5)
@@ -168,7 +171,7 @@ def test_checkpoints(reference, iterations):
   np.testing.assert_array_equal(found, reference[f'checkpoints/{iterations}'])
 
 
-@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('norm', all_slow_but(['Linf'], NORMS))
 def test_fab(reference, norm):
   get = lambda field: reference[f'fab/{norm}/{field}']
   index = reference['fab/index']

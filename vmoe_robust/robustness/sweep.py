@@ -11,6 +11,7 @@ import numpy as np
 
 from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.distributed import agreed, together
+from vmoe_robust.report import table
 from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness import engine, trust
 from vmoe_robust.robustness.images import Archive, Keeper, read
@@ -131,7 +132,7 @@ def run(
     if programs.ensemble.stages[0].until == 'target':
       columns['target'] = clean.ranked[columns['index'], 0]
     warnings += [
-      f'eps {name}: {text}'
+      f'eps {table.radius(programs.norm, eps)}: {text}'
       for text in trust.after(
         falls[eps].robust_after,
         int((columns['prediction_after'] == NO_CLASS).sum()),
