@@ -364,10 +364,13 @@ def test_figures_of_studies(save_run, figure, pictures, cells):
 
 
 def test_a_large_page_is_without_single_runs(save_run, monkeypatch):
-  runs = [save_run(f'r{i}', [0, 1, 2, 9]) for i in range(3)]
-  (runs[0] / 'metrics.jsonl').write_text('{"step": 1, "accuracy": 0.5}')
+  asked = {'asked__config': {'attack': {'norm': 'linf'}}}
+  runs = [save_run(f'r{i}', [0, 1, 2, 9], **asked) for i in range(3)]
+  line = {'step': 1, 'accuracy': 0.5, 'robust_accuracy/0.0627451': 0.25}
+  (runs[0] / 'metrics.jsonl').write_text(json.dumps(line))
   whole, lines = made(*runs)
   assert 'Training of r0' in whole and lines == []
+  assert 'held out, eps 16/255' in whole
   monkeypatch.setattr(page, '_MOST_BYTES', 10_000)
   text, (line,) = made(*runs)
   assert line.startswith('the numbers of each single run, with which')

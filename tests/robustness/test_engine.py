@@ -172,8 +172,8 @@ def test_progress_counts_steps_and_ends_at_all_of_them():
   ticks = uninterrupted()[2]
   names = list(dict.fromkeys(name for name, *_ in ticks))
   assert names == [
-    f'{stage} {eps}'
-    for eps in (0.03, 0.05)
+    f'{stage} {eps}/255'
+    for eps in (7.65, 12.75)
     for stage in ('pgd', 'apgd_t', 'square')
   ]
   for name in names:
@@ -189,7 +189,7 @@ def test_slots_are_full_while_there_is_work():
   for eps, fall in falls.items():
     # Four targets, 7 steps each, in 16 slots; only the end is not full.
     steps = 7 * 4 * EXAMPLES * fall.robust_after['pgd'] / 16
-    calls = [a for a in ticks if a[0] == f'apgd_t {eps:.4g}']
+    calls = [a for a in ticks if a[0] == f'apgd_t {255 * eps:.4g}/255']
     assert len(calls) <= steps + 7
 
 

@@ -19,6 +19,7 @@ from vmoe_robust.models import flops
 from vmoe_robust.report.card import About, card
 from vmoe_robust.report.page.runs import Problems, Run, find
 from vmoe_robust.report.results import RESULTS
+from vmoe_robust.report.table import radius
 
 # Where runs leave results of a work directory: its own, and those of attacks
 # and studies beside its checkpoints, as an experiment lays them.
@@ -183,7 +184,7 @@ def _training(config: ConfigDict | None) -> list[tuple[str, str]]:
     goal += f', beta {objective.beta:.4g}'
   if objective.name != 'natural':
     steps = 1 if objective.name in ('fast', 'nfgsm') else objective.steps
-    ball = f'{objective.norm}, radius {objective.eps:.4g}'
+    ball = f'{objective.norm}, radius {radius(objective.norm, objective.eps)}'
     goal += f'; x_adv of {steps} steps in {ball}'
   images = f'{data.image_size} pixels a side'
   if data.resize:

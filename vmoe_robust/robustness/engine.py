@@ -15,6 +15,7 @@ import numpy as np
 
 from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.mesh.batch import BatchRows
+from vmoe_robust.report import table
 from vmoe_robust.robustness import slots as slots_lib
 from vmoe_robust.robustness.programs import Programs, Work
 from vmoe_robust.robustness.radius import STANDS, Left
@@ -75,7 +76,8 @@ class _Turns:
 
   def run(self, on_turn: OnTurn, is_due, save):
     """Until no image is left."""
-    name = f'{self._stage.name} {self._radius.eps:.4g}'
+    eps = table.radius(self._programs.norm, self._radius.eps)
+    name = f'{self._stage.name} {eps}'
     while True:
       enter = self._fill()
       active = self._index >= 0

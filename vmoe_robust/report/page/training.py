@@ -5,7 +5,7 @@ from typing import Any
 
 from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.shown import Shown, of_figure
-from vmoe_robust.report.table import some_of
+from vmoe_robust.report.table import radius, some_of
 
 _MOST_POINTS = 200  # of a curve
 # Metrics of training by panel: name, label, whether of the batch of a step.
@@ -31,7 +31,7 @@ def training(runs: Sequence[Run]) -> list[Shown]:
     lines = [
       line
       for panel, curves in _CURVES.items()
-      for line in _curves(run.metrics, panel, curves)
+      for line in _curves(run, panel, curves)
     ]
     if not lines:
       continue
@@ -54,20 +54,22 @@ def training(runs: Sequence[Run]) -> list[Shown]:
   return out
 
 
-def _curves(metrics, panel: str, curves) -> list[dict[str, Any]]:
+def _curves(run: Run, panel: str, curves) -> list[dict[str, Any]]:
   if panel == 'accuracy':
-    found = (name for line in metrics for name in line)
+    found = (name for line in run.metrics for name in line)
+    norm = str(run.config.get('config.attack.norm', ''))
+    eps = lambda name: radius(norm, float(name.removeprefix(_MONITOR)))
     curves = [
       *curves,
       *(
-        (name, f'held out, eps {float(name.removeprefix(_MONITOR)):.3g}', False)
+        (name, f'held out, eps {eps(name)}', False)
         for name in dict.fromkeys(found)
         if name.startswith(_MONITOR)
       ),
     ]
   lines = []
   for name, label, of_batch in curves:
-    points = [(m['step'], m[name]) for m in metrics if name in m]
+    points = [(m['step'], m[name]) for m in run.metrics if name in m]
     points = some_of(points, _MOST_POINTS)
     if points:
       x, y = zip(*points, strict=True)
