@@ -1,6 +1,12 @@
 import pytest
 
-from vmoe_robust.report.table import some_of, table
+from vmoe_robust.report.table import (
+  in_words,
+  radius,
+  radius_axis,
+  some_of,
+  table,
+)
 
 HEADERS = ['attack', 'eps', 'accuracy']
 ROWS = [['none', '', '97.2%'], ['pgd', 0.03, '8.0%'], ['pgd', 0.1, '-']]
@@ -32,3 +38,13 @@ def test_no_rows():
 )
 def test_some_of_many_have_equal_steps_and_the_last(count, most, expected):
   assert some_of(range(count), most) == expected
+
+
+def test_radii_are_of_255_in_linf_alone():
+  assert radius('linf', 8 / 255) == '8/255'
+  assert radius('linf', 0.5 / 255) == '0.5/255'
+  assert radius('l2', 0.3) == '0.3'
+  assert radius_axis('linf') == (255, 'eps (1/255)')
+  assert radius_axis('l2') == (1, 'eps (l2)')
+  assert in_words('pgd linf 0.0627451') == 'pgd linf 16/255'
+  assert in_words('pgd l2 0.3') == 'pgd l2 0.3'

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vmoe_robust.experiment.accuracies import clean
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
-from vmoe_robust.report.table import in_words
+from vmoe_robust.report.table import in_words, radius_axis
 from vmoe_robust.report.verdicts import CLEAN
 
 # Conditions of an attack that have a figure each; more are a line a run.
@@ -66,8 +66,7 @@ def _bars(name: str, shown: str, rows: Sequence[Mapping]) -> BarPlot:
 
 
 def _sweep(attack: str, rows: Sequence[Mapping]) -> LinePlot:
-  norm = rows[0]['norm']
-  times = 255 if norm == 'linf' else 1
+  times, x_label = radius_axis(rows[0]['norm'])
   seeds, images = _counts(rows)
   lines = []
   for run in dict.fromkeys(row['run'] for row in rows):
@@ -77,7 +76,7 @@ def _sweep(attack: str, rows: Sequence[Mapping]) -> LinePlot:
   return LinePlot(
     name=f'accuracy_{attack}',
     title=f'Accuracy under {attack}, {images} images, {seeds}',
-    x_label='eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+    x_label=x_label,
     y_label='accuracy',
     lines=lines,
   )

@@ -45,6 +45,11 @@ def radius(norm: str, eps: float) -> str:
   return f'{eps:.4g}'
 
 
+def radius_axis(norm: str) -> tuple[int, str]:
+  """An axis of radii: what they are multiplied by, and its label."""
+  return (255, 'eps (1/255)') if norm == 'linf' else (1, f'eps ({norm})')
+
+
 def in_words(condition: str) -> str:
   """A condition whose radius is as people write it: 'pgd linf 16/255'."""
   name, _, last = condition.rpartition(' linf ')

@@ -11,7 +11,7 @@ from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
 from vmoe_robust.report.statistics import SHARE, mean, rate
-from vmoe_robust.report.table import percent, radius, table
+from vmoe_robust.report.table import percent, radius, radius_axis, table
 from vmoe_robust.report.tokens import TokenExperts
 from vmoe_robust.report.verdicts import NO_CLASS, is_right
 from vmoe_robust.robustness.sweep import Shown, Swept
@@ -160,9 +160,9 @@ def _routing(rows: Columns, loads: dict, block: str) -> dict:
 
 def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
   """Accuracy against eps, after each attack of an ensemble and in the end."""
-  scale, unit = (255, ' (1/255)') if summary['norm'] == 'linf' else (1, '')
+  times, x_label = radius_axis(summary['norm'])
   found = sorted(rows, key=lambda row: row['eps'])
-  x = [0.0] + [scale * row['eps'] for row in found]
+  x = [0.0] + [times * row['eps'] for row in found]
   clean = summary['clean_accuracy']
 
   def line(label, estimates, dashed=False):
@@ -179,7 +179,7 @@ def curve(summary: Mapping, rows: Sequence[Mapping]) -> LinePlot:
     for stage in stages
   ]
   title = f'{summary["attack"]} in {summary["norm"]}, {clean["n"]:,} examples'
-  return LinePlot('robustness', title, f'eps{unit}', 'accuracy', lines)
+  return LinePlot('robustness', title, x_label, 'accuracy', lines)
 
 
 def class_texts(

@@ -219,7 +219,7 @@ def _figure(rows: list[dict], ever: dict, config: ConfigDict) -> BarPlot:
   bars = []
   for name, eps, flips in found:
     what = name.split(', ')[0]
-    label = f'{what}, {under.radius(eps)}' if eps else name
+    label = f'{what}, {under.radius(config, eps)}' if eps else name
     group = what if eps else 'no attack'
     bars.append(Bar.of(label, flips, group))
   router = config.model.router

@@ -21,6 +21,7 @@ from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate.batches import Batch, progress, rows_of
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.report import table
 from vmoe_robust.report.findings import Columns
 from vmoe_robust.report.statistics import SHARE, mean, rate
 from vmoe_robust.report.verdicts import is_right
@@ -54,9 +55,14 @@ def at_radii(radii: Sequence[float]) -> list[Condition]:
   ]
 
 
-def radius(eps: float) -> str:
-  """A radius as figures name it."""
-  return f'eps {255 * eps:.4g}/255' if eps else 'clean'
+def radius(config: ConfigDict, eps: float) -> str:
+  """A radius of the attack as figures name it."""
+  return f'eps {table.radius(config.attack.norm, eps)}' if eps else CLEAN
+
+
+def axis(config: ConfigDict) -> tuple[int, str]:
+  """The axis of the attack's radii, see `table.radius_axis`."""
+  return table.radius_axis(config.attack.norm)
 
 
 def attacked_by(config: ConfigDict, rows: Sequence[Mapping]) -> str:

@@ -191,9 +191,11 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
       here = [r for r in rows if (r['eps'], r['block']) == (eps, block)]
       found = [row['against_router']['difference'] for row in here]
       x = [row['expert'] for row in here]
-      lines.append(Line.of(under.radius(eps), x, found, block, times=100))
+      lines.append(
+        Line.of(under.radius(config, eps), x, found, block, times=100)
+      )
   router = ', '.join(
-    f'{under.radius(row["eps"])} {percent(row["accuracy"]["value"])}'
+    f'{under.radius(config, row["eps"])} {percent(row["accuracy"]["value"])}'
     for row in rows
     if row['forced'] == ROUTER
   )

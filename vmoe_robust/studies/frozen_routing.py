@@ -166,6 +166,7 @@ def _right(columns, eps, way) -> np.ndarray:
 def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
   clean, *rest = rows
   lines = []
+  times, x_label = under.axis(config)
   for attacked, judged in WAYS:
     here = [
       row
@@ -177,13 +178,13 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     lines.append(
       Line.of(
         f'{attacked} attack, judged with {judged} routing',
-        [255 * row['eps'] for row in here],
+        [times * row['eps'] for row in here],
         found,
         dashed=judged == CLEAN_ROUTING,
       )
     )
   title = f'Frozen routing under {under.attacked_by(config, rows)}'
-  return LinePlot('frozen_routing', title, 'eps x 255', 'accuracy', lines)
+  return LinePlot('frozen_routing', title, x_label, 'accuracy', lines)
 
 
 def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
@@ -193,7 +194,7 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
     for eps in dict.fromkeys(row['eps'] for row in rows if row['eps']):
       one = compared[f'eps {eps_name(eps)}'][pair]['difference']
       name = pair.replace('_', ' ')
-      bars.append(Bar.of(under.radius(eps), one, name, times=100))
+      bars.append(Bar.of(under.radius(config, eps), one, name, times=100))
   return BarPlot(
     'frozen_routing_differences',
     f'What routing changes under {under.attacked_by(config, rows)}',

@@ -279,7 +279,7 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
       here.sort(key=lambda row: row['position'])
       found = [row['accuracy'] for row in here]
       x = [row['position'] for row in here]
-      lines.append(Line.of(under.radius(eps), x, found, panel))
+      lines.append(Line.of(under.radius(config, eps), x, found, panel))
   attacked = under.attacked_by(config, rows)
   title = f'Knobs at inference, the same weights\n{attacked}'
   return LinePlot('knobs', title, 'position of the knob', 'accuracy', lines)

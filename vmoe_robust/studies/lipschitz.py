@@ -193,20 +193,23 @@ def _warnings(rows) -> list[str]:
 
 def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
   lines = []
+  times, x_label = under.axis(config)
   for kind in KINDS:
     for place in PLACES:
       found = [(row['eps'], row[place][kind]['mean']) for row in rows[1:]]
       label = f'{kind} pairs {place} cells' if place == 'across' else ''
       label = label or f'{kind} pairs within a cell'
-      lines.append(_line(label, found))
+      lines.append(_line(label, found, times))
   norm = [(row['eps'], jacobian) for row in rows]
-  lines.append(_line('norm of the Jacobian at the image', norm, dashed=True))
+  lines.append(
+    _line('norm of the Jacobian at the image', norm, times, dashed=True)
+  )
   n = rows[0]['accuracy']['n']
   ball = f'{config.attack.norm} ball, {n:,} examples'
   slope = LinePlot(
     'lipschitz',
     f'Largest slope of the logits in the {ball}',
-    'eps x 255',
+    x_label,
     '|df| / |dx|, L2, mean over images',
     [line for line in lines if line.x],
     is_rate=False,
@@ -215,13 +218,13 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
   )
   sides = (('relative', 'across a boundary'), ('rounding', 'a step inside'))
   lines = [
-    _line(label, [(row['eps'], row['jump'][name]) for row in rows[1:]])
+    _line(label, [(row['eps'], row['jump'][name]) for row in rows[1:]], times)
     for name, label in sides
   ]
   jumps = LinePlot(
     'lipschitz_jumps',
     f'Jump of the logits between neighbouring floats, {ball}',
-    'eps x 255 of the segment',
+    f'{x_label} of the segment',
     '|f(x+) - f(x-)| / |f|',
     [line for line in lines if line.x],
     is_rate=False,
@@ -230,10 +233,10 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
   return [slope, jumps] if jumps.lines else [slope]
 
 
-def _line(label: str, found, dashed: bool = False) -> Line:
+def _line(label: str, found, times: float, dashed: bool = False) -> Line:
   """Of (eps, estimate) those that are known."""
   known = [(e, v) for e, v in found if v and v['value'] is not None]
-  x, found = [255 * e for e, _ in known], [value for _, value in known]
+  x, found = [times * e for e, _ in known], [value for _, value in known]
   return Line.of(label, x, found, dashed=dashed)
 
 

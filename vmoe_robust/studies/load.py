@@ -234,15 +234,20 @@ def _capacity(clean: Columns, block: str, config: ConfigDict) -> dict:
 
 def _figure(rows: list[dict], blocks, config: ConfigDict) -> LinePlot:
   right, lines = 'right images (%)', []
-  lines += _lines(rows, right, 100, lambda row: row['accuracy'])
+  scale, x_label = under.axis(config)
+  lines += _lines(rows, scale, right, 100, lambda row: row['accuracy'])
   dropless = lambda row: row['accuracy_dropless']
-  lines += _lines(rows, right, 100, dropless, ', judged dropless')
+  lines += _lines(rows, scale, right, 100, dropless, ', judged dropless')
   for block in blocks:
     lost = lambda row, block=block: row['blocks'][block]['dropped']
-    lines += _lines(rows, f'{block}: choices without room (%)', 100, lost)
+    lines += _lines(
+      rows, scale, f'{block}: choices without room (%)', 100, lost
+    )
   for block in blocks:
     full = lambda row, block=block: row['blocks'][block]['max_over_mean']
-    lines += _lines(rows, f'{block}: max / mean load of a group', 1, full)
+    lines += _lines(
+      rows, scale, f'{block}: max / mean load of a group', 1, full
+    )
   router, groups = config.model.router, rows[0]['groups']
   title = (
     f'Load in {groups:,} groups of {router.group_images}, capacity '
@@ -251,21 +256,23 @@ def _figure(rows: list[dict], blocks, config: ConfigDict) -> LinePlot:
   return LinePlot(
     'load',
     title,
-    'eps x 255',
+    x_label,
     "what the panel's title says",
     lines,
     is_rate=False,
   )
 
 
-def _lines(rows, panel: str, times: float, of, judged='') -> list[Line]:
+def _lines(
+  rows, scale: float, panel: str, times: float, of, judged=''
+) -> list[Line]:
   """A line for each attack, of the estimate that a row has."""
   clean, *rest = rows
   lines = []
   for name, label in ((CLASS, 'loss of the class'), (OVERFLOW, OVERFLOW)):
     here = [clean, *(row for row in rest if row['attacked'] == name)]
     found = [of(row) for row in here]
-    x = [255 * row['eps'] for row in here]
+    x = [scale * row['eps'] for row in here]
     line = Line.of(label + judged, x, found, panel, bool(judged), times)
     lines.append(line)
   return lines

@@ -160,16 +160,17 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     'selected': '1 - IoU of the selected experts, mean over blocks',
   }
   lines = []
+  times, x_label = under.axis(config)
   for number, panel in panels.items():
     for name, label in ATTACKED.items():
       here = [clean, *(row for row in rest if row['attacked'] == name)]
       found = [row[number] for row in here]
-      x = [255 * row['eps'] for row in here]
+      x = [times * row['eps'] for row in here]
       # Dashed, so that a line below it is seen.
       dashed = name == 'both'
       lines.append(Line.of(label, x, found, panel, dashed))
   title = f'What is attacked: {under.attacked_by(config, rows)}'
-  return LinePlot('losses', title, 'eps x 255', 'share', lines)
+  return LinePlot('losses', title, x_label, 'share', lines)
 
 
 def render(results: dict) -> str:

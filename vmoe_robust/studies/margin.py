@@ -28,7 +28,7 @@ from vmoe_robust.models.routers.top_k import highest, pick
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import SHARE, mean, rate
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, radius, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import choices, questions
 from vmoe_robust.studies import conditions as under
@@ -139,13 +139,13 @@ def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
 
     def _columns(after, before, now, eps):
       out = {'prediction_after': classes(after)}
-      for block, (radius, reached) in found.items():
+      for block, (nearest, reached) in found.items():
         moved = (now[block] != before[block]).any(-1)
         moved = jnp.take_along_axis(moved, order, 1)
-        out[f'radius/{block}'] = radius.min(1)
-        out[f'lost/{block}'] = jnp.isnan(radius).sum(1)
+        out[f'radius/{block}'] = nearest.min(1)
+        out[f'lost/{block}'] = jnp.isnan(nearest).sum(1)
         # What is not a number is no margin.
-        out[f'below/{block}'] = (~(radius > eps)).mean(1)
+        out[f'below/{block}'] = (~(nearest > eps)).mean(1)
         out[f'reached/{block}'] = (reached <= eps).mean(1)
         out[f'changed/{block}'] = moved.mean(1)
       every = jnp.stack([out[f'radius/{block}'] for block in blocks])
@@ -250,7 +250,8 @@ def _warnings(clean: Columns, blocks, config) -> list[str]:
 
 
 def _figure(rows, blocks, config) -> LinePlot:
-  x, lines = [255 * row['eps'] for row in rows], []
+  times, x_label = under.axis(config)
+  x, lines = [times * row['eps'] for row in rows], []
   for place in (*blocks, 'images'):
     for name, label in SHARES.items():
       found = [(row | row['images'])[name] for row in rows]
@@ -259,12 +260,13 @@ def _figure(rows, blocks, config) -> LinePlot:
         found, panel = [row[name][place] for row in rows], f'{place}: tokens'
       lines.append(Line.of(label, x, found, panel, dashed=name == 'below'))
   title = f'Routing margins beside {under.attacked_by(config, rows)}'
-  return LinePlot('margin', title, 'eps x 255', 'share', lines)
+  return LinePlot('margin', title, x_label, 'share', lines)
 
 
 def render(results: dict) -> str:
   """Shares below and changed, a line a radius and block; smallest radii."""
   summary, lines = results['summary'], []
+  norm = summary['norm']
   for row in results['rows']:
     for block in summary['blocks']:
       shown = [percent(row[name][block]['value']) for name in SHARES]
@@ -272,17 +274,17 @@ def render(results: dict) -> str:
     shown = [percent(row['images'][name]['value']) for name in SHARES]
     lines.append([row['condition'], 'images, any token', *shown])
   radii = [
-    [name, *(_number(value) for value in found.values())]
+    [name, *(_number(norm, value) for value in found.values())]
     for name, found in summary['smallest_radius'].items()
   ]
   heads = [f'{100 * share:g}% of images' for share in _QUANTILES]
   return '\n\n'.join(
     [
       table(['at', 'of', *SHARES], lines),
-      table([f'smallest radius x 255 ({summary["norm"]})', *heads], radii),
+      table([f'smallest radius ({norm})', *heads], radii),
     ]
   )
 
 
-def _number(radius: float | None) -> str:
-  return 'infinite' if radius is None else f'{255 * radius:.3g}'
+def _number(norm: str, eps: float | None) -> str:
+  return 'infinite' if eps is None else radius(norm, eps)

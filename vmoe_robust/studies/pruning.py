@@ -198,7 +198,7 @@ def _figure(rows: list[dict], drawn: dict[str, dict], config) -> LinePlot:
   lines = []
   for eps in (0.0, *config.attack.eps):
     mine = [row for row in rows if row['eps'] == eps]
-    panel = under.radius(eps)
+    panel = under.radius(config, eps)
     at_random = [row for row in drawn.values() if row['eps'] == eps]
     for order in (LEAST, MOST, RANDOM):
       ranked = [row for row in mine if row['order'] == order]

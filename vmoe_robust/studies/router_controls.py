@@ -276,20 +276,21 @@ def _numbers(rows, summary) -> list[tuple[str, float, dict, dict]]:
 
 def _accuracies(rows, summary, config) -> LinePlot:
   numbers, lines = _numbers(rows, summary), []
+  times, x_label = under.axis(config)
   for kind in dict.fromkeys(name for name, *_ in numbers):
     here = [one for one in numbers if one[0] == kind]
     found = [accuracy for _, _, accuracy, _ in here]
-    x, dashed = [255 * eps for _, eps, _, _ in here], kind == LEARNED
+    x, dashed = [times * eps for _, eps, _, _ in here], kind == LEARNED
     lines.append(Line.of(_LABELS[kind], x, found, dashed=dashed))
   title = f'Controls in place of the router, {under.attacked_by(config, rows)}'
-  return LinePlot('router_controls', title, 'eps x 255', 'accuracy', lines)
+  return LinePlot('router_controls', title, x_label, 'accuracy', lines)
 
 
 def _differences(rows, summary, config) -> BarPlot:
   bars = []
   for kind, eps, _, found in _numbers(rows, summary):
     if kind != LEARNED:
-      bars.append(Bar.of(under.radius(eps), found, kind, times=100))
+      bars.append(Bar.of(under.radius(config, eps), found, kind, times=100))
   return BarPlot(
     'router_controls_differences',
     f'Controls less the learned router, {under.attacked_by(config, rows)}',

@@ -257,13 +257,14 @@ def _fallen(columns: Columns, eps: float) -> dict:
 
 def _figure(rows, job: Job) -> LinePlot:
   config, lines = job.config, []
+  times, x_label = under.axis(config)
   first = config.study.routing_attacks.left_by
   names = {FIRST: first, PLAIN: f'{config.attack.name}, loss of the class'}
   for kind in (FIRST, *OURS):
     here = [row for row in rows if row['attack'] in (None, kind)]
     here = sorted(here, key=lambda row: row['eps'])
     found = [row['accuracy'] for row in here]
-    x = [255 * row['eps'] for row in here]
+    x = [times * row['eps'] for row in here]
     label = names.get(kind, kind.replace('_', ' '))
     lines.append(Line.of(label, x, found, dashed=kind == FIRST))
   n, settings = rows[0]['accuracy']['n'], config.attack
@@ -271,7 +272,7 @@ def _figure(rows, job: Job) -> LinePlot:
     f'Attacks on routing ({settings.steps} steps, {settings.norm}), '
     f'{n:,} examples'
   )
-  return LinePlot('routing_attacks', title, 'eps x 255', 'accuracy', lines)
+  return LinePlot('routing_attacks', title, x_label, 'accuracy', lines)
 
 
 def render(results: dict) -> str:

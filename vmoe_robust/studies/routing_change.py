@@ -125,7 +125,8 @@ def heaviest(
 
 
 def _figure(rows, blocks, config) -> LinePlot:
-  lines, x = [], [255 * row['eps'] for row in rows]
+  times, x_label = under.axis(config)
+  lines, x = [], [times * row['eps'] for row in rows]
   for measure in _MEASURES:
     for block in blocks:
       found = [row[measure][block] for row in rows]
@@ -136,7 +137,7 @@ def _figure(rows, blocks, config) -> LinePlot:
       }[measure]
       lines.append(Line.of(block, x, found, panel))
   title = f'Routing under {under.attacked_by(config, rows)}'
-  return LinePlot('routing_change', title, 'eps x 255', 'changed', lines)
+  return LinePlot('routing_change', title, x_label, 'changed', lines)
 
 
 def render(results: dict) -> str:

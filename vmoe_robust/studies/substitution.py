@@ -198,7 +198,7 @@ def _by_rank(rows, config) -> LinePlot:
       found = [row['accuracy'] for row in mine]
       x = [row['number'] or 1 for row in mine]
       panel = 'all sparse blocks' if at == _ALL else at
-      lines.append(Line.of(under.radius(eps), x, found, panel))
+      lines.append(Line.of(under.radius(config, eps), x, found, panel))
   if not lines:  # one expert has no other rank
     found = [row['accuracy'] for row in rows if row['kind'] == 'unchanged']
     lines = [Line.of('eps', [1] * len(found), found)]
@@ -215,7 +215,7 @@ def _others(rows, config) -> BarPlot:
     Bar.of(
       f'{row["kind"]} {row["number"] or ""}'.strip(),
       row['accuracy'],
-      under.radius(row['eps']),
+      under.radius(config, row['eps']),
     )
     for row in rows
     if row['block'] == _ALL and row['kind'] != 'rank'

@@ -224,7 +224,7 @@ def _figure(rows, names, eps, config: ConfigDict) -> Matrix:
   }
   sources = ['', *names]
   title = (
-    f'Accuracy under transfer, {under.radius(eps)}\n'
+    f'Accuracy under transfer, {under.radius(config, eps)}\n'
     f'{under.attacked_by(config, rows)}'
   )
   return Matrix(

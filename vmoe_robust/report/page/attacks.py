@@ -15,7 +15,7 @@ from vmoe_robust.report.page.tables import (
   rate,
   table,
 )
-from vmoe_robust.report.table import radius
+from vmoe_robust.report.table import radius, radius_axis
 
 _MOST_WATERFALLS = 4  # of a run
 
@@ -26,13 +26,14 @@ def accuracy(runs: Sequence[Run]) -> list[Shown]:
   norms = dict.fromkeys(run.results['summary']['norm'] for run in found)
   out = []
   for norm in norms:
+    _, x_label = radius_axis(norm)
     own = [run for run in found if run.results['summary']['norm'] == norm]
     out.append(
       dataclasses.replace(
         of_figure(
           {
             'title': 'Robust accuracy',
-            'x_label': 'eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+            'x_label': x_label,
             'y_label': 'accuracy',
             'lines': [_accuracy_line(run, norm) for run in own],
           },
@@ -92,8 +93,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
     if not run.is_attack or not rows:
       continue
     blocks = list(rows[0]['routing'])
-    norm = rows[0]['norm']
-    times = 255 if norm == 'linf' else 1
+    times, x_label = radius_axis(rows[0]['norm'])
     lines = [
       line_of(
         _block(block),
@@ -106,7 +106,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
       of_figure(
         {
           'title': f'Routing of {run.name}',
-          'x_label': 'eps (1/255)' if norm == 'linf' else f'eps ({norm})',
+          'x_label': x_label,
           'y_label': 'changed',
           'lines': lines,
         },
@@ -122,7 +122,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
 def _accuracy_line(run: Run, norm: str) -> dict[str, Any]:
   summary, rows = run.results['summary'], run.results['rows']
   rows = sorted(rows, key=lambda row: row['eps'])
-  times = 255 if norm == 'linf' else 1
+  times, _ = radius_axis(norm)
   return line_of(
     f'{run.name} ({summary["attack"]})',
     [0, *(times * row['eps'] for row in rows)],
