@@ -363,6 +363,16 @@ def test_figures_of_studies(save_run, figure, pictures, cells):
   assert 'each model&#39;s own robust accuracy' in text
 
 
+def test_lines_name_the_attack_where_it_differs(save_run):
+  one = save_run('a', [0, 1, 2, 9])
+  text, _ = made(one)
+  assert 'Accuracy against the radius, linf, pgd' in text
+  assert 'a (pgd)' not in text
+  text, _ = made(one, save_run('b', [0, 1, 9, 9], summary__attack='fgsm'))
+  assert 'Accuracy against the radius, linf<' in text
+  assert 'a (pgd)' in text and 'b (fgsm)' in text
+
+
 def test_a_large_page_is_without_single_runs(save_run, monkeypatch):
   asked = {'asked__config': {'attack': {'norm': 'linf'}}}
   runs = [save_run(f'r{i}', [0, 1, 2, 9], **asked) for i in range(3)]

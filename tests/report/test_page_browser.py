@@ -210,7 +210,7 @@ def test_marks_are_those_of_the_chosen_block(opened):
 
 def test_points_tell_their_numbers(opened):
   found = opened(1280)
-  found.locator('[data-tip^="b (pgd), eps (1/255) 16"]').first.hover()
+  found.locator('[data-tip^="b, eps (1/255) 16"]').first.hover()
   assert found.locator('#tip').inner_text() == (
-    'b (pgd), eps (1/255) 16: 75.0% [30.1, 95.4]'
+    'b, eps (1/255) 16: 75.0% [30.1, 95.4]'
   )

@@ -28,6 +28,8 @@ def accuracy(runs: Sequence[Run]) -> list[Shown]:
   for norm in norms:
     _, x_label = radius_axis(norm)
     own = [run for run in found if run.results['summary']['norm'] == norm]
+    attacks = {run.results['summary']['attack'] for run in own}
+    alike = f', {attacks.pop()}' if len(attacks) == 1 else ''
     out.append(
       dataclasses.replace(
         of_figure(
@@ -35,9 +37,9 @@ def accuracy(runs: Sequence[Run]) -> list[Shown]:
             'title': 'Robust accuracy',
             'x_label': x_label,
             'y_label': 'accuracy',
-            'lines': [_accuracy_line(run, norm) for run in own],
+            'lines': [_accuracy_line(run, norm, alike) for run in own],
           },
-          f'Accuracy against the radius, {norm}',
+          f'Accuracy against the radius, {norm}{alike}',
           'Share of images that the model still gets right; eps 0 is clean. '
           'Bands are 95% intervals. Runs that differ in attack or images are '
           'not comparable by eye: see the comparison.',
@@ -119,12 +121,12 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
   return out
 
 
-def _accuracy_line(run: Run, norm: str) -> dict[str, Any]:
+def _accuracy_line(run: Run, norm: str, alike: str) -> dict[str, Any]:
   summary, rows = run.results['summary'], run.results['rows']
   rows = sorted(rows, key=lambda row: row['eps'])
   times, _ = radius_axis(norm)
   return line_of(
-    f'{run.name} ({summary["attack"]})',
+    run.name if alike else f'{run.name} ({summary["attack"]})',
     [0, *(times * row['eps'] for row in rows)],
     [summary['clean_accuracy'], *(row['robust_accuracy'] for row in rows)],
   )
