@@ -19,8 +19,8 @@ more, it does what is missing.
 
 Hardware: 2 CPU cores, no accelerator.
 
-Expected: not yet measured as a whole; some 14 CPU-hours with AVX-512, and 40 with
-AVX2. What there is so far: docs/results/digits.md.
+Expected: not yet measured as a whole; some 14 CPU-hours with AVX-512, and 40
+with AVX2. What there is so far: docs/results/digits.md.
 """
 
 from vmoe_robust.experiment.twins import describe_twins
