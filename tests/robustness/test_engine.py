@@ -39,7 +39,7 @@ def uninterrupted():
   return found, kept, told
 
 
-def swept(folder=None, tell=lambda *_: None, **how):
+def swept(folder=None, tell=lambda *_: None, save_every=0.0, **how):
   """The attack, and x_adv of each radius."""
   _, images, labels = problem()
   kept = {}
@@ -56,7 +56,7 @@ def swept(folder=None, tell=lambda *_: None, **how):
     keeper=None if folder else keeper,
     archive=folder and folder / 'x_adv',
     on_turn=tell,
-    save_every=0.0,
+    save_every=save_every,
   )
   return found, kept
 
@@ -181,6 +181,21 @@ def test_progress_counts_steps_and_ends_at_all_of_them():
     total = [tick[2] for tick in ticks if tick[0] == name]
     assert done == sorted(done) and done[-1] == total[-1]
     assert total == sorted(total, reverse=True)  # images fall
+
+
+@pytest.mark.slow
+def test_when_all_steps_are_done_all_that_fell_is_told():
+  last = {}
+
+  def tell(name, done, total, standing):
+    last[name] = standing
+
+  found, _ = swept(tell=tell, save_every=1e9)
+  assert last == {
+    f'{stage} {255 * eps:.4g}/255': EXAMPLES * share
+    for eps, fall in found.falls.items()
+    for stage, share in fall.robust_after.items()
+  }
 
 
 def test_slots_are_full_while_there_is_work():

@@ -84,6 +84,8 @@ class _Turns:
       if not active.any():
         break
       self._advance(enter, active)
+      if not self._left():
+        self._flush()  # so that the last turn tells all that fell
       on_turn(name, self._done, self._done + self._left(), self._stand())
       if is_due():
         self._pause()
