@@ -76,7 +76,7 @@ class _Turns:
 
   def run(self, on_turn: OnTurn, is_due, save):
     """Until no image is left."""
-    eps = table.radius(self._programs.norm, self._radius.eps)
+    eps = table.radius(self._programs.measure.norm, self._radius.eps)
     name = f'{self._stage.name} {eps}'
     while True:
       enter = self._fill()

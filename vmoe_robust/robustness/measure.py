@@ -115,7 +115,7 @@ class Measure:
         f'that share it; use {batch_size // shards * shards or shards}'
       )
     self.batch_rows = BatchRows(batch_sharding(target.mesh), batch_size)
-    self._target, self._norm, self._seed = target, norm, seed
+    self._target, self.norm, self._seed = target, norm, seed
     self._ranks, self._aim = min(ranks, target.classes), aim
     whole = replicated(target.mesh)
     self._clean = jax.jit(self._clean_program, out_shardings=whole)
@@ -195,7 +195,7 @@ class Measure:
 
   def _score_program(self, params, batch, x_adv, eps):
     images, mask = as_floats(batch['image']), batch['mask']
-    in_ball, in_range = check(x_adv, images, eps, self._norm)
+    in_ball, in_range = check(x_adv, images, eps, self.norm)
     logits, more = self._predict(params, x_adv, mask)
     out = {
       'prediction_after': classes(logits),

@@ -63,7 +63,7 @@ class Programs:
     Raises:
       UserError: the devices cannot share a batch evenly.
     """
-    self.target, self.ensemble, self.norm = target, ensemble, norm
+    self.target, self.ensemble = target, ensemble
     self.batch_size, self._seed = batch_size, seed
     self.measure = Measure(
       target,

@@ -132,7 +132,7 @@ def run(
     if programs.ensemble.stages[0].until == 'target':
       columns['target'] = clean.ranked[columns['index'], 0]
     warnings += [
-      f'eps {table.radius(programs.norm, eps)}: {text}'
+      f'eps {table.radius(measure.norm, eps)}: {text}'
       for text in trust.after(
         falls[eps].robust_after,
         int((columns['prediction_after'] == NO_CLASS).sum()),
