@@ -117,6 +117,7 @@ def test_one_engine_serves_all_attacks_alike(changes):
     ({'name': 'paper', 'momentum': 0.9}, 'momentum=0.9'),
     ({'eps': ()}, 'no sweep'),
     ({'eps': (0.1, 0.1000000001)}, 'twice'),
+    ({'eps': (0.0627451, 0.0627450)}, 'twice'),  # both are 16/255
     ({'eps': ('8/255',)}, 'write 0.0313725'),
     ({'eps': ('(1/255, 2 / 255)',)}, 'write (0.00392157, 0.00784314)'),
     ({'eps': ('much',)}, "'much' is not a number"),
@@ -373,3 +374,37 @@ def test_experts_are_spread_by_their_own_width():
   config.mesh.model = 2
   with pytest.raises(config_lib.UserError, match='expert_mlp=9 .*mesh.model=2'):
     config_lib.validate(config, 8)
+
+
+def test_a_study_has_its_clean_images_once():
+  config = config_lib.default()
+  config.mode, config.attack.eps = 'study', (0.0, 0.1)
+  with pytest.raises(UserError, match=r'config\.attack\.eps=\(0\.0, 0\.1\)'):
+    config_lib.validate(config, 1)
+  config.mode = 'attack'  # there 0 shows that nothing moves
+  config_lib.validate(config, 1)
+
+
+def test_one_name_is_not_measured_twice():
+  config = config_lib.default()
+  config.data.validation, config.train.monitor.eps = 0.1, 8 / 255
+  config.attack.eps = (8 / 255, 16 / 255)
+  config_lib.validate(config, 1)
+  config.attack.every_steps = 100
+  with pytest.raises(UserError, match=r'monitor\.eps=0\.03.* is one of'):
+    config_lib.validate(config, 1)
+  config.train.monitor.eps = 4 / 255
+  config_lib.validate(config, 1)
+
+
+@pytest.mark.parametrize(
+  ('size', 'share', 'clean'),
+  [(41, 1 / 41, 1), (47, 1 / 47, 1), (64, 0.5, 32), (64, 1 - 1 / 64, 63)],
+)
+def test_clean_images_of_a_batch_are_counted_exactly(size, share, clean):
+  assert config_lib.clean_images(size, share) == clean
+
+
+def test_of_folders_the_directory_tells_the_images():
+  assert 'config.data.dir' in config_lib.machine_fields('digits')
+  assert 'config.data.dir' not in config_lib.machine_fields('folder')

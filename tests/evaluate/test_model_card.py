@@ -55,6 +55,7 @@ def test_numbers_are_those_of_the_results(run, save_run, tmp_path, capsys):
   assert found == [
     ('Clean accuracy', 1.0),
     ('Accuracy under pgd of 40 steps, linf 16/255', 0.75),
+    ('Clean accuracy, experts with capacity', 1.0),
     (
       'Accuracy under pgd of 40 steps, experts with capacity, linf 16/255',
       0.25,
@@ -67,6 +68,7 @@ def test_numbers_are_those_of_the_results(run, save_run, tmp_path, capsys):
     '| pgd of 40 steps | 75.0% | 30.1% to 95.4% | linf | 16/255 | 4 of digits '
     'test | pgd |'
   ) in text
+  assert '| none, experts with capacity | 100.0% |' in text
   assert 'AutoAttack at its full length: not measured' in text
   assert 'a \\| b c' in text
   (line,) = capsys.readouterr().err.splitlines()

@@ -1,6 +1,7 @@
 """Pairs of runs on records made by hand."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
 from vmoe_robust.report.records import write_records
+from vmoe_robust.report.statistics import rate
 
-CONDITIONS = ('pgd linf 0.1', 'pgd linf 0.2')
+CONDITIONS = ('pgd linf 25.5/255', 'pgd linf 51/255')
 FINISHED = State('finished')
 
 
@@ -35,8 +37,13 @@ def attacked(
   }
   place.mkdir(parents=True)
   write_records(place / 'records.parquet', columns)
-  found = dict.fromkeys(('asked', 'weights', 'data', 'rows', 'summary'))
+  found = dict.fromkeys(('asked', 'weights', 'data'))
   found |= dict(format='vmoe_robust results', format_version=1, warnings=[])
+  found['summary'] = {'clean_accuracy': rate(np.arange(n) < clean)}
+  found['rows'] = [
+    {'condition': name, 'robust_accuracy': rate(np.isin(np.arange(n), r))}
+    for name, r in zip(CONDITIONS, right, strict=True)
+  ]
   found['files'] = {'records': {'name': 'records.parquet', 'rows': 2 * n}}
   files.write_json(place / 'results.json', found)
   return Part(
@@ -91,13 +98,12 @@ def test_images_are_paired_and_seeds_averaged(experiment, tmp_path):
   assert zero['accuracy_first']['value'] == 0.75
   assert zero['accuracy_second']['value'] == 0.5
   assert [one[name] for name in counts] == [1, 3, 0, 0]
-  # Differences .25 and .75: mean .5, standard error .25, t(.975, 1) = 12.706.
+  # Differences .25 and .75: mean .5, standard error .25, t(.975, 1) = 12.706,
+  # and no difference is more than 1.
   difference = first['difference']
   assert difference['value'] == 0.5 and difference['n'] == 2
   assert difference['over'] == 'seeds'
-  np.testing.assert_allclose(
-    difference['interval'], [0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25], 1e-5
-  )
+  assert difference['interval'] == [-1.0, 1.0]  # of 0.5 - 12.7062 * 0.25, ...
   assert [s['difference']['value'] for s in clean['seeds']] == [0.25, 0.0]
   shown = comparing.show([clean, first, second])
   line = next(x for x in shown.splitlines() if 'pgd linf 25.5/255' in x)
@@ -148,6 +154,19 @@ def test_what_cannot_be_compared_is_said(experiment, tmp_path):
   # What is asked of one alone is no comparison.
   assert compared(experiment, parts[:1]) == []
   assert comparing.show([]) == ''
+
+
+def test_records_of_another_run_are_not_compared(experiment, tmp_path):
+  experiment.seeds = (0,)
+  one, two = (
+    attacked(tmp_path, run, 0, [right, ()])
+    for run, right in (('moe', (0, 1)), ('dense', (0,)))
+  )
+  shutil.copy(one.folder / 'records.parquet', two.folder)
+  [row] = compared(experiment, [one, two])
+  [text] = row['missing']
+  assert text.startswith(f'seed 0: {two.name}: the records have 0.5 right')
+  assert 'results.json says 0.25' in text
 
 
 def test_a_sweep_is_shown_at_few_radii():

@@ -18,7 +18,7 @@ def row(run, attack, condition, eps, *values):
     {'seed': i, 'accuracy': dict(RATE, value=value)}
     for i, value in enumerate(values)
   ]
-  mean = statistics.over_seeds([s['accuracy'] for s in seeds], is_rate=True)
+  mean = statistics.over_seeds([s['accuracy'] for s in seeds], statistics.SHARE)
   return dict(
     run=run,
     attack=attack,
@@ -47,7 +47,9 @@ def difference(first, second, attack, condition, *values):
     'attack': attack,
     'condition': condition,
     'seeds': seeds,
-    'difference': statistics.over_seeds([s['difference'] for s in seeds]),
+    'difference': statistics.over_seeds(
+      [s['difference'] for s in seeds], statistics.DIFFERENCE
+    ),
     'missing': [],
   }
 
@@ -55,7 +57,7 @@ def difference(first, second, attack, condition, *values):
 def test_each_condition_has_bars_and_a_sweep_has_lines():
   few = [
     row(run, 'aa', condition, eps, 0.25, 0.75)
-    for condition, eps in (('clean', 0), ('aa linf 0.0627451', 16 / 255))
+    for condition, eps in (('clean', 0), ('aa linf 16/255', 16 / 255))
     for run in ('dense', 'moe')
   ]
   many = [
@@ -73,9 +75,9 @@ def test_each_condition_has_bars_and_a_sweep_has_lines():
 
 
 def test_attacks_that_are_called_alike_are_told_apart():
-  rows = [row('moe', 'aa_long', 'aa linf 0.0627451', 16 / 255, 0.5)]
+  rows = [row('moe', 'aa_long', 'aa linf 16/255', 16 / 255, 0.5)]
   rows.insert(0, row('moe', 'aa_long', 'clean', 0, 0.5))
-  pairs = [difference('moe', 'dense', 'aa_long', 'aa linf 0.0627451', 0.5)]
+  pairs = [difference('moe', 'dense', 'aa_long', 'aa linf 16/255', 0.5)]
   titles = [figure.title for figure in figures(rows, pairs)]
   assert titles == [
     'Accuracy, aa linf 16/255 (aa_long), 4 images, 1 seed',
@@ -87,8 +89,8 @@ def test_attacks_that_are_called_alike_are_told_apart():
 def test_differences_are_in_points_at_the_last_condition():
   rows = [
     difference('moe', 'dense', 'aa', 'clean', 0.0, 0.0),
-    difference('moe', 'dense', 'aa', 'aa linf 0.1', 0.01, 0.03),
-    difference('e2', 'dense', 'aa', 'aa linf 0.1', -0.25),
+    difference('moe', 'dense', 'aa', 'aa linf 25.5/255', 0.01, 0.03),
+    difference('e2', 'dense', 'aa', 'aa linf 25.5/255', -0.25),
     difference('moe', 'dense', 'union', 'union', 0.5),
   ]
   first, union = figures([], rows)
@@ -104,11 +106,11 @@ def test_differences_are_in_points_at_the_last_condition():
 def part_of(folder, seed, accuracy):
   """An attack that is finished, of which a model keeps this accuracy."""
   name = f'moe_seed{seed}/attacks/aa'
-  found = dict.fromkeys(('asked', 'weights', 'data', 'files', 'warnings'))
-  found |= dict(format='vmoe_robust results', format_version=1)
+  found = dict.fromkeys(('asked', 'weights', 'data', 'files'))
+  found |= dict(format='vmoe_robust results', format_version=1, warnings=[])
   found['summary'] = dict(norm='linf', clean_accuracy=dict(RATE, value=1.0))
   found['rows'] = [
-    dict(condition='aa linf 0.1', norm='linf', eps=0.1)
+    dict(condition='aa linf 25.5/255', norm='linf', eps=0.1)
     | dict(robust_accuracy=dict(RATE, value=accuracy))
   ]
   (folder / name).mkdir(parents=True)
@@ -168,3 +170,9 @@ def test_clean_images_are_those_of_most_images():
   many = row('moe', 'pgd', 'clean', 0, 0.75)
   many['seeds'][0]['accuracy']['n'] = 9
   assert clean([few, many]) == clean([many, few]) == {'moe': many}
+  # Of several runs they are the same images, if one attack has all runs.
+  other = row('dense', 'aa', 'clean', 0, 0.25)
+  rows = [few, many, other]
+  assert clean(rows) == clean(rows[::-1]) == {'moe': few, 'dense': other}
+  apart = row('dense', 'fgsm', 'clean', 0, 0.25)
+  assert clean([few, many, apart]) == {'moe': many, 'dense': apart}

@@ -1,5 +1,7 @@
 """The page of documentation that an experiment writes."""
 
+import dataclasses
+
 import pytest
 
 from tests.experiment.test_figures import difference, part_of, row
@@ -26,10 +28,10 @@ def test_tables_of_what_was_found(tmp_path):
   }
   rows = [
     row('moe', 'aa', 'clean', 0, 1.0, 1.0),
-    row('moe', 'aa', 'aa linf 0.0627451', 16 / 255, 0.5, 0.7),
+    row('moe', 'aa', 'aa linf 16/255', 16 / 255, 0.5, 0.7),
     row('dense', 'aa', 'clean', 0, 0.75),
   ]
-  pairs = [difference('moe', 'dense', 'aa', 'aa linf 0.0627451', -0.05)]
+  pairs = [difference('moe', 'dense', 'aa', 'aa linf 16/255', -0.05)]
   about = {'name': 'twins', 'command': 'python -m x'}
   found = attacked(parts, states, pytest.fail)
   text = markdown(about, parts, states, found, usage, rows, pairs)
@@ -37,8 +39,36 @@ def test_tables_of_what_was_found(tmp_path):
   assert '| run | clean | aa linf 16/255 |\n|---|--:|--:|' in text
   assert '| moe | 100.0%, 2 seeds | 60.0% (0.0 to 100.0)' in text
   assert '| dense | 75.0% (0.0 to 100.0) |  |' in text
+  assert 'over images). On 4 images.' in text and '## Warnings' not in text
   assert '| moe | dense | aa | aa linf 16/255 | 45.0% | 50.0% | -5.0 |' in text
   assert '| moe | 1,234 | 5 | 15 | 2.00 GiB |' in text
+
+
+def test_warnings_and_numbers_of_images_are_told(tmp_path):
+  part = part_of(tmp_path, 0, 0.5)
+  path = part.folder / 'results.json'
+  found = dict(read_results(part.folder), warnings=['gradients may mislead'])
+  empty = dict.fromkeys(('weights', 'software', 'hardware'), {})
+  write_json(path, found | empty)
+  states = {part.name: State('finished')}
+  more = row('dense', 'pgd', 'pgd linf 51/255', 0.2, 0.5)
+  more['seeds'][0]['accuracy'] |= {'n': 10_000}
+  rows = [row('dense', 'aa', 'clean', 0, 0.75), more]
+  study = dataclasses.replace(part, name='study', mode='study')
+  usage = {
+    part.name: Usage(9.0, 100.0, 2**30, None),
+    'study': Usage(9.0, 300.0, 2**30, None),
+  }
+  states['study'] = State('finished')
+  about = {'name': 'twins', 'command': 'python -m x'}
+  found = attacked([part], states, pytest.fail)
+  text = markdown(about, [part, study], states, found, usage, rows, [])
+  assert f'## Warnings\n\n- {part.name}: gradients may mislead\n' in text
+  assert '| dense | 75.0% (0.0 to 100.0), 4 images | 50.0% ' in text
+  assert ', 10,000 images |' in text and 'On 4 images' not in text
+  asked = part.asked
+  assert f'| {asked} (attack) | {asked} (study) | memory |' in text
+  assert '| 100 | 300 | 1.00 GiB |' in text
 
 
 def test_nothing_is_finished_yet(tmp_path):
@@ -54,7 +84,7 @@ def test_nothing_is_finished_yet(tmp_path):
 def test_attacks_that_are_called_alike_are_told_apart(tmp_path):
   """Two entries of the experiment may differ in steps or images alone."""
   rows = [
-    row('moe', attack, 'pgd linf 0.1', 0.1, value)
+    row('moe', attack, 'pgd linf 25.5/255', 0.1, value)
     for attack, value in (('short', 0.75), ('long', 0.5))
   ]
   part = part_of(tmp_path, 0, 0.5)

@@ -7,7 +7,7 @@ from vmoe_robust.report.records import write_records
 from vmoe_robust.report.results import FORMAT, VERSION
 from vmoe_robust.report.statistics import rate
 
-CONDITION = 'pgd linf 0.0627451'
+CONDITION = 'pgd linf 16/255'
 
 
 def estimate(right):

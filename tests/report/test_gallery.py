@@ -18,7 +18,7 @@ def test_the_gallery_knows_what_became_of_an_image(save_run):
   images = np.zeros((4, 2, 2, 1), np.float32)
   examples.ExamplePictures(
     'e', 'e', images, images + 0.01, list('0123'), list('0189'), range(4),
-    'pgd linf 0.0627451',
+    'pgd linf 16/255',
   ).write_data(folder / 'e.npz')  # fmt: skip
   text, lines = made(folder)
   assert lines == []
@@ -35,7 +35,7 @@ def gallery_of(save_run, experts, **more):
   images = np.zeros((2, 8, 8, 1), np.float32)
   examples.ExamplePictures(
     'e', 'e', images, images + 0.01, ['0', '1'], ['9', '1'], range(2),
-    'pgd linf 0.0627451', experts,
+    'pgd linf 16/255', experts,
   ).write_data(folder / 'e.npz')  # fmt: skip
   if more:
     with np.load(folder / 'e.npz') as found:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vmoe_robust
+from tests.report.conftest import CONDITION
 from vmoe_robust.config import UserError
 from vmoe_robust.report import page, writing
 from vmoe_robust.report.findings import Findings
@@ -191,7 +192,7 @@ def test_pairs_are_counted(save_run):
     ),
     (
       dict(summary__clean_accuracy={'value': 0.5, 'interval': [0, 1], 'n': 4}),
-      "has 1 right under 'clean' and results.json says 0.5",
+      "have 1 right under 'clean' and results.json says 0.5",
     ),
     (dict(more={'index': np.array([0, 1, 1, 3])}), 'an image is twice'),
   ],
@@ -237,9 +238,141 @@ def test_what_is_not_known_is_shown_so(save_run):
 
 def test_a_run_of_no_images(save_run):
   empty = save_run('a', after=[], labels=[])
-  text, lines = made(empty, save_run('b', [], labels=[], weights__step=8))
+  text, lines = made(empty, save_run('b', [], labels=[], weights__checksum='b'))
   assert lines == ['the comparison of a with b: they have no images']
   assert rows_of(text, 'Robust accuracy, linf')[1][3:5] == ['0', '-']
+
+
+def test_functions_of_no_file_are_each_a_model_of_its_own(save_run):
+  none = dict(weights__checkpoint=None, weights__step=None)
+  runs = [
+    save_run(name, after, weights__checksum=None, **none)
+    for name, after in (('good', [0, 1, 2, 3]), ('bad', [9, 9, 9, 9]))
+  ]
+  text, lines = made(*runs)
+  assert lines == [] and text.count('is right on') == 2
+  (_, attacked) = rows_of(text, 'good (A) against bad (B)')
+  assert attacked[1:6] == ['4', '0', '4', '0', '0']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    (dict(asked__config__num_selected=1), '8 experts, 1 a token'),
+    (dict(asked__experts='capacity'), '2 a token, their capacity limited'),
+  ],
+)
+def test_the_same_weights_used_otherwise_are_another_model(
+  save_run, changes, words
+):
+  sparse = {'layers': 4, 'hidden': 64, 'experts': 8, 'moe_every': 2}
+  sparse['router'] = {'name': 'top_k', 'selected': 2}
+  own = dict(asked__config__model=sparse)
+  runs = (
+    save_run('a', [0, 1, 2, 3], **own),
+    save_run('b', [0, 9, 9, 9], before=[0, 1, 9, 9], **own | changes),
+  )
+  text, lines = made(*runs)
+  assert lines == [] and text.count('is right on') == 2
+  assert '8 experts, 2 a token' in text and words in text
+  assert 'Asked of A and B otherwise: ' in text
+
+
+@pytest.mark.parametrize(
+  ('router', 'words'),
+  [
+    ({'name': 'soft', 'selected': 1, 'slots': 2}, '8 experts, 2 slots each'),
+    (
+      {'name': 'expert_choice', 'selected': 1, 'capacity_factor': 1.05},
+      '8 experts, which choose their tokens, about 1.05 a token',
+    ),
+  ],
+)
+def test_experts_are_told_by_their_router(save_run, router, words):
+  model = {'experts': 8, 'moe_every': 2, 'router': router}
+  text, _ = made(save_run('a', [0, 1, 2, 3], asked__config__model=model))
+  assert words in text and '1 a token' not in text
+
+
+def test_two_steps_or_copies_of_one_training_are_no_seeds(save_run):
+  one = dict(asked__config__seed=0)
+  first = save_run('first', [0, 1, 2, 9], **one)
+  step = dict(weights__step=8, weights__checksum='later')
+  assert 'Over 2 seeds' not in made(
+    first, save_run('later', [0, 1, 9, 9], **one, **step)
+  )[0]  # fmt: skip
+  copy = dict(weights__checkpoint='elsewhere')
+  other = dict(asked__config__seed=1, weights__checksum='other')
+  runs = [first, save_run('copy', [0, 1, 2, 9], **one, **copy)]
+  runs += [save_run('other', [0, 1, 9, 9], **other)]
+  assert 'Over 3 seeds' not in made(*runs)[0]
+  assert 'Over 2 seeds' in made(runs[0], runs[2])[0]
+
+
+def test_of_folders_the_directory_is_the_data(save_run):
+  runs = [
+    save_run(
+      name, [0, 1, 2, 9 if i else 3], data__name='folder',
+      weights__checksum=name, asked__config__data={'dir': f'/data/{name}'},
+    )
+    for i, name in enumerate(('photos', 'sketches'))
+  ]  # fmt: skip
+  text, (line,) = made(*runs)
+  assert 'other images, /data/photos and /data/sketches' in line
+  assert 'Over 2 seeds' not in text and '(A) against' not in text
+
+
+def test_studies_under_other_attacks_are_told_apart(save_run):
+  def study(name, **attack):
+    return save_run(
+      name, [0, 1, 2, 9], asked__mode='study', weights__checksum=name,
+      rows=[{'condition': CONDITION, 'x': 1}],
+      asked__config__attack={'norm': 'linf', 'steps': 40} | attack,
+    )  # fmt: skip
+
+  runs = study('a'), study('b', steps=1), study('c', norm='l2')
+  text, lines = made(*runs)
+  assert 'Asked of A and B otherwise: steps 40 and 1.' in text
+  assert len(lines) == 2
+  for line in lines:
+    assert line.endswith('attacked in other norms, linf and l2')
+
+
+@pytest.mark.parametrize(
+  ('attack', 'settings', 'words'),
+  [
+    ('pgd', {'steps': 40}, 'under pgd of 40 steps.'),
+    ('pgd', {'iterations': 1}, 'under pgd of 1 step.'),
+    (
+      'pgd',
+      {'steps': 40, 'target': 'least_likely', 'auxiliary_weight': 1.0},
+      'under pgd of 40 steps, target least_likely, auxiliary weight 1.0.',
+    ),
+    (
+      'autoattack',
+      {'steps': 100, 'restarts': 2, 'compute_dtype': 'bfloat16'},
+      'under autoattack, compute dtype bfloat16.',
+    ),
+  ],
+)
+def test_an_attack_is_named_with_what_makes_it_another(
+  save_run, attack, settings, words
+):
+  folder = save_run('a', [0, 1, 2, 9], asked__settings=settings)
+  path = folder / 'results.json'
+  found = json.loads(path.read_text())
+  found['rows'][0]['attack'] = attack
+  path.write_text(json.dumps(found))
+  text, _ = made(folder)
+  shown = ' '.join(re.sub('<[^>]*>', '', text).split())
+  assert words in shown
+
+
+def test_values_of_a_list_are_saved_as_they_are(save_run):
+  more = {'condition': CONDITION, 'counts': [12345, 6], 'p': [0.0396123]}
+  text, _ = made(save_run('a', [0, 1, 2, 9], asked__mode='study', rows=[more]))
+  assert 'data-value="[12345, 6]"' in text
+  assert 'data-value="0.0396123"' in text
 
 
 def test_damage_and_files_of_others_are_one_line_each(save_run, tmp_path):
@@ -303,8 +436,9 @@ def test_nothing_to_report_is_an_error(tmp_path):
 def test_an_entry_of_robustbench_takes_the_whole_attack(save_run):
   def entry(name, **changes):
     whole = dict(
-      data__name='cifar10', data__examples=10_000, summary__attack='autoattack'
-    )
+      data__name='cifar10', data__examples=10_000, summary__attack='autoattack',
+      asked__config__data={'image_size': 32},
+    )  # fmt: skip
     folder = save_run(name, [0, 1, 2, 9], **(whole | changes))
     path = folder / 'results.json'
     found = json.loads(path.read_text())
@@ -329,6 +463,12 @@ def test_an_entry_of_robustbench_takes_the_whole_attack(save_run):
   assert entry('short', summary__attack='autoattack, 20 steps') is None
   assert entry('capacity', asked__experts='capacity') is None
   assert entry('digits', data__name='digits') is None
+  assert entry('train', data__split='train') is None
+  assert entry('part', data__split='test[:10000]') is not None
+  assert entry('large', asked__config__data={'image_size': 224}) is None
+  assert entry('k', asked__config__num_selected=1) is None
+  coarse = {'compute_dtype': 'bfloat16'}
+  assert entry('coarse', asked__settings=coarse) is None
 
 
 @pytest.mark.parametrize(
@@ -350,7 +490,7 @@ def test_an_entry_of_robustbench_takes_the_whole_attack(save_run):
 )  # fmt: skip
 def test_figures_of_studies(save_run, figure, pictures, cells):
   folder = save_run(
-    's', [0, 1, 2, 9], rows=[{'condition': 'pgd linf 0.0627451', 'x': 1}],
+    's', [0, 1, 2, 9], rows=[{'condition': 'pgd linf 16/255', 'x': 1}],
     asked__mode='study', asked__name='transfer',
     files__figures=[{'name': 'f', 'title': 'T', 'data': 'f.json'}],
   )  # fmt: skip

@@ -49,7 +49,7 @@ def report(save_run, tmp_path):
   experts[1:3, 0, 2] = 5  # in block 1, one of four patches of two images
   np.savez(
     a / 'e.npz', images=images, x_adv=images + 0.01, before=list('0123'),
-    after=list('0189'), index=np.arange(4), condition='pgd linf 0.0627451',
+    after=list('0189'), index=np.arange(4), condition='pgd linf 16/255',
     blocks=np.array(['encoderblock_1', 'encoderblock_3']), class_token=False,
     experts_before=np.zeros((4, 2, 4, 1), int),
     experts_after=experts,
@@ -110,6 +110,33 @@ def test_no_serious_fault_of_access(opened, scheme):
     for fault in faults
     if fault['impact'] in ('serious', 'critical')
   ] == []
+
+
+def test_names_are_no_formulas_and_columns_are_told_apart(
+  browser, save_run, tmp_path
+):
+  runs = [
+    save_run(
+      name, [0, 1, 2, after], weights__checksum=name, asked__config__seed=seed,
+    )
+    for seed, (name, after) in enumerate((('=1+2', 9), ('mean', 3)))
+  ]  # fmt: skip
+  page.write(runs, tmp_path / 'report.html')
+  found = browser.new_page()
+  found.goto((tmp_path / 'report.html').as_uri())
+  found.evaluate(_UNFOLD)
+  table = found.locator('.table', has_text='Over 2 seeds').last
+
+  def saved(kind):
+    with found.expect_download() as download:
+      table.get_by_role('button', name=kind).click()
+    download.value.save_as(tmp_path / 'saved')
+    return (tmp_path / 'saved').read_text()
+
+  first = json.loads(saved('JSON'))[1]
+  assert (first['mean'], first['=1+2'], first['mean #2']) == (0.875, 0.75, 1)
+  assert ",'=1+2," in saved('CSV').splitlines()[0]
+  found.close()
 
 
 def test_tables_are_sorted_filtered_and_saved(opened, tmp_path):

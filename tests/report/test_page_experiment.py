@@ -1,5 +1,8 @@
 """The page of an experiment of many runs."""
 
+import json
+import shutil
+
 import pytest
 
 from vmoe_robust.files import write_json
@@ -45,8 +48,8 @@ def folder(tmp_path, save_run):
     save_run(f'run{i}', before=[0, 1], after=[0, 9], labels=[0, 1])
   rows = [
     pair('moe', 'clean', 0.0, 0.0),
-    pair('moe', 'aa linf 0.0627451', -0.04, 0.0),
-    pair('wide', 'aa linf 0.0627451', 0.25),
+    pair('moe', 'aa linf 16/255', -0.04, 0.0),
+    pair('wide', 'aa linf 16/255', 0.25),
   ]
   plot = BarPlot('bars', 'Main figure', 'accuracy', [Bar('moe', 0.5, 0.4, 0.6)])
   about = writing.entry(plot)
@@ -86,6 +89,37 @@ def test_it_says_what_runs_say_together(folder):
   assert '-4.0, +0.0' in text and '0.25, 0.25' in text
   assert '6.25' in text
   assert 'run3' not in text  # has a page of its own
+
+
+def test_numbers_of_pairs_are_saved_whole(folder):
+  text, _ = shown(folder)
+  assert 'data-value="[-0.04, 0.0]"' in text  # each seed
+  assert 'data-value="0.48"' in text  # the mean of the first
+
+
+def test_warnings_of_all_runs_are_shown(folder, save_run, tmp_path):
+  for name in ('run2', 'run16'):
+    path = folder / name / 'results.json'
+    found = json.loads(path.read_text())
+    write_json(path, found | {'warnings': [f'gradients mislead {name}']})
+  text, lines = shown(folder)
+  assert not lines
+  for name in ('run2', 'run16'):
+    assert f'<b>Warning, {name}:</b> gradients mislead {name}' in text
+  path = folder / 'run3' / 'results.json'
+  found = json.loads(path.read_text())
+  many = [f'number {number}' for number in range(20)]
+  write_json(path, found | {'warnings': many})
+  text, _ = shown(folder)
+  assert '14 more warnings' in text and 'run3: number 19' in text
+
+
+def test_another_run_beside_an_experiment_is_shown(folder, tmp_path_factory):
+  other = tmp_path_factory.mktemp('elsewhere') / 'alone'
+  shutil.copytree(folder / 'run0', other)
+  out = folder / 'report.html'
+  assert page.write([folder, other], out) == []
+  assert 'Main figure' in out.read_text() and 'alone' in out.read_text()
 
 
 def test_few_runs_are_shown_too(folder):

@@ -83,16 +83,16 @@ def test_pairs_are_compared_image_by_image():
 
 def test_over_seeds_by_hand():
   rate = lambda value: {'value': value, 'interval': [0.1, 0.2], 'n': 9}
-  whole = statistics.over_seeds([rate(0.5), rate(0.7)])
+  whole = statistics.over_seeds([rate(0.5), rate(0.7)], (-9, 9))
   assert whole['value'] == pytest.approx(0.6)
   # The standard error is 0.1, and Student's t of one degree 12.7062.
   assert whole['interval'] == pytest.approx([0.6 - 1.27062, 0.6 + 1.27062])
   assert (whole['n'], whole['over']) == (2, 'seeds')
-  cut = statistics.over_seeds([rate(0.5), rate(0.7)], is_rate=True)
+  cut = statistics.over_seeds([rate(0.5), rate(0.7)], statistics.SHARE)
   assert cut['interval'] == [0, 1]
-  one = statistics.over_seeds([rate(0.5)])
+  one = statistics.over_seeds([rate(0.5)], statistics.SHARE)
   assert one == {'value': 0.5, 'interval': [0.1, 0.2], 'n': 1, 'over': 'images'}
-  alike = statistics.over_seeds([rate(0.5)] * 3)
+  alike = statistics.over_seeds([rate(0.5)] * 3, statistics.SHARE)
   assert alike == {'value': 0.5, 'interval': None, 'n': 3, 'over': 'seeds'}
   for unknown in ([], [rate(0.5), rate(None)]):
-    assert statistics.over_seeds(unknown)['value'] is None
+    assert statistics.over_seeds(unknown, statistics.SHARE)['value'] is None

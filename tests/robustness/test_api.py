@@ -231,9 +231,16 @@ def test_a_name_says_what_ran(budget, name, weaker):
   )
 
 
-def test_of_other_attacks_the_name_is_the_name():
-  assert label('apgd_ce', Budget(20)) == 'apgd_ce'
-  assert label(('pgd', 'square'), Budget(20)) == 'pgd+square'
+def test_other_attacks_are_named_by_the_lengths_that_they_have():
+  assert label('apgd_ce') == label('apgd_ce', Budget(queries=1)) == 'apgd_ce'
+  assert label('apgd_ce', Budget(20)) == 'apgd_ce, 20 steps'
+  assert label('square', Budget(20, queries=1)) == 'square, 1 query'
+  assert label('fab_t', Budget(1, restarts=2, targets=3)) == (
+    'fab_t, 1 step, 3 targets'
+  )
+  assert label('pgd', Budget(20)) == 'pgd'  # has no usual length
+  assert label(('pgd', 'square'), Budget(20, 9)) == 'pgd+square, 9 queries'
+  assert label('apgd_ce+square', Budget(20)) == 'apgd_ce+square, 20 steps'
   assert label('autoattack_plus', Budget(restarts=1)) == (
     'autoattack_plus, 1 restart'
   )

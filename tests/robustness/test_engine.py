@@ -11,11 +11,11 @@ from tests.robustness.problems import EXAMPLES, SHAPE, problem
 from vmoe_robust import robust_accuracy
 from vmoe_robust.attacks import Budget, Ensemble, Pgd, Stage, ensemble
 from vmoe_robust.mesh import create
-from vmoe_robust.robustness import sweep
+from vmoe_robust.robustness import engine, sweep
 from vmoe_robust.robustness.foreign import of_function
 from vmoe_robust.robustness.images import InMemory, read
 from vmoe_robust.robustness.measure import Arrays, Clean
-from vmoe_robust.robustness.programs import Programs
+from vmoe_robust.robustness.programs import Programs, Work
 from vmoe_robust.robustness.radius import STANDS, Left, Radius
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.robustness.work import Batches, Queue, fitting
@@ -104,6 +104,7 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   ]
   again, _ = swept(tmp_path, killed_after(1))  # nothing is attacked
   np.testing.assert_array_equal(archived(tmp_path, again), x_adv)
+  assert again.images_per_second is None and expected.images_per_second > 0
   fell, shown = expected.shown, again.shown
   np.testing.assert_array_equal(shown.x_adv[: len(fell.index)], fell.x_adv)
   # Of what is in a folder, some that stand are shown too.
@@ -126,6 +127,37 @@ def test_loops_of_the_host_end_as_those_of_a_program(devices):
     )
   for eps, one in kept.items():
     np.testing.assert_allclose(apart[eps].x_adv, one.x_adv, atol=1e-6)
+
+
+def test_seconds_of_a_stage_are_those_before_the_cut_too(monkeypatch):
+  zeros = np.zeros(2, np.int32)
+  before = {'prediction_before': zeros}
+  clean = Clean(zeros, np.ones(2, bool), zeros[:, None], before)
+  radius = Radius(0.1, clean)
+  radius.enter(0)
+  clock = [10.0]
+  monkeypatch.setattr('time.perf_counter', lambda: clock[0])
+
+  class Turns:
+    """A stage of 3 seconds, which saves after 2 of them."""
+
+    def __init__(self, *_):
+      pass
+
+    def run(self, on_turn, is_due, save):
+      clock[0] += 2
+      save()
+      clock[0] += 1
+
+  monkeypatch.setattr(engine, '_Turns', Turns)
+  rows = Arrays(np.zeros((2, *SHAPE), np.float32), zeros)
+  work, saved = Work(radius, rows, None, {}), []
+  engine.attack(programs(), work, save=lambda: saved.append(radius.arrays()))
+  assert radius.seconds == {'pgd': 3.0, 'apgd_t': 3.0, 'square': 3.0}
+  work.radius = Radius.read(saved[0], clean, 1)
+  assert work.radius.spent == 2.0
+  engine.attack(programs(), work)
+  assert work.radius.seconds == {'pgd': 5.0, 'apgd_t': 3.0, 'square': 3.0}
 
 
 def test_what_compiles_inside_of_another_counts_once(monkeypatch):

@@ -40,7 +40,7 @@ def test_with_its_own_routing_it_is_the_attack_of_all_studies(
     return model.apply(params, x_adv)[0].argmax(-1)
 
   expected = attacked(images)
-  name = 'eps 0.2, free attack, own routing'
+  name = 'eps 51/255, free attack, own routing'
   here = conditions.of(found.columns, name)
   np.testing.assert_array_equal(here['prediction_after'], expected)
   assert [row['condition'] for row in found.rows][:2] == ['clean', name]

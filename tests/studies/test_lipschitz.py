@@ -124,7 +124,7 @@ def test_a_model_whose_jump_is_known(config, in_memory, two_experts, opened):
   assert one['rounding']['value'] < 1e-5
   assert one['distance']['value'] < 1e-6 and not found.warnings
   shown = {'rows': found.rows, 'summary': found.summary}
-  assert 'eps 0.3' in lipschitz.render(shown)
+  assert 'eps 76.5/255' in lipschitz.render(shown)
   router = params['Encoder']['encoderblock_0']['Moe']['Router']['dense']
   router['kernel'] = np.zeros_like(router['kernel'])
   found = lipschitz.run(opened(config, in_memory(6), model, params))

@@ -92,9 +92,9 @@ def test_overflow_is_never_less_than_clean(attacked):
     name: np.mean(
       [under.of(attacked.columns, name)[f'{b}/dropped'] for b in BLOCKS], 0
     )
-    for name in ('clean', 'class, eps 0.3', 'overflow, eps 0.3')
+    for name in ('clean', 'class, eps 76.5/255', 'overflow, eps 76.5/255')
   }
-  assert (lost['overflow, eps 0.3'] >= lost['clean'] - 1e-6).all()
+  assert (lost['overflow, eps 76.5/255'] >= lost['clean'] - 1e-6).all()
   clean, by_class, by_overflow = (values.mean() for values in lost.values())
   assert by_overflow > max(clean, by_class)
   row = attacked.rows[-1]

@@ -91,13 +91,13 @@ def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
       assert not here['divergence'].any()
   # Its gradient is that of the experts alone.
   plain, expert = (
-    conditions.of(found.columns, f'eps 0.2, {kind}')['prediction_after']
+    conditions.of(found.columns, f'eps 51/255, {kind}')['prediction_after']
     for kind in ('attack', 'expert_only')
   )
   np.testing.assert_array_equal(plain, expert)
   (fallen,) = found.summary['fallen'].values()
-  first = conditions.of(found.columns, 'eps 0.2, first')
-  joint = conditions.of(found.columns, 'eps 0.2, joint')
+  first = conditions.of(found.columns, 'eps 51/255, first')
+  joint = conditions.of(found.columns, 'eps 51/255, joint')
   left, right = conditions.right(first), conditions.right(joint)
   assert fallen['left'] == left.sum()
   assert fallen['joint']['fallen'] == (left & ~right).sum()

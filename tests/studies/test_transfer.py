@@ -60,11 +60,11 @@ def test_models_of_other_pixels_do_not_break_each_other(
   after = lambda name: of(found.columns, name)['prediction_after'].tolist()
   for one, another in (('left', 'right'), ('right', 'left')):
     assert after(f'clean, {one}') == [0]
-    assert after(f'{one} to {one}, eps 0.1') == [1]
-    assert after(f'{one} to {another}, eps 0.1') == [0]
+    assert after(f'{one} to {one}, eps 25.5/255') == [1]
+    assert after(f'{one} to {another}, eps 25.5/255') == [0]
   assert found.figures[0].values == [[1, 1], [0, 1], [1, 0]]
   by = {row['condition']: row for row in results['rows']}
-  more = by['left to right, eps 0.1']['more_than_its_own']
+  more = by['left to right, eps 25.5/255']['more_than_its_own']
   assert more['only_first'] == 1 and more['difference']['value'] == 1
 
 
@@ -80,10 +80,10 @@ def test_to_itself_it_is_the_models_own_attack(
   )
   name = str(job.workdir.name)
   known = routing_change.run(opened(config, source, model, params)).columns
-  known = of(known, 'eps 0.1')['prediction_after']
+  known = of(known, 'eps 25.5/255')['prediction_after']
   for one in (1, 2):
     for another in (1, 2):
-      condition = f'{name} #{one} to {name} #{another}, eps 0.1'
+      condition = f'{name} #{one} to {name} #{another}, eps 25.5/255'
       after = of(found.columns, condition)['prediction_after']
       np.testing.assert_array_equal(after, known)
 

@@ -103,26 +103,36 @@ def label(name: str | tuple[str, ...], budget: Budget = Budget()) -> str:
   """The name of an attack in results: AutoAttack with less is not AutoAttack.
 
   Args:
-    name: as for `ensemble`.
+    name: as for `ensemble`; several attacks also joined, 'apgd_ce+square'.
     budget: of the attack.
 
   Returns:
-    The name, such as 'apgd_ce+square', and of AutoAttack also each length that
-    is not the authors': 'autoattack, 20 steps, 1 restart'.
+    The name, and each length that is not that of AutoAttack's authors, as in
+    'autoattack, 20 steps, 1 restart'. Attacks that AutoAttack does not have,
+    such as 'pgd', have no such length, and their name alone is returned.
   """
-  if not isinstance(name, str):
-    return '+'.join(name)
-  if not name.startswith('autoattack'):
-    return name
+  name = name if isinstance(name, str) else '+'.join(name)
+  lengths = {length for one in name.split('+') for length in _lengths(one)}
   words = {'iterations': 'step', 'queries': 'query'}
   parts = [name]
   for field in dataclasses.fields(Budget):
     value = getattr(budget, field.name)
-    if value != field.default:
+    if field.name in lengths and value != field.default:
       word = words.get(field.name, field.name.removesuffix('s'))
       plural = 'queries' if word == 'query' else f'{word}s'
       parts.append(f'{value} {word if value == 1 else plural}')
   return ', '.join(parts)
+
+
+def _lengths(name: str) -> tuple[str, ...]:
+  """The fields of `Budget` on which AutoAttack or a part of it depends."""
+  if name.startswith('autoattack'):
+    return 'iterations', 'queries', 'restarts', 'targets'
+  if name == 'square':
+    return 'queries', 'restarts'
+  if name.startswith(('apgd', 'fab')):
+    return 'iterations', 'targets' if name.endswith('_t') else 'restarts'
+  return ()
 
 
 def _is_less(name: str, norm: str, budget: Budget, classes: int) -> bool:

@@ -14,11 +14,13 @@ from vmoe_robust.config.fields import (
   differences,
   eps_name,
   flatten,
+  machine_fields,
   moe_blocks,
 )
 from vmoe_robust.config.judging import require_routers_loss, validate_attack
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS
+from vmoe_robust.config.objective import clean_images
 from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import (
   attacks,
@@ -38,11 +40,13 @@ __all__ = [
   'attacks',
   'batch_size',
   'choose',
+  'clean_images',
   'default',
   'differences',
   'eps_name',
   'flatten',
   'from_json',
+  'machine_fields',
   'mesh_shape',
   'moe_blocks',
   'needs_checkpoint',

@@ -82,6 +82,11 @@ def validate(config: ConfigDict, devices: int) -> None:
     )
   validate_machine(config)
   validate_study(config.study)
+  if config.mode == 'study' and 0 in config.attack.eps:
+    raise UserError(
+      f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '
+      'judges clean images anyway; leave 0 out'
+    )
   validate_mesh(config, devices)
   data, expert, _ = mesh_shape(config, devices)
   uses = (config.mode,) if needs_checkpoint(config) else ()

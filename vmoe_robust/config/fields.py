@@ -26,6 +26,17 @@ MACHINE_FIELDS = (
 )
 
 
+def machine_fields(data: str) -> tuple[str, ...]:
+  """Fields that change no number that is found.
+
+  Args:
+    data: the name of the data set. Of a folder the directory is the data set.
+  """
+  if data != 'folder':
+    return MACHINE_FIELDS
+  return tuple(name for name in MACHINE_FIELDS if name != 'config.data.dir')
+
+
 def default() -> ConfigDict:
   """The configuration with every field at its default."""
   return ConfigDict(
@@ -258,7 +269,7 @@ def batch_size(config: ConfigDict, use: str) -> int:
 
 
 def eps_name(eps: float) -> str:
-  """The name of a radius in the results."""
+  """The name of a radius in files and in metrics."""
   return f'{eps:.6g}'
 
 

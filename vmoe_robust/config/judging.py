@@ -1,8 +1,9 @@
 """Refusing attacks that make no sense."""
 
+import itertools
 import math
 
-from vmoe_robust.config.fields import ConfigDict, eps_name, moe_blocks
+from vmoe_robust.config.fields import ConfigDict, moe_blocks
 from vmoe_robust.config.limits import (
   at_least,
   choose,
@@ -80,7 +81,9 @@ def validate_attack(attack: ConfigDict) -> None:
       raise UserError(
         f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
       )
-  if len({eps_name(eps) for eps in attack.eps}) < len(attack.eps):
+  # Names of radii have six digits.
+  ascending = itertools.pairwise(sorted(attack.eps))
+  if any(math.isclose(*pair, rel_tol=1e-5) for pair in ascending):
     raise UserError(
       f'config.attack.eps={attack.eps} has a radius twice; leave one out'
     )

@@ -84,6 +84,14 @@ def _validate_monitor(config: ConfigDict) -> None:
       f'config.train.monitor.eps={monitor.eps} watches held-out images, and '
       'config.data.validation=0 holds none out; set that, to 0.1 for example'
     )
+  attacked = config.attack.eps if config.attack.every_steps else ()
+  if monitor.eps and eps_name(monitor.eps) in map(eps_name, attacked):
+    raise UserError(
+      f'config.train.monitor.eps={monitor.eps} is one of config.attack.eps, so '
+      'that with config.attack.every_steps two attacks would measure '
+      f'robust_accuracy/{eps_name(monitor.eps)}; set monitor.eps=0, or another '
+      'radius'
+    )
   if monitor.eps and config.train.loss != 'softmax':
     raise UserError(
       f'config.train.monitor.eps={monitor.eps} needs one label an image, but '

@@ -39,14 +39,23 @@ def validate_objective(config: ConfigDict) -> None:
         f'{field}.{name}={objective[name]} is a share; use 0 or more and less '
         'than 1'
       )
-  if 0 < objective.clean_share * config.train.batch_size < 1:
+  size = config.train.batch_size
+  if (
+    objective.clean_share
+    and not 0 < clean_images(size, objective.clean_share) < size
+  ):
     raise UserError(
       f'{field}.clean_share={objective.clean_share} of config.train.batch_size='
-      f'{config.train.batch_size} is less than one image; use '
-      f'{1 / config.train.batch_size:.6g} or more, or 0'
+      f'{size} leaves no image clean, or none to attack; use a number from '
+      f'{1 / size:.6g} to {1 - 1 / size:.6g}, or 0'
     )
   _validate_idle(objective)
   _validate_fit(config)
+
+
+def clean_images(images: int, share: float) -> int:
+  """How many of the first images of a batch stay clean, of a share of them."""
+  return math.floor(images * share + 1e-9)  # 41 times 1 / 41 is 1
 
 
 def _validate_idle(objective: ConfigDict):

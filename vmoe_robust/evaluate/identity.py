@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import MACHINE_FIELDS, flatten
+from vmoe_robust.config import flatten, machine_fields
 
 
 def identity(
@@ -15,16 +15,9 @@ def identity(
     step: of the weights that it judges, if they are of a run.
     checksum: of these weights.
   """
+  machine = machine_fields(config.data.name)
   return {'step': step, 'the checksum of the weights': checksum} | {
     name: value
     for name, value in flatten(config).items()
-    if not name.startswith(machine_fields(config))
+    if not name.startswith(machine)
   }
-
-
-def machine_fields(config: ConfigDict) -> tuple[str, ...]:
-  """Fields that change no number that is found."""
-  if config.data.name != 'folder':
-    return MACHINE_FIELDS
-  # Of a folder the directory is the data set.
-  return tuple(name for name in MACHINE_FIELDS if name != 'config.data.dir')

@@ -15,6 +15,7 @@ from vmoe_robust.config import (
   UserError,
   differences,
   from_json,
+  machine_fields,
   needs_checkpoint,
   shares_slots,
   validate,
@@ -23,7 +24,6 @@ from vmoe_robust.data import Source, describe_skipped, open_source
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.evaluate.fit import check_fit
-from vmoe_robust.evaluate.identity import machine_fields
 from vmoe_robust.files import locked, require_writable, to_json
 from vmoe_robust.models import flops
 from vmoe_robust.report import writing
@@ -186,7 +186,8 @@ def changes(
   """
   weights = results['weights']
   found = from_json(to_json(results['asked']['config']))
-  changed = differences(config, found, (*machine_fields(config), *ignore))
+  machine = machine_fields(config.data.name)
+  changed = differences(config, found, (*machine, *ignore))
   if weights['step'] != step:
     changed.append(f'step {step} (was {weights["step"]})')
   elif checksum not in (None, weights['checksum']):

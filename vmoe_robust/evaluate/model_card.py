@@ -18,6 +18,7 @@ from vmoe_robust.files import replacing
 from vmoe_robust.models import flops
 from vmoe_robust.report.card import About, card
 from vmoe_robust.report.page.runs import Problems, Run, find
+from vmoe_robust.report.page.verdict import experts_of
 from vmoe_robust.report.results import RESULTS
 from vmoe_robust.report.table import radius
 
@@ -161,11 +162,9 @@ def _experts(weights: Weights, model: ConfigDict) -> str:
   if not blocks:
     return 'none, the model is dense'
   router = model.router
-  each = f'{router.selected} a token'
+  each = experts_of(router, router.selected)
   if weights.config is None:
     each += ' unless `load` is told otherwise, which is not recorded'
-  if router.name == 'soft':
-    each = f'{router.slots} slots each, a mixture of all tokens in each slot'
   shared = f', {model.shared_experts} shared' if model.shared_experts else ''
   return (
     f'{model.experts} in each of the sparse blocks '

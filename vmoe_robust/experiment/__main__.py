@@ -144,6 +144,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
     draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):
     print(f'\n{text}')
+  if warned := sum(bool(results['warnings']) for _, results in found):
+    print(f'\n{warned} of {len(found)} attacks warn: see {MARKDOWN}')
   written = [SUMMARY, COMPARISONS, MARKDOWN, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)

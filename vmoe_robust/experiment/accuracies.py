@@ -71,7 +71,7 @@ def accuracies(config: ConfigDict, found: Sequence[Attacked]) -> list[dict]:
       row['seeds'].append({'seed': part.seed, 'accuracy': accuracy})
   for row in rows.values():
     each = [one['accuracy'] for one in row['seeds']]
-    row['accuracy'] = statistics.over_seeds(each, is_rate=True)
+    row['accuracy'] = statistics.over_seeds(each, statistics.SHARE)
   runs = [run['name'] for run in config.runs]
   attacks = [attack['name'] for attack in config.attacks]
   order = lambda row: (
@@ -83,16 +83,29 @@ def accuracies(config: ConfigDict, found: Sequence[Attacked]) -> list[dict]:
 
 
 def clean(rows: Sequence[Mapping]) -> dict[str, Mapping]:
-  """Of `accuracies`, each run's without an attack, on the most images."""
-  size = lambda row: row['seeds'][0]['accuracy']['n']
-  found: dict[str, Mapping] = {}
+  """Of `accuracies`, each run's without an attack.
+
+  They are on the images of one attack, so that runs can be compared: of those
+  that were asked of all runs the one of the most images. Where there is none,
+  each run's are on its most images.
+  """
+  by_attack: dict[str, dict[str, Mapping]] = {}
   for row in rows:
-    run = row['run']
-    if row['condition'] == CLEAN and (
-      run not in found or size(row) > size(found[run])
-    ):
-      found[run] = row
+    if row['condition'] == CLEAN:
+      by_attack.setdefault(row['attack'], {})[row['run']] = row
+  every = {run for own in by_attack.values() for run in own}
+  whole = [own for own in by_attack.values() if len(own) == len(every)]
+  found: dict[str, Mapping] = {}
+  for own in whole or by_attack.values():
+    for run, row in own.items():
+      if run not in found or images(row) > images(found[run]):
+        found[run] = row
   return found
+
+
+def images(row: Mapping) -> int:
+  """On how many images a row of `accuracies` is, of each seed."""
+  return row['seeds'][0]['accuracy']['n']
 
 
 def _conditions(results: Results) -> list[tuple[str, str, float, Mapping]]:

@@ -10,8 +10,8 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.results import read_results
-from vmoe_robust.report.table import in_words, percent, some_of, table
-from vmoe_robust.report.verdicts import CLEAN, Judged, judged
+from vmoe_robust.report.table import percent, some_of, table
+from vmoe_robust.report.verdicts import CLEAN, Judged, judged_of
 
 # Of a sweep of radii, how many the table on the terminal has.
 _SHOWN = 4
@@ -77,7 +77,9 @@ def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
       **about,
       'condition': condition,
       'seeds': each,
-      'difference': statistics.over_seeds([one['difference'] for one in each]),
+      'difference': statistics.over_seeds(
+        [one['difference'] for one in each], statistics.DIFFERENCE
+      ),
       'missing': missing,
     }
     for condition, each in found.items()
@@ -129,7 +131,7 @@ def _line(row: Mapping) -> list[str]:
     interval = f'{100 * low:+.1f} to {100 * high:+.1f}'
   return [
     *(row[name] for name in ('first', 'second', 'attack')),
-    in_words(row['condition']),
+    row['condition'],
     *shares,
     f'{100 * difference["value"]:+.1f}',
     interval,
@@ -190,7 +192,12 @@ def _paired(
 
 
 def _judged(parts: Sequence[Part], union: str) -> dict[str, Judged]:
-  found = [judged(read_results(part.folder).records) for part in parts]
+  found = []
+  for part in parts:
+    try:
+      found.append(judged_of(read_results(part.folder)))
+    except UserError as error:
+      raise UserError(f'{part.name}: {error}') from error
   if not union:
     return found[0]
   return {union: verdicts.union([one for f in found for one in f.values()])}

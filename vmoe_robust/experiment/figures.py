@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vmoe_robust.experiment.accuracies import clean
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
-from vmoe_robust.report.table import in_words, radius_axis
+from vmoe_robust.report.table import radius_axis
 from vmoe_robust.report.verdicts import CLEAN
 
 # Conditions of an attack that have a figure each; more are a line a run.
@@ -111,7 +111,7 @@ def _shown(attack: str, condition: str) -> str:
   Two attacks may differ in their steps alone, and be called alike.
   """
   alike = attack == condition or condition.startswith(f'{attack} ')
-  return in_words(condition) + ('' if alike else f' ({attack})')
+  return condition + ('' if alike else f' ({attack})')
 
 
 def _name(attack: str, row: Mapping) -> str:

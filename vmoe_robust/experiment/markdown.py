@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vmoe_robust.experiment import comparing
-from vmoe_robust.experiment.accuracies import Attacked, clean
+from vmoe_robust.experiment.accuracies import Attacked, clean, images
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.results import Results
-from vmoe_robust.report.table import in_words, percent, some_of
+from vmoe_robust.report.table import percent, some_of
 from vmoe_robust.report.verdicts import CLEAN
 
 MARKDOWN = 'results.md'  # in the experiment's folder
@@ -46,9 +46,14 @@ def markdown(
     _where([results for _, results in found]),
     '## Accuracy',
     "Mean over seeds with 95% intervals (Student's t; of one seed Wilson's "
-    'over images).',
+    f'over images).{_images(accuracies)}',
     _accuracies(accuracies),
   ]
+  if warnings := [(part, w) for part, r in found for w in r['warnings']]:
+    sections += [
+      '## Warnings',
+      '\n'.join(f'- {part.name}: {text}' for part, text in warnings),
+    ]
   if lines:
     sections += [
       '## Pairs of runs',
@@ -78,21 +83,29 @@ def _where(results: Sequence[Results]) -> str:
   return ', '.join(said) + '.' if said else 'Nothing is finished yet.'
 
 
+def _images(rows: Sequence[Mapping]) -> str:
+  """On how many images the rows are; '' if on different numbers."""
+  numbers = {images(row) for row in rows}
+  return f' On {numbers.pop():,} images.' if len(numbers) == 1 else ''
+
+
 def _accuracies(rows: Sequence[Mapping]) -> str:
   """A line a run, a column a condition."""
   unattacked = clean(rows)
   cells = {(row['run'], row['attack'], row['condition']): row for row in rows}
   columns = _columns(rows)
-  names = [in_words(condition) for _, condition in columns]
+  names = [condition for _, condition in columns]
   headers = [  # of two attacks that are called alike, which one it is
     f'{name} ({attack})' if names.count(name) > 1 else name
     for name, (attack, _) in zip(names, columns, strict=True)
   ]
-  lines = []
+  alike, lines = bool(_images(rows)), []
   for run in dict.fromkeys(row['run'] for row in rows):
     found = [unattacked.get(run)]
     found += [cells.get((run, *column)) for column in columns]
-    lines.append([run, *(_estimate(row) if row else '' for row in found)])
+    lines.append(
+      [run, *(_estimate(row, alike) if row else '' for row in found)]
+    )
   return _table(('run', CLEAN, *headers), lines)
 
 
@@ -106,17 +119,19 @@ def _columns(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
   return columns
 
 
-def _estimate(row: Mapping) -> str:
+def _estimate(row: Mapping, alike: bool) -> str:
   accuracy = row['accuracy']
   text = percent(accuracy['value'])
   if accuracy['interval']:
     low, high = accuracy['interval']
     text += f' ({100 * low:.1f} to {100 * high:.1f})'
-  return f'{text}, {accuracy["n"]} seeds' if accuracy['n'] > 1 else text
+  text += f', {accuracy["n"]} seeds' if accuracy['n'] > 1 else ''
+  return text if alike else f'{text}, {images(row):,} images'
 
 
 def _usage(parts, usage, sizes: Mapping[str, Mapping]) -> str:
-  asked = dict.fromkeys(p.asked for p in parts if p.name in usage)
+  # An attack and a study may have one name.
+  asked = dict.fromkeys((p.mode, p.asked) for p in parts if p.name in usage)
   lines = []
   for run in dict.fromkeys(part.run for part in parts):
     weights = sizes.get(run, {})
@@ -125,13 +140,18 @@ def _usage(parts, usage, sizes: Mapping[str, Mapping]) -> str:
       value = weights.get(name)
       line.append('' if value is None else f'{value:,}')
     own = [part for part in parts if part.run == run and part.name in usage]
-    for name in asked:
-      each = [usage[p.name].cpu_seconds for p in own if p.asked == name]
+    for key in asked:
+      mine = [part for part in own if (part.mode, part.asked) == key]
+      each = [usage[part.name].cpu_seconds for part in mine]
       line.append(f'{np.mean(each):.0f}' if each else '')
     peak = max((usage[part.name].peak_bytes for part in own), default=0)
     line.append(f'{peak / 2**30:.2f} GiB' if peak else '')
     lines.append(line)
-  names = [name or 'training' for name in asked]
+  names = [name or 'training' for _, name in asked]
+  names = [
+    f'{name} ({mode})' if names.count(name) > 1 else name
+    for name, (mode, _) in zip(names, asked, strict=True)
+  ]
   return _table(
     ('run', 'parameters', 'FLOPs an image', *names, 'memory'), lines
   )

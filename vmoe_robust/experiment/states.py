@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vmoe_robust import files
 from vmoe_robust.checkpoint import open_weights, read_config
 from vmoe_robust.checkpoint.writer import steps
-from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
+from vmoe_robust.config import UserError, differences, machine_fields
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
@@ -156,7 +156,7 @@ def _training(part: Part) -> State:
 
 def _changes(training: Part, saved: ConfigDict) -> list[str]:
   """In what the configuration of its run differs from the one asked for."""
-  ignore = [*MACHINE_FIELDS]
+  ignore = [*machine_fields(training.config.data.name)]
   if not training.config.attack.at_end:
     ignore.append('config.attack.')
   ignore += [  # what the data decide

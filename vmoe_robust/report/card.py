@@ -58,6 +58,7 @@ class Measured:
   """One accuracy: of clean images, or under an attack at a radius."""
 
   attack: str  # '': clean images
+  judged: str  # '', or how the model was run, as ', experts with capacity'
   norm: str
   radius: str
   run: str
@@ -86,8 +87,9 @@ class Measured:
   def name(self) -> str:
     """As the hub's tables have it."""
     if not self.attack:
-      return 'Clean accuracy'
-    return f'Accuracy under {self.attack}, {self.norm} {self.radius}'
+      return f'Clean accuracy{self.judged}'
+    attack = f'{self.attack}{self.judged}'
+    return f'Accuracy under {attack}, {self.norm} {self.radius}'
 
   @property
   def key(self) -> tuple[object, ...]:
@@ -134,7 +136,9 @@ def card(
       dataset=_HUB.get(about.dataset, about.dataset),
       measured=measured,
       sweeps=[run.name for run in runs if _is_sweep(run)],
-      by_autoattack=any(m.attack == 'autoattack' for m in measured),
+      by_autoattack=any(
+        m.attack == 'autoattack' and not m.judged for m in measured
+      ),
       warnings=[(run.name, w) for run in runs for w in run.results['warnings']],
     )
   )
@@ -150,15 +154,18 @@ def _measured(run: Run) -> list[Measured]:
   split = f'{data["name"]} {data["split"]}'.strip()
   where = dict(run=run.name, data=data['name'], split=split)
   clean = results['summary']['clean_accuracy']
-  out = [Measured('', '', '', estimate=clean, **where)]
+  judged = f', {run.selected} experts a token' if run.selected else ''
+  if results['asked']['experts'] == 'capacity':
+    judged += ', experts with capacity'
+  out = [Measured('', judged, '', '', estimate=clean, **where)]
   for row in some_of(results['rows'], _MOST_RADII):
     attack = attack_name(run, row)
-    if results['asked']['experts'] == 'capacity':
-      attack += ', experts with capacity'
     at = radius(row['norm'], row['eps'])
     estimate, eps = row['robust_accuracy'], row['eps']
     out.append(
-      Measured(attack, row['norm'], at, estimate=estimate, eps=eps, **where)
+      Measured(
+        attack, judged, row['norm'], at, estimate=estimate, eps=eps, **where
+      )
     )
   return [one for one in out if one.value is not None]
 

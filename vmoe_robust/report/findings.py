@@ -62,7 +62,7 @@ class Findings:
   summary: Mapping[str, object]
   figures: Sequence[Figure] = ()
   warnings: Sequence[str] = ()
-  speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  speed: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     missing = [name for name in REQUIRED if name not in self.columns]

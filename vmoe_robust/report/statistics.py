@@ -62,7 +62,7 @@ def mean(
 
 
 def over_seeds(
-  estimates: Sequence[Estimate], *, is_rate: bool = False
+  estimates: Sequence[Estimate], limits: tuple[float, float]
 ) -> Estimate:
   """The mean over seeds, with its 95% interval.
 
@@ -71,7 +71,7 @@ def over_seeds(
 
   Args:
     estimates: one a seed.
-    is_rate: the interval is cut to [0, 1].
+    limits: to which the interval is cut, such as `SHARE`.
 
   Returns:
     'value', 'interval', 'n' (seeds), and 'over': 'seeds' or 'images'. The value
@@ -94,7 +94,7 @@ def over_seeds(
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
     half = error * float(special.stdtrit(len(values) - 1, (1 + LEVEL) / 2))
     low, high = value - half, value + half
-    interval = [max(low, 0.0), min(high, 1.0)] if is_rate else [low, high]
+    interval = [max(low, limits[0]), min(high, limits[1])]
   return {
     'value': value,
     'interval': interval,

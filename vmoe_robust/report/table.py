@@ -41,22 +41,13 @@ def percent(share: float | None) -> str:
 def radius(norm: str, eps: float) -> str:
   """A radius as people write it: '8/255' in linf."""
   if norm == 'linf':
-    return f'{255 * eps:.4g}/255'
-  return f'{eps:.4g}'
+    return f'{255 * eps:.6g}/255'
+  return f'{eps:.6g}'
 
 
 def radius_axis(norm: str) -> tuple[int, str]:
   """An axis of radii: what they are multiplied by, and its label."""
   return (255, 'eps (1/255)') if norm == 'linf' else (1, f'eps ({norm})')
-
-
-def in_words(condition: str) -> str:
-  """A condition whose radius is as people write it: 'pgd linf 16/255'."""
-  name, _, last = condition.rpartition(' linf ')
-  try:
-    return f'{name} linf {radius("linf", float(last))}' if name else condition
-  except ValueError:
-    return condition
 
 
 def some_of(items: Sequence[_T], most: int) -> list[_T]:

@@ -1,7 +1,7 @@
 """Which predictions are right: of arrays, and of the records of a run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,9 +11,12 @@ from jaxtyping import Bool, Int
 
 from vmoe_robust.config import UserError
 from vmoe_robust.report.records import to_numpy
+from vmoe_robust.report.results import Results
 
 NO_CLASS = -1  # the prediction where a logit is not finite
 CLEAN = 'clean'  # images without an attack, as a condition
+# Fields of a row that tell how many predictions under its condition are right.
+_SHARES = ('robust_accuracy', 'accuracy')
 # What comes from NumPy stays there.
 _Array = TypeVar('_Array', Array, np.ndarray)
 
@@ -80,6 +83,32 @@ def judged(records: pa.Table) -> dict[str, Judged]:
     after = found['prediction_after'][own]
     out[condition] = Judged(index, label, is_right(after, label))
   return out
+
+
+def judged_of(results: Results) -> dict[str, Judged]:
+  """`judged` of a run's records, which have to be those of its numbers.
+
+  Raises:
+    UserError: a column is missing, an image is twice under a condition, or
+      `results.json` is of other records.
+  """
+  found = judged(results.records)
+  shares = [(CLEAN, results['summary'].get('clean_accuracy'))]
+  shares += [
+    (row['condition'], row.get(name))
+    for row in results['rows']
+    for name in _SHARES
+  ]
+  for condition, share in shares:
+    if condition not in found or not isinstance(share, Mapping):
+      continue
+    right = found[condition].right
+    if len(right) and abs(right.mean() - share['value']) > 1e-9:
+      raise UserError(
+        f'the records have {right.mean():.6g} right under {condition!r} and '
+        f'results.json says {share["value"]:.6g}: they are of different runs'
+      )
+  return found
 
 
 def union(conditions: Sequence[Judged]) -> Judged:

@@ -53,8 +53,13 @@ def attack(
   for number in range(radius.stage, len(programs.ensemble.stages)):
     if number > radius.stage:
       radius.enter(number)
-    begun = time.perf_counter()
-    _Turns(programs, work, number).run(on_turn, is_due, save)
+    begun = time.perf_counter() - radius.spent
+
+    def save_with_time(begun=begun):
+      radius.spent = time.perf_counter() - begun
+      save()
+
+    _Turns(programs, work, number).run(on_turn, is_due, save_with_time)
     name = programs.ensemble.stages[number].name
     radius.end_stage(name, time.perf_counter() - begun)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from vmoe_robust.config import eps_name
 from vmoe_robust.report.examples import ExamplePictures
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Figure, Findings
@@ -35,7 +34,7 @@ class Asked:
 
   def condition(self, eps: float) -> str:
     """The name of a radius in rows and records."""
-    return f'{self.attack} {self.norm} {eps_name(eps)}'
+    return f'{self.attack} {self.norm} {radius(self.norm, eps)}'
 
 
 def findings(
@@ -257,7 +256,8 @@ def _loss(estimate: Mapping) -> str:
 
 def _speed(results: dict) -> list[str]:
   speed, weights = results['speed'], results['weights']
-  lines = [f'{speed["attacked_images_per_second"]:,.1f} images/s attacked']
+  attacked = speed['attacked_images_per_second']
+  lines = [f'{attacked:,.1f} images/s attacked'] if attacked else []
   if speed.get('trained_images_per_second'):
     lines.append(
       f'trained {weights["step"]} steps at '

@@ -49,6 +49,7 @@ class Radius:
   robust_after: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   stage: int = -1  # -1: not begun
+  spent: float = 0.0  # seconds of this stage, before it was cut short
   attempt: int = 0  # of the queue, as is `position`
   position: int = 0
   tick: int = 0
@@ -67,6 +68,7 @@ class Radius:
   def enter(self, stage: int) -> None:
     """Begins a stage."""
     self.stage, self.attempt, self.position, self.again = stage, 0, 0, []
+    self.spent = 0.0
 
   def accuracy(self) -> float:
     """The share of images that are right, by what the judge found."""
@@ -178,7 +180,7 @@ class Radius:
 
 _ABOUT = (
   *('eps', 'robust_after', 'seconds', 'stage', 'attempt', 'position'),
-  *('tick', 'again'),
+  *('tick', 'again', 'spent'),
 )
 _EACH = ('fallen', 'attacked', 'broken', 'value')
 

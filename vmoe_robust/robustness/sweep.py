@@ -42,7 +42,7 @@ class Fall:
 
   eps: float
   robust_after: dict[str, float]  # accuracy after each attack
-  seconds: dict[str, float]  # of each attack, in this process
+  seconds: dict[str, float]  # of each attack, also before it was cut short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Swept:
     columns: a row an example and eps, by eps and example.
     loads: of each eps, sums over the examples.
     corrupt: the examples that were skipped.
-    images_per_second: attacked by this process, all attacks together,
-      without compiling.
+    images_per_second: attacked, all attacks together, without compiling; of
+      the radii that this process attacked from begin to end, None if of none.
     falls: of each eps, what each attack left.
     warnings: what makes the numbers hard to believe.
     shown: some examples that fell, and some that stand if x_adv is kept.
@@ -63,7 +63,7 @@ class Swept:
   columns: Columns
   loads: dict[float, Columns]
   corrupt: list[int]
-  images_per_second: float
+  images_per_second: float | None
   falls: dict[float, Fall]
   warnings: list[str]
   shown: Shown | None
@@ -109,7 +109,8 @@ def run(
       'class; check config.data.dir and config.data.split'
     )
   warnings += trust.before(clean.columns['prediction_before'][clean.mask])
-  parts, loads, falls, seconds = [], {}, {}, 0.0
+  parts, loads, falls = [], {}, {}
+  attacked, seconds = 0, 0.0  # of radii that were not cut short
   shown: Shown | None = None
   for eps in radii:
     name = eps_name(eps)
@@ -120,12 +121,13 @@ def run(
       keep = keeper and keeper(eps)
       work = _begin(programs, rows, clean, eps, unfinished, keep, folder)
       save = lambda work=work, name=name: _save(work, unfinished, name)
-      is_due = _Clock(save_every)
+      is_due, was_new = _Clock(save_every), work.radius.stage < 0
       engine.attack(programs, work, on_turn, is_due, save)
       if work.keeper is not None:
         work.keeper.flush()
-      compiling = programs.compile_seconds
-      seconds += time.perf_counter() - compiling - begun
+      if was_new:
+        attacked += len(rows)
+        seconds += time.perf_counter() - programs.compile_seconds - begun
       found = _all(work)
       unfinished.put(f'{name}-done', found)
     columns, loads[eps], falls[eps], seen = _read(found, clean, eps)
@@ -145,7 +147,7 @@ def run(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
     loads,
     np.flatnonzero(~clean.mask).tolist(),
-    len(rows) * len(radii) / max(seconds, 1e-9),
+    attacked / seconds if attacked else None,
     falls,
     warnings,
     shown,

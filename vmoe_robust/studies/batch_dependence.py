@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, batch_size, eps_name
+from vmoe_robust.config import UserError, batch_size
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
@@ -109,7 +109,7 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
   return [
     *(under.Condition(name, {'eps': 0.0}) for name in plain),
     *(
-      under.Condition(f'{what}, eps {eps_name(e)}', {'eps': e})
+      under.Condition(f'{what}, {under.radius(config, e)}', {'eps': e})
       for what in (ATTACKED, LUCK)
       for e in config.attack.eps
     ),
@@ -218,10 +218,8 @@ def _figure(rows: list[dict], ever: dict, config: ConfigDict) -> BarPlot:
   found.insert(1, (f'other neighbours, any of {draws} draws', 0.0, ever))
   bars = []
   for name, eps, flips in found:
-    what = name.split(', ')[0]
-    label = f'{what}, {under.radius(config, eps)}' if eps else name
-    group = what if eps else 'no attack'
-    bars.append(Bar.of(label, flips, group))
+    group = name.split(', ')[0] if eps else 'no attack'
+    bars.append(Bar.of(name, flips, group))
   router = config.model.router
   title = (
     f'Batch dependence, groups of {router.group_images}, capacity '

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, batch_size, eps_name, moe_blocks
+from vmoe_robust.config import UserError, batch_size, moe_blocks
 from vmoe_robust.data import EvalBatches, eval_batches
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate.batches import Batch, progress, rows_of
@@ -47,22 +47,27 @@ class Condition:
   about: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
-def at_radii(radii: Sequence[float]) -> list[Condition]:
-  """The clean image, and then each radius of an attack."""
+def at_radii(config: ConfigDict) -> list[Condition]:
+  """The clean image, and then each radius of the attack."""
   return [
-    Condition(CLEAN, {'eps': 0.0}),
-    *(Condition(f'eps {eps_name(eps)}', {'eps': eps}) for eps in radii),
+    Condition(radius(config, eps), {'eps': eps})
+    for eps in (0.0, *config.attack.eps)
   ]
 
 
 def radius(config: ConfigDict, eps: float) -> str:
-  """A radius of the attack as figures name it."""
+  """A radius of the attack as rows, tables and figures name it."""
   return f'eps {table.radius(config.attack.norm, eps)}' if eps else CLEAN
 
 
 def axis(config: ConfigDict) -> tuple[int, str]:
   """The axis of the attack's radii, see `table.radius_axis`."""
   return table.radius_axis(config.attack.norm)
+
+
+def config_of(results: Mapping) -> ConfigDict:
+  """The configuration that results.json was asked with."""
+  return ConfigDict(results['asked']['config'])
 
 
 def attacked_by(config: ConfigDict, rows: Sequence[Mapping]) -> str:
@@ -92,7 +97,11 @@ def measured(
   Returns:
     Columns with 'condition', 'index' and 'label'; all examples of a condition
     come before the next condition, by index.
+
+  Raises:
+    UserError: two conditions have one name.
   """
+  require_distinct(conditions)
   find_in = finder(job, program)
   with progress(total(job), what, 'batch') as update:
 
@@ -103,6 +112,21 @@ def measured(
 
     columns, skipped = rows_of(job, partial(batches, job), find)
   return stacked(columns, conditions), skipped
+
+
+def require_distinct(conditions: Sequence[Condition]) -> None:
+  """Refuses conditions that records could not tell apart.
+
+  Raises:
+    UserError: two have one name.
+  """
+  names = [condition.name for condition in conditions]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(
+        f'the study would have two conditions named {name!r}; give values that '
+        'differ in their first six digits'
+      )
 
 
 def finder(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model
@@ -45,7 +45,7 @@ def run(job: Job) -> Findings:
   under.require_router(job, 'forced_expert', ('top_k', 'hash'))
   config, radii = job.config, (0.0, *job.config.attack.eps)
   models = _models(config, blocks)
-  shown = [_condition(eps, *one) for eps in radii for one in models]
+  shown = [_condition(config, eps, *one) for eps in radii for one in models]
   forward = forced(job.classifier.model, blocks)
   attack = adversarial.attack(forward, config)
 
@@ -69,7 +69,7 @@ def run(job: Job) -> Findings:
   given = (np.array(numbers, np.int32),)
   columns, skipped = under.measured(job, 'forced expert', shown, program, given)
   rows = under.rows(columns, shown)
-  _compare(columns, rows)
+  _compare(columns, rows, config)
   return Findings(
     columns=columns,
     skipped=sorted(skipped),
@@ -77,7 +77,7 @@ def run(job: Job) -> Findings:
     summary={
       'attack': config.attack.name,
       'beats_the_router': {
-        f'eps {eps_name(eps)}': _beating(rows, eps) for eps in radii
+        under.radius(config, eps): _beating(rows, eps) for eps in radii
       },
     },
     figures=[_figure(rows, config)],
@@ -141,24 +141,24 @@ def _models(config: ConfigDict, blocks) -> list[tuple[str, str | None, int]]:
   return found
 
 
-def _condition(eps, kind, block, expert) -> under.Condition:
+def _condition(config, eps, kind, block, expert) -> under.Condition:
   what = kind if kind == ROUTER else f'{block}, {kind}'
   what = f'{block}, expert {expert}' if kind == FORCED else what
   return under.Condition(
-    f'eps {eps_name(eps)}, {what}',
+    f'{under.radius(config, eps)}, {what}',
     {'eps': eps, 'forced': kind, 'block': block, 'expert': expert},
   )
 
 
-def _compare(columns: Columns, rows: list[dict]) -> None:
+def _compare(columns: Columns, rows: list[dict], config) -> None:
   """Adds each row's difference from the router and from a gate of 1."""
   right = lambda one: under.right(under.of(columns, one))
   for row in rows:
     own = right(row['condition'])
-    router = _condition(row['eps'], ROUTER, None, _OWN)
+    router = _condition(config, row['eps'], ROUTER, None, _OWN)
     row['against_router'] = paired(own, right(router))
     if row['forced'] == FORCED:
-      gate = _condition(row['eps'], GATE, row['block'], _OWN)
+      gate = _condition(config, row['eps'], GATE, row['block'], _OWN)
       row['against_gate_1'] = paired(own, right(gate))
 
 
@@ -229,19 +229,19 @@ def render(results: dict) -> str:
         ),
       ]
     )
-  compared = []
-  for eps in radii:
-    found = results['summary']['beats_the_router'][f'eps {eps_name(eps)}']
+  config, compared = under.config_of(results), []
+  heads = [under.radius(config, eps) for eps in radii]
+  for name in heads:
+    found = results['summary']['beats_the_router'][name]
     compared.append(
       [
-        f'eps {eps_name(eps)}',
+        name,
         f'{found["better"]} / {found["worse"]} of {found["forced"]}',
         found['best'].split(', ', 1)[1],
         f'{100 * found["best_less_router"]["value"]:+.1f}',
         f'{found["best_p_of_all"]:.2g}',
       ]
     )
-  heads = [f'eps {eps_name(eps)}' for eps in radii]
   return '\n\n'.join(
     [
       table(['accuracy (less the router)', *heads], lines),

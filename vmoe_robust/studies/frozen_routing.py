@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Aux, Model
@@ -87,7 +86,7 @@ def ask(job: Job) -> questions.Question:
   return questions.Question(
     job,
     'frozen routing',
-    _conditions(config.attack.eps),
+    _conditions(config),
     program,
     partial(_findings, blocks, config),
     adversarial.attack(forward, config),
@@ -95,8 +94,8 @@ def ask(job: Job) -> questions.Question:
 
 
 def _findings(blocks, config, columns: Columns, skipped) -> Findings:
-  rows = under.rows(columns, _conditions(config.attack.eps))
-  compared = _compared(columns, config.attack.eps)
+  rows = under.rows(columns, _conditions(config))
+  compared = _compared(columns, config)
   return Findings(
     columns=columns,
     skipped=sorted(skipped),
@@ -130,37 +129,39 @@ def frozen(model: Model) -> adversarial.Forward:
   return forward
 
 
-def _compared(columns, radii) -> dict:
+def _compared(columns, config) -> dict:
   """The differences of `PAIRS` at each radius."""
   return {
-    f'eps {eps_name(eps)}': {
-      name: paired(*(_right(columns, eps, way) for way in ways))
+    under.radius(config, eps): {
+      name: paired(*(_right(columns, config, eps, way) for way in ways))
       for name, ways in PAIRS.items()
     }
-    for eps in radii
+    for eps in config.attack.eps
   }
 
 
-def _conditions(radii) -> list[under.Condition]:
+def _conditions(config) -> list[under.Condition]:
   clean = {'eps': 0.0, 'attacked': None, 'judged': OWN}
   return [
     under.Condition(under.CLEAN, clean),
     *(
       under.Condition(
-        _name(eps, way), {'eps': eps, 'attacked': way[0], 'judged': way[1]}
+        _name(config, eps, way),
+        {'eps': eps, 'attacked': way[0], 'judged': way[1]},
       )
-      for eps in radii
+      for eps in config.attack.eps
       for way in WAYS
     ),
   ]
 
 
-def _name(eps: float, way: tuple[str, str]) -> str:
-  return f'eps {eps_name(eps)}, {way[0]} attack, {way[1]} routing'
+def _name(config: ConfigDict, eps: float, way: tuple[str, str]) -> str:
+  radius = under.radius(config, eps)
+  return f'{radius}, {way[0]} attack, {way[1]} routing'
 
 
-def _right(columns, eps, way) -> np.ndarray:
-  return under.right(under.of(columns, _name(eps, way)))
+def _right(columns, config, eps, way) -> np.ndarray:
+  return under.right(under.of(columns, _name(config, eps, way)))
 
 
 def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
@@ -192,7 +193,7 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
   bars = []
   for pair in PAIRS:
     for eps in dict.fromkeys(row['eps'] for row in rows if row['eps']):
-      one = compared[f'eps {eps_name(eps)}'][pair]['difference']
+      one = compared[under.radius(config, eps)][pair]['difference']
       name = pair.replace('_', ' ')
       bars.append(Bar.of(under.radius(config, eps), one, name, times=100))
   return BarPlot(
@@ -206,13 +207,14 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
 
 def render(results: dict) -> str:
   """Accuracies, a line a radius, and the paired differences below."""
+  config = under.config_of(results)
   clean, *rest = results['rows']
   at = {(r['eps'], r['attacked'], r['judged']): r['accuracy'] for r in rest}
   lines = [['clean', percent(clean['accuracy']['value']), *[''] * 3]]
   compared = []
   radii = dict.fromkeys(row['eps'] for row in rest)
   for eps in radii:
-    name = f'eps {eps_name(eps)}'
+    name = under.radius(config, eps)
     found = results['summary']['compared'][name]
     values = (percent(at[eps, *way]['value']) for way in WAYS)
     lines.append([name, *values])

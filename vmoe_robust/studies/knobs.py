@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
@@ -57,7 +57,7 @@ def run(job: Job) -> Findings:
   under.require_router(job, 'knobs', ('top_k',))
   config = job.config
   models, radii = _models(config), (0.0, *config.attack.eps)
-  shown = [_condition(eps, *one) for one in models for eps in radii]
+  shown = [_condition(config, eps, *one) for one in models for eps in radii]
   program = _program(job, blocks, models)
   use = choices.uses(job, blocks)
   given = _settings(models, use, config)
@@ -69,7 +69,10 @@ def run(job: Job) -> Findings:
     )
     both = [
       under.right(under.of(columns, name))
-      for name in (row['condition'], _condition(row['eps'], TRAINED, None))
+      for name in (
+        row['condition'],
+        _condition(config, row['eps'], TRAINED, None),
+      )
     ]
     row['against_as_trained'] = paired(*both)
   settings, router = config.study.knobs, config.model.router
@@ -138,7 +141,7 @@ def _check_noise(config: ConfigDict):
       )
 
 
-def _condition(eps, knob, value) -> under.Condition:
+def _condition(config, eps, knob, value) -> under.Condition:
   name = knob if value is None else f'{knob} {value:g}'
   about = {
     'eps': eps,
@@ -147,7 +150,7 @@ def _condition(eps, knob, value) -> under.Condition:
     'x_adv_of': TRAINED if knob == CAPACITY else 'itself',
     'is_batch_dependent': knob == CAPACITY,
   }
-  return under.Condition(f'{name}, eps {eps_name(eps)}', about)
+  return under.Condition(f'{name}, {under.radius(config, eps)}', about)
 
 
 def _settings(models, use, config: ConfigDict) -> tuple[np.ndarray, ...]:
@@ -304,7 +307,9 @@ def render(results: dict) -> str:
         ),
       ]
     )
-  heads = ['accuracy (less as trained)', *(f'eps {eps_name(e)}' for e in radii)]
+  config = under.config_of(results)
+  heads = ['accuracy (less as trained)']
+  heads += [under.radius(config, eps) for eps in radii]
   summary = results['summary']
   return (
     f'{table(heads, lines)}\nas trained: K {summary["selected"]} of '

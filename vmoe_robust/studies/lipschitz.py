@@ -61,7 +61,7 @@ def run(job: Job) -> Findings:
       'config.attack.random_start=False begins where the divergence of routing '
       'is least and has no gradient; use True'
     )
-  shown = under.at_radii(config.attack.eps)
+  shown = under.at_radii(config)
   columns, skipped = under.measured(job, 'lipschitz', shown, _program(job))
   rows = under.rows(columns, shown)
   clean = under.of(columns, under.CLEAN)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import plan
@@ -90,7 +90,7 @@ def ask(job: Job) -> questions.Question:
   return questions.Question(
     job,
     'load',
-    _conditions(config.attack.eps),
+    _conditions(config),
     program,
     partial(_findings, blocks, group, config),
     adversarial.attack(adversarial.plain(model), config),
@@ -98,7 +98,7 @@ def ask(job: Job) -> questions.Question:
 
 
 def _findings(blocks, group, config, columns: Columns, skipped) -> Findings:
-  rows = under.rows(columns, _conditions(config.attack.eps))
+  rows = under.rows(columns, _conditions(config))
   clean = _groups(under.of(columns, under.CLEAN), blocks, group)
   for row in rows:
     here = under.of(columns, row['condition'])
@@ -137,14 +137,14 @@ def _columns(model, params, images, mask) -> dict[str, Array]:
   return found
 
 
-def _conditions(radii) -> list[under.Condition]:
+def _conditions(config) -> list[under.Condition]:
   return [
     under.Condition(under.CLEAN, {'eps': 0.0, 'attacked': ''}),
     *(
       under.Condition(
-        f'{name}, eps {eps_name(eps)}', {'eps': eps, 'attacked': name}
+        f'{name}, {under.radius(config, eps)}', {'eps': eps, 'attacked': name}
       )
-      for eps in radii
+      for eps in config.attack.eps
       for name in (CLASS, OVERFLOW)
     ),
   ]

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vmoe_robust.attacks import LOSSES
-from vmoe_robust.config import UserError, eps_name, require_routers_loss
+from vmoe_robust.config import UserError, require_routers_loss
 from vmoe_robust.evaluate import adversarial, routing, target
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
@@ -88,7 +88,7 @@ def ask(job: Job) -> questions.Question:
 def _findings(shown, config, columns: Columns, skipped) -> Findings:
   rows = under.rows(columns, shown, _NUMBERS)
   for row in rows[1:]:
-    by_class = f'class, eps {eps_name(row["eps"])}'
+    by_class = f'class, {under.radius(config, row["eps"])}'
     row['less_than_class'] = paired(
       under.right(under.of(columns, by_class)),
       under.right(under.of(columns, row['condition'])),
@@ -108,7 +108,7 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
     under.Condition(under.CLEAN, {'eps': 0.0, 'attacked': ''}),
     *(
       under.Condition(
-        f'{name}, eps {eps_name(eps)}', {'eps': eps, 'attacked': name}
+        f'{name}, {under.radius(config, eps)}', {'eps': eps, 'attacked': name}
       )
       for eps in config.attack.eps
       for name in ATTACKED

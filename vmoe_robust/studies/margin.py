@@ -80,7 +80,7 @@ def ask(job: Job) -> questions.Question:
   return questions.Question(
     job,
     'margin',
-    under.at_radii(config.attack.eps),
+    under.at_radii(config),
     _program(job, blocks),
     partial(_findings, blocks, config),
     adversarial.attack(adversarial.plain(job.classifier.model), config),
@@ -88,7 +88,7 @@ def ask(job: Job) -> questions.Question:
 
 
 def _findings(blocks, config, columns: Columns, skipped) -> Findings:
-  shown = under.at_radii(config.attack.eps)
+  shown = under.at_radii(config)
   rows = [
     row | _of_row(under.of(columns, condition), blocks)
     for condition, row in zip(shown, under.rows(columns, shown), strict=True)

@@ -126,7 +126,7 @@ def render(results: dict) -> str:
     lines.append(
       [
         row['condition'],
-        '' if row['eps'] is None else f'{row["eps"]:.4g}',
+        '' if row['eps'] is None else radius(row['condition'], row['eps']),
         percent(row['accuracy']['value']),
         f'{100 * low:.1f} to {100 * high:.1f}',
         '-' if alone is None else percent(alone['value']),

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
@@ -59,7 +58,7 @@ def ask(job: Job) -> questions.Question:
   settings, radii = config.study.pruning, (0.0, *config.attack.eps)
   numbers = _numbers(config)
   models = _models(numbers, settings.draws)
-  shown = [_condition(eps, *one) for eps in radii for one in models]
+  shown = [_condition(config, eps, *one) for eps in radii for one in models]
   forward = choices.turned(model, blocks)
   attack_pruned = adversarial.attack(forward, config)
   attack = None
@@ -102,7 +101,7 @@ def _findings(
 ) -> Findings:
   rows = under.rows(columns, shown)
   for row in rows:
-    whole = _condition(row['eps'], NONE, 0, 0)
+    whole = _condition(config, row['eps'], NONE, 0, 0)
     both = [
       under.right(under.of(columns, c)) for c in (row['condition'], whole)
     ]
@@ -140,11 +139,11 @@ def _models(numbers, draws: int) -> list[tuple[str, int, int]]:
   return [(NONE, 0, 0)] + [(*order, n) for order in orders for n in numbers]
 
 
-def _condition(eps, order, draw, removed) -> under.Condition:
+def _condition(config, eps, order, draw, removed) -> under.Condition:
   which = f'{removed} {order}' if removed else 'all experts'
   which += f' {draw}' if draw else ''
   about = {'eps': eps, 'order': order, 'draw': draw, 'removed': removed}
-  return under.Condition(f'eps {eps_name(eps)}, {which}', about)
+  return under.Condition(f'{under.radius(config, eps)}, {which}', about)
 
 
 def _kept(
@@ -184,7 +183,7 @@ def _drawn(
       here = [r for r in random if (r['eps'], r['removed']) == (eps, number)]
       right = [under.right(under.of(columns, r['condition'])) for r in here]
       values = [row['accuracy']['value'] for row in here]
-      found[_condition(eps, RANDOM, 0, number).name] = {
+      found[_condition(config, eps, RANDOM, 0, number).name] = {
         'eps': eps,
         'removed': number,
         'accuracy': mean(np.mean(right, 0), SHARE),
@@ -223,16 +222,16 @@ def _figure(rows: list[dict], drawn: dict[str, dict], config) -> LinePlot:
 
 def render(results: dict) -> str:
   """Accuracy by the number removed, and by which ones."""
-  rows, lines = results['rows'], []
+  config, rows, lines = under.config_of(results), results['rows'], []
   drawn = results['summary']['random']
   ranked = {(r['eps'], r['removed'], r['order']): r for r in rows}
   for row in rows:
     eps, number = row['eps'], row['removed']
-    at = f'eps {eps_name(eps)}' if eps else 'clean'
+    at = under.radius(config, eps)
     if row['order'] == NONE:
       lines.append([at, '0', *[percent(row['accuracy']['value'])] * 3, ''])
     if row['order'] == LEAST:
-      random = drawn[_condition(eps, RANDOM, 0, number).name]
+      random = drawn[_condition(config, eps, RANDOM, 0, number).name]
       lines.append(
         [
           at,

@@ -55,6 +55,9 @@ class Question:
   given: Sequence[Array | np.ndarray] = ()
   source: Classifier | None = None
 
+  def __post_init__(self):
+    under.require_distinct(self.conditions)
+
   @property
   def attacked(self) -> Classifier:
     """The model whose x_adv are looked at."""

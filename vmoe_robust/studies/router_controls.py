@@ -8,6 +8,7 @@ token's gates stays that of the learned router, so that they are no louder.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
@@ -61,19 +61,22 @@ def run(job: Job) -> Findings:
   under.require_router(job, 'router_controls', ('top_k',))
   config = job.config
   controls, radii = _controls(config), (0.0, *config.attack.eps)
-  shown = [_condition(eps, one) for one in controls for eps in radii]
+  shown = [_condition(config, eps, one) for one in controls for eps in radii]
   program = _program(job, blocks, controls)
   columns, skipped = under.measured(job, 'router controls', shown, program)
   rows = under.rows(columns, shown)
   for row in rows:
     mine = under.right(under.of(columns, row['condition']))
-    learned = _right(columns, row['eps'], (LEARNED, 0))
+    learned = _right(columns, config, row['eps'], (LEARNED, 0))
     row['against_learned'] = paired(mine, learned)
   summary = {
     'blocks': list(blocks),
     'attack': config.attack.name,
     'oracle': 'label modulo the number of experts',
-    'random': {_at(eps): _of_draws(columns, eps, controls) for eps in radii},
+    'random': {
+      under.radius(config, eps): _of_draws(columns, config, eps, controls)
+      for eps in radii
+    },
   }
   return Findings(
     columns=columns,
@@ -233,25 +236,26 @@ def uniform(model: Model, config: ConfigDict) -> adversarial.Forward:
   return forward
 
 
-def _at(eps: float) -> str:
-  return f'eps {eps_name(eps)}'
-
-
-def _condition(eps: float, control: Control) -> under.Condition:
+def _condition(
+  config: ConfigDict, eps: float, control: Control
+) -> under.Condition:
   kind, draw = control
-  name = f'{_at(eps)}, {kind} {draw or ""}'.rstrip()
+  name = f'{under.radius(config, eps)}, {kind} {draw or ""}'.rstrip()
   return under.Condition(name, {'eps': eps, 'control': kind, 'draw': draw})
 
 
-def _right(columns: Columns, eps: float, control: Control) -> np.ndarray:
-  return under.right(under.of(columns, _condition(eps, control)))
+def _right(
+  columns: Columns, config: ConfigDict, eps: float, control: Control
+) -> np.ndarray:
+  return under.right(under.of(columns, _condition(config, eps, control)))
 
 
-def _of_draws(columns: Columns, eps: float, controls) -> dict:
+def _of_draws(columns: Columns, config, eps: float, controls) -> dict:
   """Of each image the mean over draws, and what it is above the learned."""
-  draws = [_right(columns, eps, one) for one in controls if one[0] == RANDOM]
+  right = partial(_right, columns, config, eps)
+  draws = [right(one) for one in controls if one[0] == RANDOM]
   share, rates = np.mean(draws, axis=0), np.mean(draws, axis=1)
-  learned = _right(columns, eps, (LEARNED, 0))
+  learned = right((LEARNED, 0))
   return {
     'accuracy': mean(share, SHARE),
     'lowest_draw': float(rates.min()),
@@ -260,12 +264,12 @@ def _of_draws(columns: Columns, eps: float, controls) -> dict:
   }
 
 
-def _numbers(rows, summary) -> list[tuple[str, float, dict, dict]]:
+def _numbers(rows, summary, config) -> list[tuple[str, float, dict, dict]]:
   """Each control at each radius: accuracy, and its difference."""
   found = []
   for row in rows:
     name, eps = row['control'], row['eps']
-    at = summary['random'][_at(eps)]
+    at = summary['random'][under.radius(config, eps)]
     difference = row['against_learned']['difference']
     if name != RANDOM:
       found.append((name, eps, row['accuracy'], difference))
@@ -275,7 +279,7 @@ def _numbers(rows, summary) -> list[tuple[str, float, dict, dict]]:
 
 
 def _accuracies(rows, summary, config) -> LinePlot:
-  numbers, lines = _numbers(rows, summary), []
+  numbers, lines = _numbers(rows, summary, config), []
   times, x_label = under.axis(config)
   for kind in dict.fromkeys(name for name, *_ in numbers):
     here = [one for one in numbers if one[0] == kind]
@@ -288,7 +292,7 @@ def _accuracies(rows, summary, config) -> LinePlot:
 
 def _differences(rows, summary, config) -> BarPlot:
   bars = []
-  for kind, eps, _, found in _numbers(rows, summary):
+  for kind, eps, _, found in _numbers(rows, summary, config):
     if kind != LEARNED:
       bars.append(Bar.of(under.radius(config, eps), found, kind, times=100))
   return BarPlot(
@@ -302,15 +306,16 @@ def _differences(rows, summary, config) -> BarPlot:
 
 def render(results: dict) -> str:
   """Accuracies and differences, a line a control and radius."""
+  config = under.config_of(results)
   lines = []
   for kind, eps, accuracy, found in _numbers(
-    results['rows'], results['summary']
+    results['rows'], results['summary'], config
   ):
     low, high = found['interval'] or 2 * (float('nan'),)
     lines.append(
       [
         _LABELS[kind],
-        _at(eps),
+        under.radius(config, eps),
         percent(accuracy['value']),
         f'{100 * found["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
       ]

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from vmoe_robust.attacks import LOSSES
-from vmoe_robust.config import UserError, eps_name, validate_attack
+from vmoe_robust.config import UserError, validate_attack
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.evaluate.job import Job
@@ -77,7 +78,7 @@ def ask(job: Job) -> questions.Question:
   radii = config.attack.eps
   shown = [
     under.Condition(under.CLEAN, {'eps': 0.0, 'attack': None}),
-    *(_condition(eps, kind) for eps in radii for kind in OURS),
+    *(_condition(config, eps, kind) for eps in radii for kind in OURS),
   ]
   return questions.Question(
     job,
@@ -91,8 +92,8 @@ def ask(job: Job) -> questions.Question:
 
 def _findings(job, shown, first, columns: Columns, skipped) -> Findings:
   config, radii = job.config, job.config.attack.eps
-  columns = _joined(columns, first, radii)
-  shown = [*shown, *(_condition(eps, FIRST) for eps in radii)]
+  columns = _joined(columns, first, config)
+  shown = [*shown, *(_condition(config, eps, FIRST) for eps in radii)]
   rows = under.rows(columns, shown)
   for row in rows:
     if row['attack'] in OURS:
@@ -106,16 +107,17 @@ def _findings(job, shown, first, columns: Columns, skipped) -> Findings:
       'first': config.study.routing_attacks.left_by,
       'lambdas': list(config.study.routing_attacks.lambdas),
       'fallen': {
-        f'eps {eps_name(eps)}': _fallen(columns, eps) for eps in radii
+        under.radius(config, eps): _fallen(columns, config, eps)
+        for eps in radii
       },
     },
     figures=[_figure(rows, job)],
   )
 
 
-def _condition(eps: float, kind: str) -> under.Condition:
+def _condition(config: ConfigDict, eps: float, kind: str) -> under.Condition:
   about = {'eps': eps, 'attack': kind}
-  return under.Condition(f'eps {eps_name(eps)}, {kind}', about)
+  return under.Condition(f'{under.radius(config, eps)}, {kind}', about)
 
 
 def _first(job: Job) -> Attacker:
@@ -221,25 +223,25 @@ def worst(
   return take(predictions), take(divergences)
 
 
-def _joined(columns: Columns, first: Columns, radii) -> Columns:
+def _joined(columns: Columns, first: Columns, config) -> Columns:
   """The columns, and below them those of the first attack."""
   parts = [columns]
-  for eps in radii:
+  for eps in config.attack.eps:
     here = np.isclose(first['eps'], eps)
     part = {n: first[n][here] for n in ('index', 'label', 'prediction_after')}
     part['divergence'] = np.full(here.sum(), np.nan, np.float32)
     order = np.argsort(part['index'], kind='stable')
     part = {name: column[order] for name, column in part.items()}
-    name = _condition(eps, FIRST).name
+    name = _condition(config, eps, FIRST).name
     part['condition'] = np.repeat(np.array([name]), len(order))
     parts.append(part)
   return {n: np.concatenate([part[n] for part in parts]) for n in columns}
 
 
-def _fallen(columns: Columns, eps: float) -> dict:
+def _fallen(columns: Columns, config, eps: float) -> dict:
   """Of the images that the first attack left, how many each attack breaks."""
   right = {
-    kind: under.right(under.of(columns, _condition(eps, kind)))
+    kind: under.right(under.of(columns, _condition(config, eps, kind)))
     for kind in (FIRST, *OURS)
   }
   left = right[FIRST]
@@ -277,12 +279,13 @@ def _figure(rows, job: Job) -> LinePlot:
 
 def render(results: dict) -> str:
   """Accuracies, a line a radius, and which images fell below."""
+  config = under.config_of(results)
   clean, *rest = results['rows']
   at = {(row['eps'], row['attack']): row for row in rest}
   first = results['summary']['first']
   lines, fallen = [], []
   for eps in dict.fromkeys(row['eps'] for row in rest):
-    name = f'eps {eps_name(eps)}'
+    name = under.radius(config, eps)
     found = results['summary']['fallen'][name]
     shown = [at[eps, k]['accuracy']['value'] for k in (FIRST, *OURS)]
     lines.append([name, *map(percent, shown)])

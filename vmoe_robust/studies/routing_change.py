@@ -47,7 +47,7 @@ def ask(job: Job) -> questions.Question:
   """
   blocks = under.require_experts(job, 'routing_change')
   config, model = job.config, job.classifier.model
-  shown = under.at_radii(config.attack.eps)
+  shown = under.at_radii(config)
   forward = adversarial.plain(model)
   attack = adversarial.attack(forward, config)
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import eps_name
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model
@@ -61,7 +60,9 @@ def ask(job: Job) -> questions.Question:
   config, model = job.config, job.classifier.model
   radii = (0.0, *config.attack.eps)
   changes = _changes(config.model, blocks)
-  shown = [_condition(eps, *change) for eps in radii for change in changes]
+  shown = [
+    _condition(config, eps, *change) for eps in radii for change in changes
+  ]
   parameters = jnp.array(
     [
       (_KINDS.index(kind), number, -1 if at == _ALL else blocks.index(at))
@@ -95,7 +96,7 @@ def _findings(
 ) -> Findings:
   rows = under.rows(columns, shown)
   for row in rows:
-    base = _condition(row['eps'], 'unchanged', 0, _ALL)
+    base = _condition(config, row['eps'], 'unchanged', 0, _ALL)
     both = [under.right(under.of(columns, c)) for c in (row['condition'], base)]
     row['against_unchanged'] = paired(*both)
   return Findings(
@@ -124,11 +125,12 @@ def _changes(model: ConfigDict, blocks) -> list[tuple[str, int, str]]:
   return found
 
 
-def _condition(eps, kind, number, at) -> under.Condition:
+def _condition(config, eps, kind, number, at) -> under.Condition:
   what = f'{kind} {number}' if number else kind
   where = '' if kind == 'unchanged' else f', {at}'
   about = {'eps': eps, 'kind': kind, 'number': number, 'block': at}
-  return under.Condition(f'eps {eps_name(eps)}, {what}{where}', about)
+  name = f'{under.radius(config, eps)}, {what}{where}'
+  return under.Condition(name, about)
 
 
 def _keys(seed, index):

@@ -157,7 +157,7 @@ def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
   rows = under.rows(columns, shown)
   for row in rows:
     if row['eps'] and row['source'] != row['target']:
-      own = _name(row['target'], row['target'], row['eps'])
+      own = _name(row['target'], row['target'], row['eps'], config)
       row['more_than_its_own'] = paired(
         under.right(under.of(columns, row['condition'])),
         under.right(under.of(columns, own)),
@@ -196,8 +196,8 @@ def _names(models: list[Classifier]) -> list[str]:
   ]
 
 
-def _name(source: str, target: str, eps: float) -> str:
-  return f'{source} to {target}, eps {eps_name(eps)}'
+def _name(source: str, target: str, eps: float, config: ConfigDict) -> str:
+  return f'{source} to {target}, {under.radius(config, eps)}'
 
 
 def _conditions(names: list[str], config: ConfigDict) -> list[under.Condition]:
@@ -207,7 +207,7 @@ def _conditions(names: list[str], config: ConfigDict) -> list[under.Condition]:
   ]
   return clean + [
     under.Condition(
-      _name(source, target, eps),
+      _name(source, target, eps, config),
       {'eps': eps, 'source': source, 'target': target},
     )
     for eps in config.attack.eps
@@ -241,12 +241,13 @@ def _figure(rows, names, eps, config: ConfigDict) -> Matrix:
 def render(results: dict) -> str:
   """A line a radius and source, a column a target."""
   names, rows = results['summary']['models'], results['rows']
-  lines = {}
+  config, lines = under.config_of(results), {}
   for row in rows:
-    key = f'{row["eps"]:.4g}', row['source'] or 'no attack'
+    at = under.radius(config, row['eps'])
+    key = at, row['source'] or 'no attack'
     value, interval = row['accuracy']['value'], row['accuracy']['interval']
     low, high = (100 * bound for bound in interval)
     shown = f'{percent(value)} ({low:.1f} to {high:.1f})'
     lines.setdefault(key, []).append(shown)
   body = [[*key, *values] for key, values in lines.items()]
-  return table(['eps', 'x_adv of', *names], body)
+  return table(['at', 'x_adv of', *names], body)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from vmoe_robust import staging
 from vmoe_robust.checkpoint import open_weights, read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
-from vmoe_robust.config import MACHINE_FIELDS, UserError, differences
+from vmoe_robust.config import UserError, differences, machine_fields
 from vmoe_robust.data import (
   Source,
   hold_out,
@@ -18,10 +18,9 @@ from vmoe_robust.data import (
 )
 from vmoe_robust.evaluate.fit import check_fit
 
-# Fields that may change when a run resumes: they alter neither the model nor
-# what it learns from each step.
+# Fields that may change when a run resumes, besides the machine's: they alter
+# neither the model nor what it learns from each step.
 _FREE = (
-  *MACHINE_FIELDS,
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
   *('config.data.on_unlabelled', 'config.data.resident'),
@@ -117,7 +116,8 @@ def check_same_run(
   saved = read_config(workdir)
   if saved is None or not steps(staging.checkpoints(workdir)):
     return
-  changed = differences(config, saved, _FREE)
+  free = (*machine_fields(config.data.name), *_FREE)
+  changed = differences(config, saved, free)
   if changed:
     raise UserError(
       f'--workdir={staging.name(workdir)} has a run with other settings, not '

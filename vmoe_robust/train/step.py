@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from vmoe_robust.attacks.interface import where
+from vmoe_robust.config import clean_images
 from vmoe_robust.data import mixup
 from vmoe_robust.mesh import BATCH_AXES, batch_shards
 from vmoe_robust.models import Model, balance, losses
@@ -66,7 +68,7 @@ def make(
     key = jax.random.fold_in(key, state.step)
     batch = dict(batch, index=jnp.arange(batch['mask'].shape[0]))
     eps = objective_lib.eps_at(settings, state.step, config.train.steps)
-    batch |= {'stays': _stays(batch['index'], settings.clean_share)}
+    batch |= {'stays': _stays(len(batch['mask']), settings.clean_share)}
     weights = _weights(batch['mask'], batch['stays'])
 
     def gradient_of(loss, params, key, learns=lambda params: params):
@@ -190,10 +192,10 @@ def _given(batch: Batch, for_mixup, key, eps, config: ConfigDict) -> Given:
   )
 
 
-def _stays(index: Array, share: float) -> Array:
+def _stays(images: int, share: float) -> Bool[Array, 'batch']:
   """Which images stay clean: a share of any consecutive ones, evenly spread."""
-  before, after = jnp.floor(index * share), jnp.floor((index + 1) * share)
-  return after > before
+  before = [clean_images(number, share) for number in range(images + 1)]
+  return jnp.asarray(np.diff(before) > 0)
 
 
 def _weights(mask: Array, stays: Array) -> Weights:

@@ -27,6 +27,8 @@ from vmoe_robust.report.page.runs import Problems, Run, find
 REPORT = 'report.html'
 # Of an experiment of more runs the page has what they say together alone.
 _MOST_RUNS = 16
+# On the first screen; the others are folded away.
+_MOST_WARNINGS = 8
 # Without images; and what a larger page is without.
 _MOST_BYTES = 2_000_000
 _LARGE = ('all_numbers', 'training', 'routing')
@@ -107,8 +109,13 @@ def render(
     compared: whether all runs are compared with each other.
   """
   runs = [run for run in runs if _is_whole(run, problems)]
-  shown = () if experiments and len(runs) > _MOST_RUNS else runs
-  parts = _parts(shown, problems, compared) | {'experiments': experiments}
+  shown = runs
+  if len(runs) > _MOST_RUNS:
+    shown = [r for r in runs if not any(e.has(r) for e in experiments)]
+  parts = _parts(shown, problems, compared) | {
+    'experiments': experiments,
+    'warnings': [(run, w) for run in runs for w in run.results['warnings']],
+  }
   page = _html(shown, problems, parts)
   images = gallery.size(parts['examples'])
   if len(page) - images > _MOST_BYTES:
@@ -158,10 +165,10 @@ def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
     parts,
     runs=runs,
     filters=gallery.FILTERS,
+    most_warnings=_MOST_WARNINGS,
     blocks=blocks,
     verdict_table=verdict.as_table(parts['verdicts']),
     chosen=gallery.chosen(blocks),
-    warnings=[(run, w) for run in runs for w in run.results['warnings']],
     problems=problems.lines,
     images=verdict.images,
     describe=verdict.describe,

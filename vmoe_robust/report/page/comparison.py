@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,13 +17,11 @@ from vmoe_robust.report.page.tables import (
   short,
   table,
 )
-from vmoe_robust.report.verdicts import CLEAN, Judged
+from vmoe_robust.report.verdicts import Judged
 
 _MOST_PAIRS, _MOST_CONDITIONS = 10, 30
 # Settings that do not change what is done under a condition.
 _NOT_ATTACK = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
-# Rows that tell how many predictions under their condition are right.
-_SHARES = ('robust_accuracy', 'accuracy')
 
 
 def judged(run: Run) -> dict[str, Judged]:
@@ -34,11 +32,9 @@ def judged(run: Run) -> dict[str, Judged]:
       `results.json` come from.
   """
   try:
-    found = verdicts.judged(run.results.records)
+    return verdicts.judged_of(run.results)
   except UserError as error:
     raise UserError(f'records.parquet of {run.name}: {error}') from error
-  _check(run, found)
-  return found
 
 
 def pairs(runs: Sequence[Run], problems: Problems) -> list[Table]:
@@ -100,26 +96,6 @@ def differing(runs: Sequence[Run]) -> Table | None:
   )
 
 
-def _check(run: Run, found: Mapping[str, Judged]):
-  """Refuses records of which the numbers of the run are not the means."""
-  shares = [(CLEAN, run.results['summary'].get('clean_accuracy'))]
-  shares += [
-    (row['condition'], row.get(name))
-    for row in run.results['rows']
-    for name in _SHARES
-  ]
-  for condition, share in shares:
-    if condition not in found or not isinstance(share, Mapping):
-      continue
-    right = found[condition].right
-    if len(right) and abs(right.mean() - share['value']) > 1e-9:
-      raise UserError(
-        f'records.parquet of {run.name} has {right.mean():.6g} right under '
-        f'{condition!r} and results.json says {share["value"]:.6g}: they are '
-        'of different runs'
-      )
-
-
 def _is_comparable(a: Run, b: Run) -> bool:
   """Whether two runs asked the same, of other weights."""
   if a.is_attack and b.is_attack:
@@ -141,8 +117,16 @@ def _pair(a: Run, b: Run, first, second) -> Table:
   """
   data = [run.results['data'] for run in (a, b)]
   places = [f'{d["name"]} {d["split"]}' for d in data]
-  if places[0] != places[1]:
-    raise UserError(f'other images, {places[0]} and {places[1]}')
+  folders = [
+    str(run.config.get('config.data.dir')) if d['name'] == 'folder' else ''
+    for run, d in zip((a, b), data, strict=True)
+  ]
+  for one, other in (places, folders):
+    if one != other:
+      raise UserError(f'other images, {one} and {other}')
+  norms = [_settings(run).get('norm') for run in (a, b)]
+  if norms[0] != norms[1]:
+    raise UserError(f'attacked in other norms, {norms[0]} and {norms[1]}')
   shared = [name for name in first if name in second]
   if not shared:
     raise UserError('they have no images')
@@ -176,8 +160,9 @@ def _pair(a: Run, b: Run, first, second) -> Table:
 def _unlike(a: Run, b: Run) -> str:
   """In words, how the runs were not asked the same."""
   first, second = (
-    run.results['asked']['settings']
+    _settings(run)
     | {n: run.results['asked'][n] for n in ('experts', 'seed')}
+    | {'num_selected': run.selected}
     for run in (a, b)
   )
   found = [
@@ -188,6 +173,14 @@ def _unlike(a: Run, b: Run) -> str:
     and name not in _NOT_ATTACK
   ]
   return f' Asked of A and B otherwise: {"; ".join(found)}.' if found else ''
+
+
+def _settings(run: Run) -> dict[str, object]:
+  """What was asked of a run, of a study with its attack."""
+  attack = {}
+  if not run.is_attack and run.config:
+    attack = run.results['asked']['config'].get('attack') or {}
+  return {**attack, **run.results['asked']['settings']}
 
 
 def _cut(count: int) -> str:

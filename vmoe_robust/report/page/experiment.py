@@ -11,10 +11,18 @@ from etils import epath
 
 from vmoe_robust import files
 from vmoe_robust.config import UserError
-from vmoe_robust.report.page.runs import Problems
+from vmoe_robust.report import statistics
+from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.shown import Shown, of_figure
-from vmoe_robust.report.page.tables import Table, cell, points, table
-from vmoe_robust.report.table import in_words
+from vmoe_robust.report.page.tables import (
+  Table,
+  cell,
+  points,
+  rate,
+  several,
+  table,
+)
+from vmoe_robust.report.table import percent
 
 # In the folder of an experiment.
 SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
@@ -37,7 +45,7 @@ class Difference:
   first: str
   second: str
   condition: str
-  accuracies: tuple[str, str]
+  accuracies: Sequence[str]
   points: str  # with its interval
   over: str  # what the interval is over
 
@@ -46,6 +54,7 @@ class Difference:
 class Experiment:
   """What a page shows of an experiment."""
 
+  folder: epath.Path
   name: str
   state: str  # such as '12 of 14 parts are finished'
   command: str
@@ -53,6 +62,11 @@ class Experiment:
   figures: Sequence[Shown]
   comparisons: Table | None
   parts: Table
+
+  def has(self, run: Run) -> bool:
+    """Whether the run's folder is in that of the experiment."""
+    inner, outer = map(os.path.abspath, (run.results.folder, self.folder))
+    return inner.startswith(f'{outer}/')
 
 
 def experiments(
@@ -90,6 +104,7 @@ def _experiment(path: str | os.PathLike, problems: Problems):
   ]
   done = sum(part['state'] == 'finished' for part in said['parts'])
   return Experiment(
+    folder=folder,
     name=said['name'],
     state=f'{done} of {len(said["parts"])} parts are finished',
     command=said['command'],
@@ -124,8 +139,8 @@ def _sentences(rows: Sequence[Mapping]) -> list[Difference]:
     Difference(
       first=row['first'],
       second=row['second'],
-      condition=in_words(row['condition']),
-      accuracies=_accuracies(row),
+      condition=row['condition'],
+      accuracies=[percent(mean['value']) for mean in _accuracies(row)],
       points=points(row['difference']).text,
       over=_over(row['difference']),
     )
@@ -143,27 +158,26 @@ def _comparisons(rows: Sequence[Mapping]) -> Table:
   lines = []
   for row in rows:
     each = [one['difference']['value'] for one in row['seeds']]
+    ps = [one['p'] for one in row['seeds']]
     lines.append(
       [row[name] for name in ('first', 'second', 'attack')]
-      + [in_words(row['condition'])]
-      + list(_accuracies(row))
+      + [row['condition']]
+      + [rate(mean) for mean in _accuracies(row)]
       + [points(row['difference']), row['difference']['n']]
-      + [', '.join(f'{100 * value:+.1f}' for value in each)]
-      + [', '.join(f'{one["p"]:.2g}' for one in row['seeds'])]
+      + [several(each, lambda value: f'{100 * value:+.1f}')]
+      + [several(ps, lambda p: f'{p:.2g}')]
     )
   headers = ('A', 'B', 'attack', 'condition', 'accuracy of A', 'of B')
   headers += ('A - B, points', 'seeds', 'each seed', "McNemar's p")
   return table('Pairs of runs', headers, lines, _DIFFERENCE)
 
 
-def _accuracies(row: Mapping) -> tuple[str, str]:
-  """Means over seeds of both runs, in percent."""
-  first, second = (
-    [one[name]['value'] for one in row['seeds']]
+def _accuracies(row: Mapping) -> list[Mapping]:
+  """Both runs' estimates over seeds."""
+  return [
+    statistics.over_seeds([one[name] for one in row['seeds']], statistics.SHARE)
     for name in ('accuracy_first', 'accuracy_second')
-  )
-  shown = lambda values: f'{100 * sum(values) / len(values):.1f}%'
-  return shown(first), shown(second)
+  ]
 
 
 def _parts(parts: Sequence[Mapping]) -> Table:

@@ -8,11 +8,24 @@ from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.tables import Table, of_values
 from vmoe_robust.report.table import radius
 
-# RobustBench's data sets by ours: name, images that it asks for, its radii.
+
+@dataclasses.dataclass(frozen=True)
+class _Bench:
+  """What RobustBench asks of a data set."""
+
+  name: str
+  split: str
+  images: int
+  size: int  # pixels a side; 0: any, as models take them
+  radii: Mapping[str, str]  # by norm
+
+
 _BENCHES = {
-  'cifar10': ('cifar10', 10_000, {'linf': '8/255', 'l2': '0.5'}),
-  'cifar100': ('cifar100', 10_000, {'linf': '8/255'}),
-  'imagenet2012': ('imagenet', 5_000, {'linf': '4/255'}),
+  'cifar10': _Bench(
+    'cifar10', 'test', 10_000, 32, {'linf': '8/255', 'l2': '0.5'}
+  ),
+  'cifar100': _Bench('cifar100', 'test', 10_000, 32, {'linf': '8/255'}),
+  'imagenet2012': _Bench('imagenet', 'validation', 5_000, 0, {'linf': '4/255'}),
 }
 
 
@@ -51,24 +64,30 @@ def recipes(runs: Sequence[Run]) -> list[Recipe]:
 def robustbench(run: Run) -> str | None:
   """An entry of RobustBench's model_info; None if the run does not qualify.
 
-  It has to be the authors' AutoAttack at full length, at the benchmark's radius
-  and on as many images as the benchmark asks for, each judged alone.
+  It has to be the authors' AutoAttack at full length and precision, at the
+  benchmark's radius and on as many images of its split and size as it asks for,
+  each judged alone by the model as it was trained.
   """
-  results = run.results
-  bench = _BENCHES.get(results['data']['name'])
+  results, data = run.results, run.results['data']
+  bench = _BENCHES.get(data['name'])
   if bench is None or not run.is_attack:
     return None
-  name, needed, radii = bench
+  config = results['asked']['config'] or {}
+  size = (config.get('data') or {}).get('image_size')
   if (
-    results['data']['examples'] < needed
+    data['examples'] < bench.images
+    or data['split'].split('[')[0] != bench.split
+    or bench.size not in (0, size)
     or results['summary']['attack'] != 'autoattack'
+    or results['asked']['settings'].get('compute_dtype')
     or results['asked']['experts'] == 'capacity'
+    or run.selected
   ):
     return None
   for row in results['rows']:
     at = radius(row['norm'], row['eps'])
-    if at == radii.get(row['norm']):
-      entry = _entry(run, row, name, at)
+    if at == bench.radii.get(row['norm']):
+      entry = _entry(run, row, bench.name, at)
       return json.dumps(entry, indent=2)
   return None
 

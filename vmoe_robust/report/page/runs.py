@@ -61,10 +61,33 @@ class Run:
     return bool(model.get('experts')) and any(model.get(n) for n in places)
 
   @property
-  def model(self) -> tuple[object, ...]:
-    """What tells the weights that were judged from others."""
+  def weights(self) -> tuple[object, ...]:
+    """What tells the weights that were judged from others.
+
+    Their checksum, wherever they are; else where they are; and of a function
+    that came from no file the run itself, for nothing more is known of it.
+    """
     weights = self.results['weights']
-    return tuple(weights[n] for n in ('checksum', 'checkpoint', 'step'))
+    if weights['checksum'] is not None:
+      return (weights['checksum'],)
+    if weights['checkpoint'] is not None:
+      return weights['checkpoint'], weights['step']
+    return (self.name,)
+
+  @property
+  def selected(self) -> int | None:
+    """How many experts a token has, if the run asked for another number."""
+    asked = self.results['asked']['config'] or {}
+    return asked.get('num_selected') or None
+
+  @property
+  def model(self) -> tuple[object, ...]:
+    """What tells the function that was judged from others.
+
+    The same weights are another function with other numbers of experts a token,
+    and with experts of limited capacity.
+    """
+    return *self.weights, self.selected, self.results['asked']['experts']
 
   @functools.cached_property
   def config(self) -> dict[str, object]:

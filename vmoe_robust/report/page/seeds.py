@@ -4,15 +4,15 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from vmoe_robust.config import MACHINE_FIELDS
+from vmoe_robust.config import machine_fields
 from vmoe_robust.report import statistics
 from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import rate, table
 from vmoe_robust.report.verdicts import CLEAN
 
-# By which runs of several seeds may differ.
-_SEEDS = ('config.seed', 'config.checkpoint', *MACHINE_FIELDS)
+# By which runs of several seeds may differ, besides the machine's.
+_SEEDS = ('config.seed', 'config.checkpoint')
 
 
 def seeds(runs: Sequence[Run]) -> list[Shown]:
@@ -20,14 +20,20 @@ def seeds(runs: Sequence[Run]) -> list[Shown]:
   groups = collections.defaultdict(list)
   for run in runs:
     if run.is_attack and run.config:
-      same = (f'{k}={v!r}' for k, v in run.config.items() if not _is_seed(k))
+      own = (*_SEEDS, *machine_fields(run.results['data']['name']))
+      same = (
+        f'{name}={value!r}'
+        for name, value in run.config.items()
+        if not name.startswith(own)
+      )
       data = tuple(
         run.results['data'][n] for n in ('name', 'split', 'examples')
       )
-      groups[(*same, data)].append(run)
+      # Two steps of one training are no two seeds.
+      groups[(*same, data, run.results['weights']['step'])].append(run)
   out = []
   for group in groups.values():
-    if len({run.model for run in group}) < len(group) or len(group) < 2:
+    if len({run.weights for run in group}) < len(group) or len(group) < 2:
       continue
     out.append(_over_seeds(group))
   return out
@@ -43,7 +49,7 @@ def _over_seeds(group: Sequence[Run]) -> Shown:
     known = [one for one in found if one and one['value'] is not None]
     if len(known) < 2:
       continue
-    whole = statistics.over_seeds(known, is_rate=True)
+    whole = statistics.over_seeds(known, statistics.SHARE)
     low, high = whole['interval'] or (None, None)  # all alike
     dots = [one['value'] for one in known]
     bars.append(
@@ -70,8 +76,3 @@ def _share(run: Run, condition: str):
     if row['condition'] == condition:
       return row['robust_accuracy']
   return None
-
-
-def _is_seed(name: str) -> bool:
-  groups = tuple(field for field in _SEEDS if field.endswith('.'))
-  return name in _SEEDS or name.startswith(groups)

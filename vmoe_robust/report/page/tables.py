@@ -4,9 +4,10 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vmoe_robust.files import to_json
 from vmoe_robust.report.page.runs import flat
 from vmoe_robust.report.table import percent
 
@@ -23,10 +24,13 @@ class Cell:
   high: float | None = None
   n: int | None = None
   swatch: float | None = None  # how dark a cell of a matrix is, 0 to 1
+  whole: str | None = None  # of several values, as JSON
 
   @property
   def exact(self) -> str | None:
-    """The number as in `results.json`, None where there is none."""
+    """What it is in `results.json`, None where that is the text or nothing."""
+    if self.whole is not None:
+      return self.whole
     if self.value is None or not math.isfinite(self.value):
       return None
     return json.dumps(self.value)
@@ -81,8 +85,15 @@ def cell(value: Any) -> Cell:
   if value is None or isinstance(value, int | float):
     return Cell(_number(value), value)
   if isinstance(value, list | tuple):
-    return Cell(', '.join(cell(one).text for one in value))
+    return several(value, lambda one: cell(one).text)
   return Cell(str(value))
+
+
+def several(values: Sequence[Any], show: Callable[[Any], str]) -> Cell:
+  """Values in one cell; a single number is a number."""
+  if len(values) == 1 and isinstance(values[0], float):
+    return Cell(show(values[0]), values[0])
+  return Cell(', '.join(map(show, values)), whole=to_json(values))
 
 
 def rate(estimate: Mapping[str, Any] | None) -> Cell:

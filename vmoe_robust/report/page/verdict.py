@@ -6,12 +6,18 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import default
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.tables import Cell, Table, rate, table
 from vmoe_robust.report.table import radius
 
 # Attacks whose name does not say their length.
-_STEPPED = ('pgd', 'mim')
+_STEPPED = ('pgd', 'mim', 'paper')
+# Settings that make them other attacks; the others have no such settings.
+_TOLD = ('target', 'restarts', 'random_start', 'step_size', 'momentum')
+_TOLD += ('class_weight', 'auxiliary_weight')
 _USUAL = ('linf', '8/255')  # the radius that is shown if runs share several
 _MOST_SENTENCES = 2  # more models are a table
 
@@ -105,9 +111,10 @@ def describe(run: Run) -> str:
     )
   if run.is_sparse:
     router = model.get('router') or {}
-    parts.append(
-      f'{model.get("experts")} experts, {router.get("selected")} a token'
-    )
+    each = experts_of(router, run.selected or router.get('selected'))
+    parts.append(f'{model.get("experts")} experts, {each}')
+    if run.results['asked']['experts'] == 'capacity':
+      parts.append('their capacity limited')
   if weights['parameters'] is not None:
     parts.append(f'{weights["parameters"]:,} parameters')
   if weights['step'] is not None:
@@ -115,6 +122,24 @@ def describe(run: Run) -> str:
   if weights['checkpoint']:
     parts.append(str(weights['checkpoint']))
   return ', '.join(parts) or 'a function without a checkpoint'
+
+
+def experts_of(
+  router: Mapping[str, Any] | ConfigDict, selected: int | None
+) -> str:
+  """Which experts process a token, in words.
+
+  Args:
+    router: `config.model.router`.
+    selected: how many experts a token selects.
+  """
+  if router.get('name') == 'soft':
+    slots = router.get('slots')
+    return f'{slots} slot{"" if slots == 1 else "s"} each, mixed of all tokens'
+  if router.get('name') == 'expert_choice':
+    mean = (selected or 0) * router.get('capacity_factor', 1)
+    return f'which choose their tokens, about {mean:.3g} a token'
+  return f'{selected} a token'
 
 
 def _verdict(runs: Sequence[Run], norm: str, at: str) -> Verdict:
@@ -156,9 +181,17 @@ def _attacked(run: Run, row: Mapping[str, Any]) -> Attacked:
 
 
 def attack_name(run: Run, row: Mapping[str, Any]) -> str:
-  """The attack of a row, and how long it was if its name does not say so."""
-  name, steps = row['attack'], run.results['asked']['settings'].get('steps')
-  return f'{name} of {steps} steps' if name in _STEPPED and steps else name
+  """The attack of a row, and the settings that its name does not say."""
+  name, settings = row['attack'], run.results['asked']['settings']
+  plain, told = default().attack, ['compute_dtype']
+  if name in _STEPPED:
+    told += _TOLD
+    steps = settings.get('steps', settings.get('iterations'))
+    name += f' of {steps} step{"" if steps == 1 else "s"}' if steps else ''
+  for field in told:
+    if field in settings and settings[field] != plain[field]:
+      name += f', {field.replace("_", " ")} {settings[field]}'
+  return name
 
 
 def images(results: Mapping[str, Any]) -> str:

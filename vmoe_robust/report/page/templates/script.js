@@ -8,7 +8,7 @@
     if (text === '-' || text === '') return null;
     const exact = cell.dataset.value ?? text;
     const is_number = cell.classList.contains('number') && !Number.isNaN(Number(exact));
-    return is_number ? Number(exact) : text;
+    return is_number ? Number(exact) : exact;
   };
   const compare = (a, b) => {
     if (a === null || b === null) return 0;
@@ -37,7 +37,11 @@
 
   // What is saved has the exact numbers, and a column for each end.
   const read = (table) => {
-    const heads = all(table, 'thead th').map((th) => th.textContent.trim());
+    const named = all(table, 'thead th').map((th) => th.textContent.trim());
+    const heads = named.map((name, i) => { // no two alike
+      const before = named.slice(0, i).filter((other) => other === name).length;
+      return before ? name + ' #' + (before + 1) : name;
+    });
     const rows = all(table, 'tbody tr').filter((row) => !row.hidden);
     return { heads, rows: rows.map((row) => [...row.cells]) };
   };
@@ -58,8 +62,10 @@
     const lines = records(found);
     const names = [...new Set(lines.flatMap(Object.keys))];
     const quote = (value) => {
-      const text = value === null || value === undefined ? '' : String(value);
-      return /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+      let text = value === null || value === undefined ? '' : String(value);
+      // A spreadsheet would take it for a formula.
+      if (typeof value === 'string' && /^[=+@\t\r-]/.test(text)) text = "'" + text;
+      return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
     };
     const rows = lines.map((line) => names.map((name) => line[name]));
     return [names, ...rows].map((row) => row.map(quote).join(',')).join('\n') + '\n';
