@@ -190,5 +190,5 @@ def test_a_corrupt_image_is_named_or_skipped(tmp_path):
   assert last.startswith('error: ') and '04.jpg' in last and 'skip' in last
   finished = run('--workdir=two', '--config.data.on_corrupt=skip')
   assert finished.returncode == 0, finished.stderr
-  assert '1 corrupt image skipped' in finished.stdout
+  assert '1 image skipped, which cannot be read' in finished.stdout
   assert '8 examples' in finished.stdout

@@ -30,6 +30,8 @@ def test_a_token_dropped_in_both_is_unchanged():
 def test_dropped_share():
   wished, kept = masks({0, 1}, {2, 3}), masks({0}, {2, 3})
   np.testing.assert_allclose(routing.dropped(wished, kept), [0.25])
+  nothing = masks(set(), set())  # no expert picked a token of the image
+  np.testing.assert_array_equal(routing.dropped(nothing, nothing), [0])
 
 
 def record_of(experts, kept, images, gates=None):

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evaluate.conftest import small_config
 from tests.slow import all_slow_but
+from vmoe_robust.mesh import create
+from vmoe_robust.models import build, unbox
 
 ROUTERS = ('top_k', 'expert_choice', 'soft')
 # Few slots, so that capacity drops tokens.
@@ -261,3 +264,20 @@ def test_bfloat16(vmoe, weights_of, images, name, experts):
     assert value.dtype == jnp.float32
   error = np.abs(logits - expected).max() / np.abs(expected).max()
   assert 0 < error < 0.03
+
+
+def test_a_model_is_that_of_its_own_settings():
+  """Settings that are changed after `build` are of the next model alone."""
+  config, mesh = small_config().model, create((1, 1, 1), jax.devices()[:1])
+  config.layers = 1
+  images = draw(0, 2, 8, 8, 1)
+  two = build(config, (8, 8, 1), mesh)
+  params = unbox(jax.jit(two.init)(jax.random.key(0)))
+  selected = lambda model: {
+    record.routing.experts.shape[-1]
+    for record in model.apply(params, images)[1].records.values()
+  }
+  assert selected(two) == {2}
+  config.router.selected = 1
+  assert selected(build(config, (8, 8, 1), mesh)) == {1}
+  assert selected(two) == {2}

@@ -1,8 +1,11 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate.job import write
+from vmoe_robust.robustness.slots import Goal
 from vmoe_robust.studies import batch_dependence as study
 from vmoe_robust.studies.conditions import of
 
@@ -96,3 +99,45 @@ def test_what_does_not_fit_is_told(
   config.model.router.update(fields)
   with pytest.raises(UserError, match=words):
     study.run(opened(config, in_memory(8), model, params))
+
+
+@pytest.mark.parametrize('router', ['top_k', 'expert_choice'])
+def test_neighbours_can_want_the_experts_of_the_held_image(
+  config, model_of, in_memory, router
+):
+  """What the attack raises depends on the neighbours, of either router."""
+  config.model.router.update(dict(name=router, capacity_factor=0.5))
+  model, params = model_of(config)
+  kernel = params['Encoder']['encoderblock_0']['Moe']['Router']['dense']
+  kernel['kernel'] = 3 * kernel['kernel']
+  forward, value = study._of_the_held(model, 2), study._crowding(2, config)
+  images = jnp.asarray(in_memory(4).images / 255, jnp.float32)
+  held, mask = jnp.array([True, False, True, False]), jnp.ones(4, bool)
+  goal = Goal(jnp.zeros(4, int), jnp.zeros(4, int), (images, held))
+
+  @jax.jit
+  def raised(x):
+    found = value(*forward(params, x, mask, (images, held)), goal)
+    return found.sum(), found
+
+  (_, before), gradient = jax.value_and_grad(raised, has_aux=True)(images)
+  assert abs(gradient[~held]).max() > 1e-3
+  assert not gradient[held].any()
+  _, after = raised(jnp.where(held[:, None, None, None], images, 1 - images))
+  assert (abs(after - before) > 1e-2).all()
+
+
+@pytest.mark.parametrize(
+  ('fields', 'examples', 'words'),
+  [
+    (dict(selected=4), 8, 'selected=4 are all experts'),
+    ({}, 1, 'has 1 examples, fewer than config.model.router.group_images=2'),
+  ],
+)
+def test_what_nothing_can_change_is_refused(
+  config, in_memory, model_of, opened, fields, examples, words
+):
+  config.model.router.update(fields)
+  job = opened(config, in_memory(examples), *model_of(config))
+  with pytest.raises(UserError, match=words):
+    study.run(job)

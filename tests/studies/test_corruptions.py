@@ -96,11 +96,12 @@ def test_logits_that_are_not_finite_are_wrong(
 ):
   model, params = model_of(config)
   params['head']['kernel'] = params['head']['kernel'] * jnp.nan
-  found = corruptions.run(opened(config, in_memory(8), model, params))
+  job = opened(config, in_memory(8), model, params)
+  found = corruptions.run(job)
   assert found.summary['clean_accuracy']['value'] == 0
   assert [row['accuracy']['value'] for row in found.rows] == 5 * [0]
   assert found.summary['not_finite'] == 5 * 8
-  assert 'not finite' in found.warnings[-1]
+  assert '40 predictions are not finite' in write(job, found)['warnings'][-1]
 
 
 @pytest.mark.parametrize(

@@ -161,3 +161,13 @@ def test_a_dense_model_has_the_gradient_of_its_margin(
   assert found['total']['value'] == pytest.approx(expected, rel=1e-4)
   assert found['expert'] == found['total'] and found['of_layer'] == {}
   assert found['gate']['value'] == found['sum_of_gates']['value'] == 0
+
+
+def test_a_route_of_the_whole_image_is_refused(
+  config, in_memory, model_of, opened
+):
+  config.mode, config.study.name = 'study', 'jacobian'
+  config.model.router.unit = 'image'
+  job = opened(config, in_memory(8), *model_of(config))
+  with pytest.raises(UserError, match=r"config\.model\.router\.unit='image'"):
+    jacobian.run(job)

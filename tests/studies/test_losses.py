@@ -83,3 +83,23 @@ def test_what_does_not_fit_is_told(
         router[name] = 0.0
   with pytest.raises(UserError, match=words):
     losses.run(opened(config, in_memory(8), model, params))
+
+
+def test_losses_of_several_labels_and_of_images_that_are_alike(
+  config, in_memory, model_of, opened
+):
+  """All logits 0: of C classes the loss is C log 2 with several labels."""
+  config.model.layers, config.attack.steps = 1, 1
+  config.train.loss = 'sigmoid'
+  model, params = model_of(config)
+  params['head']['kernel'] = np.zeros_like(params['head']['kernel'])
+  source = in_memory(8, multi_label=True)
+  found = losses.run(opened(config, source, model, params))
+  assert found.columns['class_loss'].shape == (4 * 8,)
+  for row in found.rows:
+    # Eight images that are alike do not say how far others are.
+    assert row['class_loss'] == {
+      'value': pytest.approx(4 * np.log(2)),
+      'interval': None,
+      'n': 8,
+    }

@@ -7,8 +7,8 @@ from tests.studies.conftest import patches
 from vmoe_robust.config import UserError
 from vmoe_robust.models import Record
 from vmoe_robust.models.routers.routing import Placement, Routing
+from vmoe_robust.studies import choices, first_order, margin
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import first_order, margin
 
 BLOCK = 'encoderblock_0'
 
@@ -115,7 +115,7 @@ def test_margins_are_by_what_the_router_orders(config):
   chosen = margin._chosen({BLOCK: record}, config)[BLOCK]
 
   def found():
-    scores = margin.scores_of(config, params, BLOCK, record)
+    scores = choices.scores_of(config, params, BLOCK, routing)
     return float(margin.signed_margin(scores, chosen)[0, 0])
 
   assert found() == 0.5 - 2  # by the logits

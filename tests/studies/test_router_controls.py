@@ -97,16 +97,16 @@ def test_all_experts_with_equal_gates_in_closed_form(config, two_experts):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_draws_are_summed_up_image_by_image():
+def test_draws_are_summed_up_image_by_image(config):
   right = {'learned': [1, 1, 0, 1], 'random 1': [1, 0, 0, 1]}
   right['random 2'] = [0, 0, 1, 1]
   columns = {
-    'condition': np.repeat([f'eps 0, {name}' for name in right], 4),
+    'condition': np.repeat([f'clean, {name}' for name in right], 4),
     'prediction_after': np.concatenate(list(right.values())),
     'label': np.ones(12, int),
   }
   named = [('learned', 0), ('random', 1), ('random', 2)]
-  found = controls._of_draws(columns, 0.0, named)
+  found = controls._of_draws(columns, config, 0.0, named)
   assert found['accuracy']['value'] == 0.5
   assert (found['lowest_draw'], found['highest_draw']) == (0.5, 0.5)
   assert found['difference']['value'] == -0.25

@@ -112,3 +112,16 @@ def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
   model, params = model_of(config)
   with pytest.raises(UserError, match='about routers top_k, expert_choice'):
     routing_attacks.run(opened(config, in_memory(8), model, params))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('experts', 'capacity'), ('compute_dtype', 'bfloat16')],
+)
+def test_what_would_change_the_first_attack_alone_is_refused(
+  config, in_memory, model_of, opened, field, value
+):
+  config.attack[field] = value
+  job = opened(config, in_memory(8), *model_of(config))
+  with pytest.raises(UserError, match=f'config.attack.{field}=.* no effect'):
+    routing_attacks.run(job)

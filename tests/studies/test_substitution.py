@@ -5,8 +5,9 @@ import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.models.routers.routing import Routing
+from vmoe_robust.models.routers.top_k import gates_of, highest
+from vmoe_robust.studies import choices, substitution
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import substitution
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_identical_experts_can_stand_for_each_other(
   }
   # All but a choice that is dropped leave the sum of the gates as it was.
   for row in found.rows:
-    base = predictions[f'eps {row["eps"]:g}, unchanged']
+    base = predictions[f'{under.radius(config, row["eps"])}, unchanged']
     same = predictions[row['condition']] == base
     both = row['against_unchanged']
     assert same.all() or row['kind'] == 'dropped', row
@@ -67,7 +68,7 @@ def test_what_each_change_makes_of_a_decision():
   keys = jax.random.split(jax.random.key(0), 1)
 
   def of(kind, number=0):
-    options = substitution._options(routing, number, keys, 3)
+    options = substitution._options(routing, probabilities, number, keys)
     new, weights = options[substitution._KINDS.index(kind)]()
     return new.tolist()[0], np.asarray(weights)[0]
 
@@ -117,3 +118,33 @@ def test_a_router_that_has_no_ranks_is_told(
   model, params = model_of(config)
   with pytest.raises(UserError, match='about routers top_k.*expert_choice'):
     substitution.run(opened(config, in_memory(8), model, params))
+
+
+@pytest.mark.parametrize(
+  ('gate', 'logits', 'bias'),
+  [
+    ('sigmoid', [17.0, 20.0, 40.0, 18.0], None),  # gates that are equal
+    ('softmax', [-150.0, -110.0, 0.0, -120.0], None),  # gates that are 0
+    ('sigmoid', [2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.6, 0.0]),  # balanced
+  ],
+)
+def test_rank_r_is_the_routers(config, gate, logits, bias):
+  logits, router = jnp.array([[logits]]), config.model.router
+  router.update(dict(gate=gate, selected=1))
+  probabilities, own = gates_of(logits, gate), {}
+  order = logits
+  if bias is not None:
+    router.balance_rate, own['bias'] = 0.1, jnp.array(bias)
+    order = probabilities + own['bias']
+  experts = highest(order, 1)
+  gates = jnp.take_along_axis(probabilities, experts, -1)
+  routing = Routing(logits, experts, gates, {}, jnp.zeros(1), probabilities)
+  params = {'Encoder': {'b': {'Moe': {'Router': own}}}}
+  scores = choices.scores_of(config, params, 'b', routing)
+  keys = jax.random.split(jax.random.key(0), 1)
+  ran = [experts[0, 0, 0]]
+  for rank in (2, 3, 4):
+    chosen, _ = substitution._options(routing, scores, rank, keys)[1]()
+    ran.append(chosen[0, 0, 0])
+  expected = np.argsort(-np.asarray(order[0, 0]), kind='stable')
+  np.testing.assert_array_equal(ran, expected)

@@ -152,7 +152,7 @@ def test_it_runs_without_a_checkpoint(config, tmp_path, capsys, check_form):
 @pytest.mark.parametrize(
   ('field', 'value', 'words'),
   [
-    ('dimension', 4, 'dimension=4 must be 8 or more'),
+    ('dimension', 8, 'dimension=8 must be 9 or more'),
     ('experts', (3,), 'points=8 is not divisible by 3'),
     ('misrouted', (1.5,), 'misrouted=1.5 must be between 0 and 1'),
     ('blocks_noise', 0.0, 'blocks_noise=0.0 is no noise'),

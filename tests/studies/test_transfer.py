@@ -1,11 +1,17 @@
+import contextlib
 import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from vmoe_robust.config import UserError, validate
-from vmoe_robust.evaluate.job import write
+from tests.evaluate.conftest import InMemory
+from vmoe_robust.checkpoint import open_weights
+from vmoe_robust.config import UserError, default, validate
+from vmoe_robust.evaluate.classifier import restore
+from vmoe_robust.evaluate.combine import combine
+from vmoe_robust.evaluate.job import Job, write
 from vmoe_robust.models import Model
 from vmoe_robust.studies import questions, routing_change, transfer
 from vmoe_robust.studies.conditions import of
@@ -123,3 +129,28 @@ def test_others_are_a_tuple(config):
   config.study.transfer.others = (3,)
   with pytest.raises(UserError, match='is no tuple of work directories'):
     validate(config, 1)
+
+
+def test_weights_without_a_configuration_are_told_the_same(
+  config, model_of, tmp_path
+):
+  _, params = model_of(config)
+  where = str(tmp_path / 'weights.npz')
+  np.savez(where, **{'/'.join(k): v for k, v in flatten_dict(params).items()})
+  asked = default()
+  asked.mode, asked.study.name, asked.checkpoint = 'study', 'transfer', where
+  asked.study.transfer.others, asked.num_selected = (where,), 1
+  asked.data.update(dict(name='digits', split='test'))
+  asked.model.update(dict(mean=(0.0,), std=(1.0,)))
+  with contextlib.closing(open_weights(where)) as weights:
+    asked = combine(asked, weights)
+    first = restore(weights, asked)
+  source = InMemory(8)
+  other = transfer._opened(where, Job(first, source, asked, tmp_path))
+  images = source.images.astype(np.float32) / 255
+  np.testing.assert_array_equal(first(images), other(images))
+  assert transfer._used([first, other]) == {
+    'mean': 2 * ['(0.0,)'],
+    'std': 2 * ['(1.0,)'],
+    'selected': [1, 1],
+  }

@@ -190,7 +190,7 @@ def _validate_theory(theory: ConfigDict):
   path = 'config.study.theory'
   for name in ('draws', 'points', 'mlp_dimension', 'mlp_width'):
     positive(f'{path}.{name}', theory[name])
-  at_least(f'{path}.dimension', theory.dimension, theory.points)
+  at_least(f'{path}.dimension', theory.dimension, theory.points + 1)
   several(f'{path}.experts', theory.experts, '(2, 4, 8)')
   for experts in theory.experts:
     numbers(f'{path}.experts', [experts])

@@ -24,6 +24,8 @@ Forward = Callable[[PyTree, Images, Array, PyTree], tuple[Array, Aux]]
 # (logits, what else the model returned, goal) to what the attack raises.
 Value = Callable[[Array, Aux, Goal], Float[Array, 'batch']]
 Attack = Callable[..., Images]
+# Fields of `config.attack` that only attacks of mode 'attack' have.
+_USUAL = {'experts': 'dropless', 'compute_dtype': '', 'save_images': False}
 
 
 def plain(model: Model) -> Forward:
@@ -55,9 +57,17 @@ def attack(
     luck: whether as many random points take the place of the attack's.
 
   Raises:
-    UserError: `config.attack` names an attack that images leave as they fall.
+    UserError: `config.attack` names an attack that images leave as they fall,
+      or has a field that would have no effect.
   """
   settings = config.attack
+  for field, usual in _USUAL.items():
+    if settings[field] != usual:
+      raise UserError(
+        f'config.attack.{field}={settings[field]!r} has no effect in a study, '
+        'which chooses itself how experts are served and keeps no x_adv; leave '
+        'it out'
+      )
   if settings.name not in WHOLE_ATTACKS or settings.target:
     field = 'target' if settings.target else 'name'
     raise UserError(
@@ -76,7 +86,9 @@ def attack(
     label, mask = batch['label'], batch['mask']
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = fold(jax.random.key(config.seed), batch['index'])
-    goal = Goal(label, label, context)
+    # Of several labels none is a target.
+    one = label if label.ndim == 1 else jnp.zeros(len(label), jnp.int32)
+    goal = Goal(label, one, context)
 
     def loss(x):
       logits, aux = forward(params, x, mask, context)

@@ -230,8 +230,19 @@ def write(job: Job, findings: Findings) -> dict:
   return results
 
 
+def _not_finite(findings: Findings) -> list[str]:
+  counts = [row.get('not_finite') for row in findings.rows]
+  lost = sum(count for count in counts if isinstance(count, int))
+  said = f'{lost} predictions are not finite: wrong, and alike where compared'
+  return [said] if lost else []
+
+
 def assemble(job: Job, findings: Findings) -> dict:
   """What `results.json` says, in the form of `results.schema.json`."""
+  if job.config.mode == 'study':
+    findings = dataclasses.replace(
+      findings, warnings=[*findings.warnings, *_not_finite(findings)]
+    )
   skipped = sorted(set(findings.skipped))
   data = job.config.data
   alone = job.classifier is None

@@ -67,6 +67,6 @@ def change(
 
 
 def dropped(wished: Selected, kept: Selected) -> Float[Array, 'batch']:
-  """The share of an image's choices that found no room."""
+  """The share of an image's choices that found no room; 0 of no choices."""
   wishes = wished.sum((1, 2))
-  return 1 - kept.sum((1, 2)) / jnp.maximum(wishes, 1)
+  return (wishes - kept.sum((1, 2))) / jnp.maximum(wishes, 1)

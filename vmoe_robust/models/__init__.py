@@ -199,7 +199,9 @@ def build(
   remat: str = '',
 ) -> Model:
   """The model of `config.model`, whose number of classes is set."""
-  module = VisionTransformer(FrozenConfigDict(config), remat, mesh)
+  # A copy: traces are kept by it, and the caller may change his.
+  config = FrozenConfigDict(config.copy_and_resolve_references())
+  module = VisionTransformer(config, remat, mesh)
   return Model(module, image_shape)
 
 

@@ -25,7 +25,10 @@ def closing(results: dict, workdir: str | os.PathLike, render: Render) -> str:
   lines = [render(results), judged]
   lines += [f'warning: {text}' for text in results['warnings']]
   if count := data['skipped']['count']:
-    lines.append(f'{count} corrupt image{"s" * (count > 1)} skipped')
+    lines.append(
+      f'{count} image{"s" * (count > 1)} skipped, which cannot be read or have '
+      'no class'
+    )
   names = [RESULTS, files['records']['name']]
   names += [f['picture'] for f in files['figures'] if f['picture']]
   if results['asked']['mode'] == 'train':

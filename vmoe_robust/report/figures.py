@@ -57,8 +57,10 @@ class Line:
     dashed: bool = False,
     times: float = 1,
   ) -> 'Line':
-    """Estimates with their intervals, times a number."""
-    ends = [_ends(one, times) for one in estimates]
+    """Estimates with their intervals, times a number, by ascending x."""
+    order = sorted(range(len(x)), key=lambda i: x[i])
+    x = [x[i] for i in order]
+    ends = [_ends(estimates[i], times) for i in order]
     y, low, high = ([one[i] for one in ends] for i in range(3))
     return cls(label, x, y, low, high, panel, dashed)
 

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size
-from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate import adversarial, routing
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model, build
 from vmoe_robust.report.figures import Bar, BarPlot
@@ -44,14 +44,14 @@ def run(job: Job) -> Findings:
   under.require_experts(job, 'batch_dependence')
   under.require_router(job, 'batch_dependence', ('top_k', 'expert_choice'))
   config, model = job.config, job.classifier.model
-  group, size = _check(config), batch_size(config, 'study')
+  group, size = _check(job), batch_size(config, 'study')
   shown = _conditions(config)
   draws = [
     np.random.default_rng([config.seed, draw]).permutation(size)
     for draw in range(config.study.batch_dependence.draws)
   ]
   small = _with_groups_of_one(model, config)
-  forward, value = _of_the_held(model, group), _crowding(group)
+  forward, value = _of_the_held(model, group), _crowding(group, config)
   attacks = [
     adversarial.attack(forward, config, value, luck) for luck in (False, True)
   ]
@@ -92,14 +92,20 @@ def run(job: Job) -> Findings:
   return _findings(columns, skipped, shown, config)
 
 
-def _check(config: ConfigDict) -> int:
+def _check(job: Job) -> int:
   """The images of a group."""
+  config = job.config
+  if config.model.router.selected == config.model.experts:
+    raise UserError(
+      f'config.model.router.selected={config.model.router.selected} are all '
+      'experts, so that no neighbour can want one more; use a model of fewer'
+    )
   if config.model.router.group_images == 1:
     raise UserError(
       "config.study.name='batch_dependence' is about images that share slots, "
       'and the model has config.model.router.group_images=1; nothing can change'
     )
-  return under.require_whole_groups(config)
+  return under.require_whole_groups(job)
 
 
 def _conditions(config: ConfigDict) -> list[under.Condition]:
@@ -158,12 +164,12 @@ def _of_the_held(model: Model, group: int) -> adversarial.Forward:
   return forward
 
 
-def _crowding(group: int) -> adversarial.Value:
+def _crowding(group: int, config: ConfigDict) -> adversarial.Value:
   """What the attack raises: how much neighbours want the held image's experts.
 
   Neighbours reach the held image only through who finds a slot, of which the
   loss of its class has no gradient. So their probabilities of the experts that
-  its tokens selected are raised, in all sparse blocks.
+  its tokens selected, or that picked them, are raised in all sparse blocks.
   """
 
   def value(logits, aux, goal):
@@ -172,7 +178,8 @@ def _crowding(group: int) -> adversarial.Value:
     for record in aux.records.values():
       wish = record.routing.probabilities
       own = jnp.repeat(held, wish.shape[1] // group, axis=1)
-      chosen = jax.nn.one_hot(record.routing.experts, wish.shape[-1]).sum(-2)
+      chosen, _ = routing.selected(record, config.model, len(logits))
+      chosen = chosen.reshape(wish.shape)
       wanted = jax.lax.stop_gradient((chosen * own[..., None]).sum(1))
       demand = (wish * ~own[..., None]).sum(1)
       total += (demand * wanted).sum(-1)

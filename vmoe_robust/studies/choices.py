@@ -190,6 +190,14 @@ def bias_of(
   return params['Encoder'][block]['Moe']['Router']['bias']
 
 
+def scores_of(
+  config: ConfigDict, params: PyTree, block: str, routing: Routing
+) -> Float[Array, 'groups tokens experts']:
+  """What a top_k router orders experts by: logits, or gates and their bias."""
+  bias = bias_of(params, block, config.model.router)
+  return routing.logits if bias is None else routing.probabilities + bias
+
+
 def uses(
   job: Job, blocks: tuple[str, ...]
 ) -> Int[np.ndarray, 'blocks experts']:

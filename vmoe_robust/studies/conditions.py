@@ -258,17 +258,24 @@ def require_router(job: Job, study: str, names: Sequence[str]) -> None:
     )
 
 
-def require_whole_groups(config: ConfigDict) -> int:
-  """The images of a group, of which a batch has whole ones.
+def require_whole_groups(job: Job) -> int:
+  """The images of a group, of which a batch and the split have whole ones.
 
   Raises:
-    UserError: it has not.
+    UserError: they have not.
   """
+  config = job.config
   group, size = config.model.router.group_images, batch_size(config, 'study')
   if size % group:
     low = size // group * group or group
     raise UserError(
       f'config.study.{config.study.name}.batch_size={size} has no whole groups '
       f'of config.model.router.group_images={group}; use {low} or {low + group}'
+    )
+  if len(job.source) < group:
+    raise UserError(
+      f'config.data.split={config.data.split!r} has {len(job.source)} '
+      f'examples, fewer than config.model.router.group_images={group} that '
+      'share slots; use a larger split'
     )
   return group

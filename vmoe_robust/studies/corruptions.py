@@ -156,7 +156,7 @@ def findings(
     rows=rows,
     summary=_summary(right, rows, config),
     figures=[_figure(rows)],
-    warnings=_warnings(rows, config),
+    warnings=_warnings(config),
   )
 
 
@@ -213,15 +213,9 @@ def _draws_frost(config: ConfigDict) -> bool:
   return 'frost' in settings.names and not settings.frost_dir
 
 
-def _warnings(rows: list[dict], config: ConfigDict) -> list[str]:
-  out = []
-  if _draws_frost(config):
-    out.append(
-      'frost is drawn, not photographed: compare it with nothing published'
-    )
-  if lost := sum(row['not_finite'] for row in rows):
-    out.append(f'{lost} predictions are not finite: wrong')
-  return out
+def _warnings(config: ConfigDict) -> list[str]:
+  frost = 'frost is drawn, not photographed: compare it with nothing published'
+  return [frost] if _draws_frost(config) else []
 
 
 def _figure(rows: list[dict]) -> LinePlot:

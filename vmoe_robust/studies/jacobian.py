@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model
 from vmoe_robust.models.intervene import Tokens
@@ -39,7 +40,8 @@ def run(job: Job) -> Findings:
   """Norms of the terms, of each sparse layer and of the logit margin.
 
   Of a layer: the spectral norm of the Jacobian of its output by its input, for
-  each token, mean over tokens and then over images. Of the logit margin, which
+  each token, mean over tokens and then over images; of routed experts alone,
+  where there are shared ones too. Of the logit margin, which
   is the largest logit less the second: the L2 norm of its gradient by the
   image. A path from the image to the margin belongs to the gates of the last
   layer whose gates it passes, and to the experts if it passes none.
@@ -52,12 +54,18 @@ def run(job: Job) -> Findings:
   counts as the experts' term, beside that of sparse models.
 
   Raises:
-    UserError: the router is not top_k.
+    UserError: the router is not top_k, or does not route each token alone.
   """
   blocks: tuple[str, ...] = ()
   if job.config.model.experts:
     blocks = under.require_experts(job, 'jacobian')
     under.require_router(job, 'jacobian', ('top_k',))
+    if job.config.model.router.unit != 'token':
+      raise UserError(
+        "config.study.name='jacobian' looks at each token alone, and with "
+        f'config.model.router.unit={job.config.model.router.unit!r} the other '
+        "tokens of an image decide its gates; use a model of unit='token'"
+      )
   model = job.classifier.model
   iterations = job.config.study.jacobian.iterations
 

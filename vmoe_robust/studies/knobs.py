@@ -56,7 +56,7 @@ def run(job: Job) -> Findings:
   blocks = under.require_experts(job, 'knobs')
   under.require_router(job, 'knobs', ('top_k',))
   config = job.config
-  models, radii = _models(config), (0.0, *config.attack.eps)
+  models, radii = _models(job), (0.0, *config.attack.eps)
   shown = [_condition(config, eps, *one) for one in models for eps in radii]
   program = _program(job, blocks, models)
   use = choices.uses(job, blocks)
@@ -93,8 +93,9 @@ def run(job: Job) -> Findings:
   )
 
 
-def _models(config: ConfigDict) -> list[tuple[str, float | int | None]]:
+def _models(job: Job) -> list[tuple[str, float | int | None]]:
   """Each knob and its position, the model as trained first."""
+  config = job.config
   settings, experts = config.study.knobs, config.model.experts
   path, router = 'config.study.knobs', config.model.router
   for name, what in ((SELECTED, 'K'), (KEPT, 'numbers of experts')):
@@ -103,7 +104,7 @@ def _models(config: ConfigDict) -> list[tuple[str, float | int | None]]:
   if settings.noise:
     _check_noise(config)
   if settings.capacity:
-    under.require_whole_groups(config)
+    under.require_whole_groups(job)
   powers = [2**i for i in range(experts.bit_length())]
   selected = sorted(settings.selected or powers)
   kept = sorted(settings.kept or powers)

@@ -64,13 +64,7 @@ def ask(job: Job) -> questions.Question:
   blocks = under.require_experts(job, 'load')
   under.require_router(job, 'load', ('top_k', 'hash'))
   config, model = job.config, job.classifier.model
-  group = under.require_whole_groups(config)
-  if len(job.source) < group:
-    raise UserError(
-      f'config.data.split={config.data.split!r} has {len(job.source)} '
-      f'examples, fewer than config.model.router.group_images={group} that '
-      'share slots; use a larger split'
-    )
+  group = under.require_whole_groups(job)
   attack = adversarial.attack(
     crowding.crowded(model), config, crowding.overflow
   )
@@ -100,6 +94,12 @@ def ask(job: Job) -> questions.Question:
 def _findings(blocks, group, config, columns: Columns, skipped) -> Findings:
   rows = under.rows(columns, _conditions(config))
   clean = _groups(under.of(columns, under.CLEAN), blocks, group)
+  if not len(clean[f'{blocks[0]}/load']):
+    raise UserError(
+      f'none of the groups of config.model.router.group_images={group} images '
+      f'is whole, for {len(skipped)} images were skipped; use another '
+      'config.data.split'
+    )
   for row in rows:
     here = under.of(columns, row['condition'])
     row |= _row(here, _groups(here, blocks, group), clean, blocks)

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vmoe_robust.attacks import LOSSES
 from vmoe_robust.config import UserError, require_routers_loss
 from vmoe_robust.evaluate import adversarial, routing, target
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
-from vmoe_robust.report.statistics import paired
+from vmoe_robust.report.statistics import mean, paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
+from vmoe_robust.robustness.target import cross_entropy
 from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import questions
 
@@ -29,7 +29,7 @@ ATTACKED = {
   'auxiliary': "routers' auxiliary loss",
   'both': 'both',
 }
-_NUMBERS = ('class_loss', 'auxiliary_loss', 'selected')
+_LOSSES = ('class_loss', 'auxiliary_loss')
 
 
 def run(job: Job) -> Findings:
@@ -86,7 +86,10 @@ def ask(job: Job) -> questions.Question:
 
 
 def _findings(shown, config, columns: Columns, skipped) -> Findings:
-  rows = under.rows(columns, shown, _NUMBERS)
+  rows = under.rows(columns, shown, ('selected',))
+  for row in rows:
+    here = under.of(columns, row['condition'])
+    row |= {name: mean(here[name]) for name in _LOSSES}
   for row in rows[1:]:
     by_class = f'class, {under.radius(config, row["eps"])}'
     row['less_than_class'] = paired(
@@ -147,7 +150,7 @@ def _columns(logits, before, after, batch, config) -> dict[str, Array]:
     changes.append(routing.change(wish, now))
   return {
     'prediction_after': classes(logits),
-    'class_loss': LOSSES['cross_entropy'](logits, label, label),
+    'class_loss': cross_entropy(logits, label),
     'auxiliary_loss': target.auxiliary(after, size),
     'selected': jnp.stack(changes).mean(0),
   }
@@ -186,7 +189,7 @@ def render(results: dict) -> str:
         '-' if less is None else f'{less["p"]:.2g}',
         *(
           '-' if number(name) is None else f'{number(name):.4g}'
-          for name in ('class_loss', 'auxiliary_loss')
+          for name in _LOSSES
         ),
         percent(number('selected')),
       ]

@@ -23,7 +23,6 @@ from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial, routing
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Model
-from vmoe_robust.models.moe import Record
 from vmoe_robust.models.routers.top_k import highest, pick
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
@@ -187,19 +186,10 @@ def signed_margin(
   return pick(scores, lowest) - pick(scores, next_one)
 
 
-def scores_of(
-  config: ConfigDict, params: dict, block: str, record: Record
-) -> Scores:
-  """What a router orders experts by: logits, or gates that are balanced."""
-  if not config.model.router.balance_rate:
-    return record.routing.logits
-  bias = choices.bias_of(params, block, config.model.router)
-  return record.routing.probabilities + bias
-
-
 def _margins(config, model: Model, params, mask, chosen, block, images):
   _, aux = model.apply(params, images, experts='dropless', mask=mask)
-  scores = scores_of(config, params, block, aux.records[block])
+  mine = aux.records[block].routing
+  scores = choices.scores_of(config, params, block, mine)
   return signed_margin(scores, chosen[block])
 
 

@@ -64,7 +64,7 @@ def run(job: Job) -> Findings:
     rows=rows,
     summary=summary,
     figures=[_by_severity(right, shown), _differences(summary, rows)],
-    warnings=_warnings(summary, rows, job.config),
+    warnings=_warnings(summary, job.config),
   )
 
 
@@ -210,7 +210,7 @@ def _means(right: dict, shown: Sequence[Corruption]) -> dict:
   }
 
 
-def _warnings(summary: dict, rows: list[dict], config) -> list[str]:
+def _warnings(summary: dict, config: ConfigDict) -> list[str]:
   out = []
   differ = summary['clean']['only_first'] + summary['clean']['only_second']
   if differ:
@@ -218,8 +218,6 @@ def _warnings(summary: dict, rows: list[dict], config) -> list[str]:
       f'{differ} clean images are predicted otherwise with their own routing '
       'held: differences as small as that are rounding'
     )
-  if lost := sum(row['not_finite'] for row in rows):
-    out.append(f'{lost} predictions are not finite: wrong')
   if 'frost' in config.study.misrouting.names:
     out.append('frost is drawn, not photographed')
   return out

@@ -227,7 +227,7 @@ def _joined(columns: Columns, first: Columns, config) -> Columns:
   """The columns, and below them those of the first attack."""
   parts = [columns]
   for eps in config.attack.eps:
-    here = np.isclose(first['eps'], eps)
+    here = first['eps'] == eps
     part = {n: first[n][here] for n in ('index', 'label', 'prediction_after')}
     part['divergence'] = np.full(here.sum(), np.nan, np.float32)
     order = np.argsort(part['index'], kind='stable')

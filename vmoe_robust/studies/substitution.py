@@ -20,8 +20,8 @@ from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
 from vmoe_robust.report.table import percent, table
 from vmoe_robust.robustness.measure import classes
+from vmoe_robust.studies import choices, questions
 from vmoe_robust.studies import conditions as under
-from vmoe_robust.studies import questions
 
 # Their places are what the program is told.
 _KINDS = ('unchanged', 'rank', 'random', 'dropped', 'shuffled', 'uniform')
@@ -39,7 +39,8 @@ def run(job: Job) -> Findings:
 
   A choice keeps its gate. Rank r <= K is a choice already, so that this
   expert then runs twice. A random expert is another one than the first. Of
-  shuffled tokens each takes the choices of another token of its image.
+  shuffled tokens each takes the choices of a token of its image, in an order
+  drawn at random, which leaves one in T tokens where it was.
   Uniform gates keep their sum.
 
   Raises:
@@ -143,7 +144,8 @@ def _predicted(model: Model, config, blocks, params, x, mask, keys, change):
   def intervene(block, tokens, routing):
     place = blocks.index(block)
     keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-    options = _options(routing, number, keys_here, config.model.experts)
+    scores = choices.scores_of(config, params, block, routing)
+    options = _options(routing, scores, number, keys_here)
     here = jnp.where((at < 0) | (at == place), kind, 0)
     experts, gates = jax.lax.switch(here, options)
     return tokens, routing._replace(experts=experts, gates=gates)
@@ -154,9 +156,9 @@ def _predicted(model: Model, config, blocks, params, x, mask, keys, change):
   return classes(logits)
 
 
-def _options(routing, number, keys, count):
+def _options(routing, scores, number, keys):
   """Functions to (experts, gates), in the order of `_KINDS`."""
-  experts, gates = routing.experts, routing.gates
+  experts, gates, count = routing.experts, routing.gates, scores.shape[-1]
   first = experts[..., 0]
   by_image = lambda a: a.reshape(len(keys), -1, *a.shape[2:])
 
@@ -164,7 +166,7 @@ def _options(routing, number, keys, count):
     return experts.at[..., 0].set(new.astype(experts.dtype)), gates
 
   def rank():
-    order = jnp.argsort(-routing.probabilities, axis=-1, stable=True)
+    order = jnp.argsort(-scores, axis=-1, stable=True)
     return instead(jnp.take(order, number - 1, axis=-1))
 
   def random():

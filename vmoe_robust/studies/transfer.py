@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import open_weights
-from vmoe_robust.config import UserError, eps_name, validate_mesh
+from vmoe_robust.config import UserError, eps_name, moe_blocks, validate_mesh
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.classifier import (
   Classifier,
   origin,
   recognised,
   restore,
+  select,
 )
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Matrix
@@ -109,10 +110,21 @@ def _opened(where: str, job: Job) -> Classifier:
         f'and the data {list(job.source.class_names)[:3]} ...; use models of '
         'the same classes in the same order'
       )
+    if weights.config is None and _is_bare(first.checkpoint):
+      # Weights that tell neither are told the same.
+      for name in ('mean', 'std', 'compute_dtype'):
+        config.model[name] = first.model[name]
+      select(config, first.num_selected, 'config.num_selected')
     mesh = job.classifier.mesh
     config.mesh.update(dict(mesh.shape))
     validate_mesh(config, mesh.size)
     return restore(weights, config, mesh)
+
+
+def _is_bare(checkpoint: str) -> bool:
+  """Whether weights came without a configuration."""
+  with contextlib.closing(open_weights(checkpoint)) as weights:
+    return weights.config is None
 
 
 def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
@@ -171,9 +183,22 @@ def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
       'checkpoints': [str(model.where) for model in models],
       'steps': [model.step for model in models],
       'checksums': [model.checksum for model in models],
+      **_used(models),
     },
     figures=[_figure(rows, names, eps, config) for eps in config.attack.eps],
   )
+
+
+def _used(models: list[Classifier]) -> dict[str, list]:
+  """What else decides the numbers of each model: pixels, experts a token."""
+  settings = [model.config.model for model in models]
+  return {
+    'mean': [str(tuple(one.mean)) for one in settings],
+    'std': [str(tuple(one.std)) for one in settings],
+    'selected': [
+      one.router.selected if moe_blocks(one) else None for one in settings
+    ],
+  }
 
 
 def _together(job: Job, models: list[Classifier]) -> Job:
