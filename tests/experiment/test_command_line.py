@@ -41,7 +41,7 @@ REFUSED = {
   '--only=0': ['--only=0 is no part'],
   '--only=moe_e8_sed0': [
     "did you mean 'moe_e8_seed0'",
-    ', ... (470 in all)',
+    ', ... (188 in all)',
   ],
   '--only=moe_e8_seed0/attacks/pgd': ['needs moe_e8_seed0, which is not st'],
   '--jobs=0': ['--jobs=0', 'use 1 to '],

@@ -40,8 +40,8 @@ def describe_twins(
   eps: Sequence[float],
   others: Mapping[str, float],
   part: Mapping[str, object],
+  seeds: Sequence[int],
   recipes: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
-  seeds: Sequence[int] = (0, 1, 2, 3, 4),
 ) -> ConfigDict:
   """Models of two configs, their attacks, studies and comparisons.
 
@@ -55,9 +55,9 @@ def describe_twins(
       were trained naturally at the first too.
     others: radii in other norms, in which the main pair is attacked.
     part: of `config.data`, for AutoAttack and the studies.
+    seeds: of each model.
     recipes: changes to all configs of natural training, by the name '', and
       of adversarial training, '_adv'.
-    seeds: of each model.
   """
   models = {
     'dense': (dense, {}),
