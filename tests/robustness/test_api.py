@@ -283,6 +283,7 @@ def test_results_are_named_by_their_budget():
     (dict(targets=True), 'targets=True must be'),
     (dict(attack=[]), r'attack=\[\] names no attack'),
     (dict(attack=None), 'attack=None names no attack'),
+    (dict(attack=['pgd', 'AA']), 'has autoattack, which stands alone'),
     (dict(attack=[['apgd_ce', 'square']]), 'names no attack'),
     (dict(eps='8/255'), "eps='8/255' is no number; give one radius"),
     (dict(eps=np.array([0.1, 0.2])), 'is no number; give one radius'),
@@ -357,3 +358,9 @@ def test_the_tail_is_not_paid_in_full_batches():
   fits = -(-23 // devices) * devices
   # The guard and the clean pass see all; the attacks only what stands.
   assert sizes.count(first) < 10 and sizes.count(fits) >= 5
+
+
+def test_a_list_of_one_attack_is_that_attack():
+  assert arguments.attack(['AA']) == 'autoattack'
+  assert arguments.attack(('pgd',)) == 'pgd'
+  assert arguments.attack(['pgd', 'square']) == ('pgd', 'square')

@@ -92,7 +92,16 @@ def attack(value: Any) -> str | tuple[str, ...]:
       f"attack={value!r} names no attack; use 'autoattack', or a list such as "
       "['apgd_ce', 'square']"
     )
-  return tuple(_attack_name(one) for one in several)
+  names = tuple(_attack_name(one) for one in several)
+  if len(names) == 1:
+    return names[0]
+  for name in names:
+    if name.startswith('autoattack'):
+      raise UserError(
+        f'attack={value!r} has {name}, which stands alone; join single '
+        "attacks, as in ['apgd_ce', 'square']"
+      )
+  return names
 
 
 def _attack_name(value: str) -> str:

@@ -92,6 +92,7 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
   out = []
   for run in runs:
     rows = [row for row in run.results['rows'] if row.get('routing')]
+    rows.sort(key=lambda row: row['eps'])
     if not run.is_attack or not rows:
       continue
     blocks = list(rows[0]['routing'])
