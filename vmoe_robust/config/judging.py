@@ -81,9 +81,9 @@ def validate_attack(attack: ConfigDict) -> None:
       raise UserError(
         f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
       )
-  # Names of radii have six digits.
+  # Names of radii have five digits.
   ascending = itertools.pairwise(sorted(attack.eps))
-  if any(math.isclose(*pair, rel_tol=1e-5) for pair in ascending):
+  if any(math.isclose(*pair, rel_tol=1e-4) for pair in ascending):
     raise UserError(
       f'config.attack.eps={attack.eps} has a radius twice; leave one out'
     )

@@ -41,8 +41,8 @@ def percent(share: float | None) -> str:
 def radius(norm: str, eps: float) -> str:
   """A radius as people write it: '8/255' in linf."""
   if norm == 'linf':
-    return f'{255 * eps:.6g}/255'
-  return f'{eps:.6g}'
+    return f'{255 * eps:.5g}/255'
+  return f'{eps:.5g}'
 
 
 def radius_axis(norm: str) -> tuple[int, str]:

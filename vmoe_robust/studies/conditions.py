@@ -125,7 +125,7 @@ def require_distinct(conditions: Sequence[Condition]) -> None:
     if names.count(name) > 1:
       raise UserError(
         f'the study would have two conditions named {name!r}; give values that '
-        'differ in their first six digits'
+        'differ in their first five digits'
       )
 
 
