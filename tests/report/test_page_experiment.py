@@ -111,7 +111,7 @@ def test_warnings_of_all_runs_are_shown(folder, save_run, tmp_path):
   many = [f'number {number}' for number in range(20)]
   write_json(path, found | {'warnings': many})
   text, _ = shown(folder)
-  assert '14 more warnings' in text and 'run3: number 19' in text
+  assert 'More warnings: 18' in text and 'run3: number 19' in text
 
 
 def test_another_run_beside_an_experiment_is_shown(folder, tmp_path_factory):

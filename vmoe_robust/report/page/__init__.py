@@ -28,7 +28,7 @@ REPORT = 'report.html'
 # Of an experiment of more runs the page has what they say together alone.
 _MOST_RUNS = 16
 # On the first screen; the others are folded away.
-_MOST_WARNINGS = 8
+_MOST_WARNINGS = 4
 # Without images; and what a larger page is without.
 _MOST_BYTES = 2_000_000
 _LARGE = ('all_numbers', 'training', 'routing')
