@@ -408,3 +408,26 @@ def test_clean_images_of_a_batch_are_counted_exactly(size, share, clean):
 def test_of_folders_the_directory_tells_the_images():
   assert 'config.data.dir' in config_lib.machine_fields('digits')
   assert 'config.data.dir' not in config_lib.machine_fields('folder')
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'train.label_smoothing': 1.0}, 'label_smoothing=1.0 is the share'),
+    ({'model.moe_every': 0, 'model.moe_blocks': (1, 1)}, 'has a value twice'),
+    (
+      {
+        'model.router.balance_rate': 0.1,
+        'model.router.gate': 'sigmoid',
+        'model.router.load_weight': 0.0,
+        'model.router.importance_weight': 0.0,
+        'model.router.gshard_weight': 0.01,
+      },
+      r'gshard_weight=0\.01 is of a selection by the router alone',
+    ),
+  ],
+  ids=str,
+)
+def test_values_that_would_make_another_number(fields, words):
+  with pytest.raises(UserError, match=words):
+    config_lib.validate(sparse(**fields), 1)

@@ -221,6 +221,10 @@ def test_verify_tells_good_from_damaged(workdir):
   )
   path.write_bytes(before)
   assert verify(workdir / 'checkpoints' / '2')[0] == 0
+  empty = workdir.parent / 'empty'
+  (empty / 'checkpoints').mkdir(parents=True)
+  code, output = verify(empty)
+  assert code == 1 and 'is empty: the run ended before it saved' in output
   code, output = verify(workdir / 'nowhere')
   assert code == 1
   assert output.startswith('error: ') and 'has no checkpoints/' in output

@@ -274,6 +274,22 @@ def test_a_kernel_says_what_it_costs():
   assert (found.flops, found.bytes) == (1024, 512)
 
 
+def test_a_library_that_does_not_say_what_it_costs_leaves_it_unknown():
+  class Compiled:
+    def as_text(self):
+      return '\n'.join(
+        [
+          'ENTRY %main (x: f32[8,8]) -> f32[8,8] {',
+          '  %x = f32[8,8]{1,0} parameter(0)',
+          '  ROOT %y = f32[8,8]{1,0} custom-call(%x, %x), '
+          'custom_call_target="__cublas$gemm"',
+          '}',
+        ]
+      )
+
+  assert program.flops(Compiled(), mesh_lib.create((8, 1, 1))) is None
+
+
 def test_what_hosts_carry_between_slices():
   transfer = (
     '_xla_host_transfer_rendezvous="all-reduce.1_0",'

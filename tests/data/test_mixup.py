@@ -57,3 +57,14 @@ def test_neither_microbatches_nor_mesh_change_anything(sharding):
   assert np.allclose(whole[1], sharded[1], atol=1e-6)
   collective = r'all-(reduce|gather|to-all)|collective-permute|reduce-scatter'
   assert not re.search(collective, compiled.as_text())
+
+
+def test_the_neighbour_of_a_missing_image_stays_as_it_is():
+  images, targets, index = batch(4)
+  mask = jnp.array([True, False, True, True])
+  mixed, labels = mixup(jax.random.key(0), images, targets, index, 0.5, mask)
+  whole = mixup(jax.random.key(0), images, targets, index, 0.5)
+  assert np.array_equal(mixed[0], images[0])
+  assert np.array_equal(labels[0], targets[0])
+  assert np.array_equal(mixed[2:], whole[0][2:])
+  assert np.array_equal(labels[2:], whole[1][2:])

@@ -90,6 +90,7 @@ def test_it_says_what_the_model_is_and_how_it_is_loaded(
   assert found['SHA-256 of moe.safetensors'] == digest
   assert found['the checkpoint that results name'] == fingerprint(run, 1)
   assert found['exported from'] == 'run, step 1'
+  assert found['length'].startswith('1 of 1,000 steps of ')
   assert str(tmp_path) not in text  # a card is sent around
   with open(out, 'rb') as file:
     header = json.loads(file.read(int.from_bytes(file.read(8), 'little')))

@@ -8,6 +8,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import presets
+from vmoe_robust.config import default
 from vmoe_robust.models import flops, stem, unbox
 
 
@@ -65,3 +66,14 @@ def test_the_compiler_counts_the_convolutions(patch, config_of):
   formula -= flops.forward(config, 64) - 2 * 64**2 * 3 * 32
   # The compiler counts normalisations and GELU besides.
   assert 0.8 * counted < formula < counted
+
+
+def test_every_slot_of_an_expert_that_chooses_is_filled():
+  """17 tokens x 1 of 8 experts x 1.05: 3 tokens an expert, 24 in all."""
+  config = default().model
+  config.update(dict(patch=2, hidden=8, layers=1, heads=1, mlp=4, experts=8))
+  config.update(dict(num_classes=2, channels=1, head='token', moe_every=1))
+  config.router.update(dict(name='top_k', selected=1, capacity_factor=1.05))
+  once = flops.forward(config, 8, 1)
+  config.router.name = 'expert_choice'
+  assert flops.forward(config, 8, 1) - once == 4 * 8 * 4 * (24 - 17)

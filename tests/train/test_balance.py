@@ -43,6 +43,10 @@ def test_the_bias_follows_the_sign_of_the_load(config):
   np.testing.assert_array_equal(bias, [1 + RATE, 2, 3 - RATE])
   np.testing.assert_array_equal(router_of(before).pop('bias'), [1, 2, 3])
   assert after == before  # all else
+  # 41 choices of 41 are even, whatever their rounding.
+  even = {f'load/{BLOCK}': jnp.asarray([0.99999994, 1.0000001, 40 / 41])}
+  bias = router_of(balance.moved(tree([1.0, 2.0, 3.0]), even, config.model))
+  np.testing.assert_array_equal(bias['bias'], [1, 2, 3 + RATE])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import runpy
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vmoe_robust import checkpoint, presets
 from vmoe_robust import config as config_lib
@@ -185,3 +186,41 @@ def test_the_official_checkpoints_fit_their_configs(name, size, blocks, more):
   positions = 'Encoder/posembed_input/pos_embedding'
   heads = {'head/kernel': 'fresh', 'head/bias': 'fresh'}
   assert ways == heads | {positions: 'resized'}
+
+
+def own(config, path):
+  """Weights of ours, with their configuration."""
+  arrays = {k: np.asarray(v) for k, v in flat(weights_of(config, 0)).items()}
+  save_file(
+    arrays, path, metadata={'vmoe_robust.config': config_lib.to_json(config)}
+  )
+  return arrays
+
+
+def test_a_head_of_another_kind_stays_fresh(tmp_path, capsys):
+  there = own(config_of(**{'model.head': 'token'}), tmp_path / 'w.safetensors')
+  config = config_of(**{'model.head': 'gap'})
+  config.init_from = str(tmp_path / 'w.safetensors')
+  fresh = weights_of(config, 1)
+  names = tuple(f'class {i}' for i in range(10))
+  found = flat(start_from(config, fresh, tmp_path, names))
+  name = 'head/kernel'
+  np.testing.assert_array_equal(found[name], flat(fresh)[name])
+  other = 'Encoder/encoder_norm/scale'
+  np.testing.assert_array_equal(found[other], there[other])
+  assert 'The head is new: images are pooled' in capsys.readouterr().out
+
+
+def test_what_shapes_do_not_tell_is_said(tmp_path, capsys):
+  sparse = {'model.experts': 4, 'model.moe_every': 2}
+  trained = config_of(
+    **sparse,
+    **{'model.mean': (0.4,) * 3, 'model.router.gate': 'sigmoid'},
+  )
+  own(trained, tmp_path / 'w.safetensors')
+  config = config_of(**sparse)
+  config.init_from = str(tmp_path / 'w.safetensors')
+  start_from(config, weights_of(config, 1), tmp_path, ())
+  said = capsys.readouterr().out
+  assert 'config.model.mean=(0.5,' in said and '(0.4, 0.4, 0.4)' in said
+  assert "config.model.router.gate='softmax', and 'sigmoid' where" in said

@@ -13,7 +13,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.data.rows import Rows
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.robustness.resume import Unfinished
-from vmoe_robust.train import loop, measuring
+from vmoe_robust.train import loop, measuring, start
 from vmoe_robust.train.monitor import Monitor
 
 __all__ = ['config', 'model_of']
@@ -105,3 +105,16 @@ def test_a_run_selects_on_the_validation_part_alone(tmp_path, config):
   best = max(robust, key=robust.get)
   assert Checkpoints(tmp_path).steps() == sorted({best, 6})
   assert 'test_accuracy' in found[6] and 'test_accuracy' not in found[4]
+
+
+def test_what_is_measured_stays_the_same_when_a_run_goes_on(config):
+  other = config.copy_and_resolve_references()
+  other.attack.update(dict(norm='l2', steps=9, save_images=True))
+  changed = lambda: [
+    text.split('=')[0] for text in start._measured_otherwise(other, config)
+  ]
+  assert changed() == []  # nothing depends on it
+  other.train.monitor.eps = 0.1
+  assert changed() == ['config.attack.norm']
+  other.save.best = 'robust_accuracy/0.1'
+  assert sorted(changed()) == ['config.attack.norm', 'config.attack.steps']

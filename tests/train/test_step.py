@@ -32,6 +32,25 @@ def test_sharded_equals_unsharded_for_every_router(config, run_of, router):
 
 
 @pytest.mark.slow
+def test_a_microbatch_without_an_image_has_no_part(config, run_of):
+  """Losses of routers are means over groups, of which it has none."""
+  config.model.router.noise_std = config.model.dropout = 0.0
+  found = {}
+  for parts in (1, 2, 4):
+    config.train.accumulate = parts
+    run = run_of(config, (1, 1, 1))
+    batch = run.batch(0)
+    mask = np.arange(len(batch['mask'])) >= 9  # one of a group of two
+    state = jax.tree.map(jnp.copy, run.state)
+    _, found[parts] = run.step(state, dict(batch, mask=mask))
+  for parts in (2, 4):
+    for name in found[1]:
+      np.testing.assert_allclose(
+        found[parts][name], found[1][name], rtol=2e-5, err_msg=name
+      )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 1)], ids=str)
 def test_accumulation_matches_the_whole_batch(config, run_of, shape):
   config.data.mixup = 0.5

@@ -1,6 +1,6 @@
 """Checkpoints: Orbax behind a thin wrapper, and weights from elsewhere."""
 
-from vmoe_robust.checkpoint.adapt import WAYS, Plan, matches, plan, take
+from vmoe_robust.checkpoint.adapt import HEAD, WAYS, Plan, matches, plan, take
 from vmoe_robust.checkpoint.files import stamp
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
 from vmoe_robust.checkpoint.own import RunWeights
@@ -15,6 +15,7 @@ from vmoe_robust.checkpoint.workdir import (
 )
 
 __all__ = [
+  'HEAD',
   'Checkpoints',
   'Plan',
   'RunWeights',

@@ -52,6 +52,10 @@ def verify(where: str | os.PathLike) -> list[State]:
   for step in steps(saved):
     found.append(_state(saved / str(step), 'best' * (step == best)))
   found = [state for state in found if state]
+  if not steps(saved) and not unfinished(saved):
+    raise UserError(
+      f'{saved} is empty: the run ended before it saved; start it again'
+    )
   return found + [State(p.name, 'unfinished', 0) for p in unfinished(saved)]
 
 

@@ -169,7 +169,11 @@ def _validate_train(config: ConfigDict):
       f'config.train.ema={train.ema} is a decay; use 0 (off) or a number '
       'below 1 such as 0.999'
     )
-  between('config.train.label_smoothing', train.label_smoothing, 0, 1)
+  if not 0 <= train.label_smoothing < 1:
+    raise UserError(
+      f'config.train.label_smoothing={train.label_smoothing} is the share that '
+      'all classes have alike; use 0 or more and less than 1, such as 0.1'
+    )
   for name in ('every_steps', 'batch_size'):
     at_least(f'config.eval.{name}', config.eval[name], 0)
 

@@ -125,7 +125,7 @@ def _model() -> dict:
     mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
     std=(0.5,),  # one number for all channels, or one each
     layer_scale=0.0,  # both branches of a block start times this (0.1); 0: off
-    dropout=0.0,
+    dropout=0.0,  # of attention and dense MLPs; routed experts have none
     stochastic_depth=0.0,  # of the last block, linear from 0 at the first
     compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
     experts=0,  # E; 0: a dense ViT

@@ -10,6 +10,7 @@ from vmoe_robust.config.limits import (
   divisors_text,
   numbers,
   positive,
+  several,
 )
 from vmoe_robust.errors import UserError
 
@@ -120,6 +121,8 @@ def _validate_moe(model: ConfigDict):
       ' and '.join(f'config.model.{n}={model[n]}' for n in ways)
       + ' both say which blocks are sparse; set one of them'
     )
+  if model.moe_blocks:
+    several('config.model.moe_blocks', tuple(model.moe_blocks), '(1, 3)')
   blocks = moe_blocks(model)
   if not blocks or min(blocks) < 0 or max(blocks) >= model.layers:
     raise UserError(
@@ -171,13 +174,14 @@ def _validate_gates(router: ConfigDict):
       'config.model.router.selected=1, so that the router does not learn from '
       "the classes; use selected=2, or say so with gate='uniform'"
     )
-  if router.balance_rate and router.load_weight:
-    raise UserError(
-      f'config.model.router.load_weight={router.load_weight} is of a selection '
-      'by logits, and config.model.router.balance_rate='
-      f'{router.balance_rate} adds a bias to it; set load_weight=0 (and '
-      'importance_weight=0, since the bias does their work)'
-    )
+  for name in ('load_weight', 'gshard_weight'):
+    if router.balance_rate and router[name]:
+      raise UserError(
+        f'config.model.router.{name}={router[name]} is of a selection by the '
+        f'router alone, and config.model.router.balance_rate='
+        f'{router.balance_rate} adds a bias to it; set {name}=0 (and '
+        'importance_weight=0, since the bias does their work)'
+      )
 
 
 def _validate_oracle(config: ConfigDict):

@@ -86,6 +86,10 @@ def costs(compiled: Compiled, mesh: Mesh) -> Costs:
   return read(compiled.as_text(), mesh)
 
 
+# Calls of libraries, which do the work of a product or a convolution.
+_UNCOUNTED = ('__cublas', '__cudnn')
+
+
 def flops(compiled: Compiled, mesh: Mesh) -> float | None:
   """FLOPs of `costs`, for a line that can do without them.
 
@@ -147,6 +151,9 @@ def _runs(module: hlo.Module):
 def _flops(line: hlo.Instruction, lines: dict) -> float:
   """A multiplication and an addition for each pair of factors."""
   if line.opcode == 'custom-call':  # a kernel, by its own estimate
+    target = line.attribute('custom_call_target').strip('"')
+    if target.startswith(_UNCOUNTED) and not line.estimate('flops'):
+      raise ValueError(f'{target} does not say its FLOPs')
     return line.estimate('flops')
   if line.opcode not in ('dot', 'convolution'):
     return 0

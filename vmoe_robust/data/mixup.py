@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from scipy import special
 
 _KNOTS = 1 << 14
@@ -15,6 +15,7 @@ def mixup(
   targets: Float[Array, 'batch classes'],
   index: Int[Array, 'batch'],
   alpha: float,
+  mask: Bool[Array, 'batch'] | None = None,
 ) -> tuple[
   Float[Array, 'batch height width channels'],
   Float[Array, 'batch classes'],
@@ -31,6 +32,8 @@ def mixup(
     targets: one-hot, or several-hot.
     index: the images' places in the whole batch.
     alpha: of the Beta distribution; above 0.
+    mask: which images there are; the neighbour of another one stays as it is.
+      None: all.
   """
   pairs = images.shape[0] // 2
   places = index.reshape(pairs, 2)[:, 0] // 2
@@ -39,6 +42,8 @@ def mixup(
     return jax.random.uniform(jax.random.fold_in(key, pair), (), jnp.float32)
 
   ratio = _beta_quantile(jax.vmap(draw)(places), alpha)
+  if mask is not None:
+    ratio = jnp.where(mask.reshape(pairs, 2).all(1), ratio, 1)
 
   def mix(x):
     both = x.reshape(pairs, 2, *x.shape[1:])

@@ -20,7 +20,7 @@ from vmoe_robust.report.card import About, card
 from vmoe_robust.report.page.runs import Problems, Run, find
 from vmoe_robust.report.page.verdict import experts_of
 from vmoe_robust.report.results import RESULTS
-from vmoe_robust.report.table import radius
+from vmoe_robust.report.table import percent, radius
 
 # Where runs leave results of a work directory: its own, and those of attacks
 # and studies beside its checkpoints, as an experiment lays them.
@@ -121,7 +121,7 @@ def _about(weights: Weights, out: pathlib.Path, checksum: str | None) -> About:
     sparse,
     config.data.name,
     _model(weights, config),
-    _training(weights.config),
+    _training(weights),
     out.name,
     f'[batch, {size}, {size}, {model.channels}], uint8 or floats in [0, 1]',
     sums,
@@ -172,7 +172,8 @@ def _experts(weights: Weights, model: ConfigDict) -> str:
   )
 
 
-def _training(config: ConfigDict | None) -> list[tuple[str, str]]:
+def _training(weights: Weights) -> list[tuple[str, str]]:
+  config = weights.config
   if config is None:
     return []
   data, train, objective = config.data, config.train, config.train.objective
@@ -194,15 +195,20 @@ def _training(config: ConfigDict | None) -> list[tuple[str, str]]:
     size = f'{data.randaugment_layers} x {data.randaugment_magnitude}'
     more.append(f'RandAugment {size}')
   more += [f'mixup {data.mixup:.4g}'] if data.mixup else []
-  optimizer = train.optimizer
+  optimizer, held_out = train.optimizer, ''
+  if data.validation:
+    held_out = f', of which {percent(data.validation)} were held out'
+  steps = f'{train.steps:,}'
+  if isinstance(weights, RunWeights) and weights.step != train.steps:
+    steps = f'{weights.step:,} of {steps}'
   return [
-    ('data', f'{data.name} {data.split}'),
+    ('data', f'{data.name} {data.split}{held_out}'),
     ('evaluation sees', images),
     ('augmentation', ', '.join(more) or 'none'),
     ('objective', goal),
     (
       'length',
-      f'{train.steps:,} steps of {train.batch_size:,} images, '
+      f'{steps} steps of {train.batch_size:,} images, '
       f'{optimizer.name}, learning rate {optimizer.learning_rate:.4g} '
       f'({optimizer.schedule}), weight decay {optimizer.weight_decay:.4g}',
     ),

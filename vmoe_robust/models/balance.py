@@ -18,6 +18,7 @@ from vmoe_robust.models.moe import Record
 
 # Routers of which the load is even by design.
 _EVEN = ('expert_choice', 'soft')
+_ROUNDING = 1e-6  # of a load
 PREFIX = 'load/'  # of a metric, before the name of the block
 BIAS = 'bias'  # of a router's weights
 
@@ -82,7 +83,9 @@ def moved(
       block = name.removeprefix(PREFIX)
       moe = encoder[block]['Moe']
       bias = moe['Router'][BIAS]
-      step = model.router.balance_rate * jnp.sign(1 - load)
+      # An even load may differ from 1 by its rounding.
+      away = jnp.where(jnp.abs(1 - load) > _ROUNDING, jnp.sign(1 - load), 0)
+      step = model.router.balance_rate * away
       router = moe['Router'] | {BIAS: bias + step.astype(bias.dtype)}
       encoder[block] = encoder[block] | {'Moe': moe | {'Router': router}}
   return params | {'Encoder': encoder}

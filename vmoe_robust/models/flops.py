@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import moe_blocks
 from vmoe_robust.models import stem
+from vmoe_robust.models.routers.expert_choice import capacity
 
 
 def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
@@ -64,5 +65,6 @@ def _moe(model: ConfigDict, tokens: int) -> float:
     scores /= tokens
   served = router.selected
   if router.name == 'expert_choice':
-    served = min(served * router.capacity_factor, model.experts)
+    # All slots of an expert are filled, of an image that is routed alone.
+    served = model.experts * capacity(tokens, router, model.experts) / tokens
   return scores + served * one + shared

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import (
+  HEAD,
   WAYS,
   Plan,
   Weights,
@@ -20,7 +21,7 @@ from vmoe_robust.checkpoint import (
   shapes_of,
   take,
 )
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, moe_blocks
 from vmoe_robust.data import names_compare, require_one_order
 from vmoe_robust.files import write_json
 from vmoe_robust.report.table import table
@@ -28,6 +29,9 @@ from vmoe_robust.report.terminal import say
 
 # In the work directory: how each weight started.
 REPORT = 'init_from.json'
+# What weights of the same shapes may differ in.
+_UNSHAPED = ('stem', 'patch', 'mean', 'std', 'heads')
+_UNSHAPED_ROUTER = ('name', 'gate', 'unit', 'renormalize', 'selected')
 # Groups of weights that are shown of each kind.
 _SHOWN = 3
 
@@ -58,6 +62,9 @@ def start_from(
   with contextlib.closing(open_weights(config.init_from)) as weights:
     there, wanted = shapes_of(weights.shapes), shapes_of(params)
     order, head, said = _order(weights.class_names, tuple(class_names))
+    if _pooling(there) != _pooling(wanted):
+      order, head = None, ('head',)
+      said = 'The head is new: images are pooled in another way.'
     excepted = (*config.init_from_except, *head)
     found = plan(there, wanted, weights.renamed, excepted, order)
     _check(config, found, there, wanted)
@@ -69,8 +76,16 @@ def start_from(
     shown = _shown(found, there, wanted)
     if 'head/kernel' in found.source or head:
       shown += f'\n{said}'
+    if weights.config is not None:
+      shown += _told(config.model, weights.config.model)
     say(f'started from {weights.where}\n\n{shown}\n')
   return params
+
+
+def _pooling(names: Iterable[str]) -> set[str]:
+  """Weights by which a head makes one vector of an image's tokens."""
+  pools = tuple(name for name in HEAD if name not in ('head', 'pre_logits'))
+  return {name.split('/')[0] for name in names if matches(name, pools)}
 
 
 def _order(
@@ -138,6 +153,24 @@ def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):
     f'{"; ".join(said)}. Set config.model as it was trained with, or name in '
     'config.init_from_except what is not to be taken'
   )
+
+
+def _told(model: ConfigDict, there: ConfigDict) -> str:
+  """What shapes do not tell and is other than in training; '' if nothing is."""
+  fields = [(model, there, name, name) for name in _UNSHAPED]
+  fields += [
+    (model.router, there.router, name, f'router.{name}')
+    for name in (
+      _UNSHAPED_ROUTER if moe_blocks(model) and there.experts else ()
+    )
+  ]
+  lines = [
+    f'config.model.{path}={here[name]!r}, and {was[name]!r} where the weights '
+    'were trained'
+    for here, was, name, path in fields
+    if here[name] != was[name]
+  ]
+  return ''.join(f'\n{line}' for line in lines)
 
 
 def _listed(weights: Weights, found: Plan, wanted: dict) -> dict:

@@ -193,7 +193,10 @@ class Trainer:
     """
     config, state = self.config, self.state
     evaluates = last or events.due(self.step, config.eval.every_steps)
-    attacks = not last and events.due(self.step, config.attack.every_steps)
+    attacks = events.due(self.step, config.attack.every_steps)
+    if last:  # only to select: the attack on the test comes after it
+      selects = config.save.best.startswith('robust_accuracy')
+      attacks = bool(config.attack.every_steps) and selects
     if not (evaluates or attacks):
       return
     log.drain()

@@ -100,6 +100,23 @@ def require_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
     open_weights(config.init_from).close()
 
 
+def _measured_otherwise(config: ConfigDict, saved: ConfigDict) -> list[str]:
+  """Free fields that what is measured while training depends on."""
+  fields = []
+  if config.train.monitor.eps:
+    fields = ['norm']
+  if config.save.best.startswith('robust_accuracy'):
+    own = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
+    fields = [name for name in config.attack if name not in own]
+  return [
+    f'config.attack.{name}={config.attack[name]!r} (was '
+    f'{saved.attack[name]!r}), by which config.train.monitor and '
+    'config.save.best measure'
+    for name in fields
+    if config.attack[name] != saved.attack[name]
+  ]
+
+
 def check_same_run(
   config: ConfigDict, workdir: str | os.PathLike, class_names: Sequence[str]
 ) -> None:
@@ -118,6 +135,7 @@ def check_same_run(
     return
   free = (*machine_fields(config.data.name), *_FREE)
   changed = differences(config, saved, free)
+  changed += _measured_otherwise(config, saved)
   if changed:
     raise UserError(
       f'--workdir={staging.name(workdir)} has a run with other settings, not '

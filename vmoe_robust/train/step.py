@@ -34,11 +34,16 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Weights(NamedTuple):
-  """1 / the number of images of the whole batch, without padding."""
+  """1 / the number of images of the whole batch, without padding.
+
+  `groups` is the number of groups of images that share capacity, of those with
+  an image.
+  """
 
   images: Float[Array, '']
   clean: Float[Array, '']  # that stay clean
   attacked: Float[Array, '']  # that do not
+  groups: Float[Array, '']
 
 
 def make(
@@ -69,7 +74,7 @@ def make(
     batch = dict(batch, index=jnp.arange(batch['mask'].shape[0]))
     eps = objective_lib.eps_at(settings, state.step, config.train.steps)
     batch |= {'stays': _stays(len(batch['mask']), settings.clean_share)}
-    weights = _weights(batch['mask'], batch['stays'])
+    weights = _weights(batch['mask'], batch['stays'], config)
 
     def gradient_of(loss, params, key, learns=lambda params: params):
       part = partial(
@@ -177,7 +182,12 @@ def _given(batch: Batch, for_mixup, key, eps, config: ConfigDict) -> Given:
   )
   if config.data.mixup:
     images, wanted = mixup(
-      for_mixup, images, wanted, batch['index'], config.data.mixup
+      for_mixup,
+      images,
+      wanted,
+      batch['index'],
+      config.data.mixup,
+      batch['mask'],
     )
   for_attack = jax.random.fold_in(key, _FOR_ATTACK)
   return Given(
@@ -198,9 +208,20 @@ def _stays(images: int, share: float) -> Bool[Array, 'batch']:
   return jnp.asarray(np.diff(before) > 0)
 
 
-def _weights(mask: Array, stays: Array) -> Weights:
+def _weights(mask: Array, stays: Array, config: ConfigDict) -> Weights:
   each = lambda chosen: 1 / jnp.maximum(chosen.sum(dtype=jnp.float32), 1)
-  return Weights(each(mask), each(mask & stays), each(mask & ~stays))
+  return Weights(
+    each(mask), each(mask & stays), each(mask & ~stays), _groups(mask, config)
+  )
+
+
+def _groups(mask: Array, config: ConfigDict) -> Float[Array, '']:
+  """How many groups have an image; see `models.Model.apply`."""
+  model = config.model
+  alone = model.router.name == 'soft' or not model.experts
+  together = 1 if alone else model.router.group_images
+  whole = jnp.pad(mask, (0, -len(mask) % together))
+  return whole.reshape(-1, together).any(1).sum(dtype=jnp.float32)
 
 
 def _is_one_class(label: Array, config: ConfigDict) -> bool:
@@ -217,7 +238,9 @@ def _metrics(
   x_adv, and each is there only where the objective asks the model about such.
   """
   mean = lambda x: jnp.where(given.mask, x, 0).sum() * weights.images
-  auxiliary = found.router_loss / config.train.accumulate
+  # The mean over the groups of a microbatch, which may have fewer.
+  part = _groups(given.mask, config) / jnp.maximum(weights.groups, 1)
+  auxiliary = found.router_loss * part
   metrics = {'loss': mean(found.loss) + auxiliary, 'auxiliary_loss': auxiliary}
   shown = []
   if found.clean is not None:
