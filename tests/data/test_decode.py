@@ -120,3 +120,12 @@ def test_a_rare_subsampling_is_decoded():
   image = decode_image(bytes(data), 3)
   assert image.shape == (32, 8, 3)
   assert np.abs(image.astype(int) - 77).max() <= 2
+
+
+def test_the_alpha_of_a_tiff_is_left_out():
+  pixels = np.full((4, 5, 4), 200, np.uint8)
+  pixels[..., 3] = 0
+  _, encoded = cv2.imencode('.tiff', pixels)
+  for channels in (1, 3):
+    found = decode_image(encoded.tobytes(), channels)
+    assert found.shape == (4, 5, channels) and (found == 200).all()

@@ -364,3 +364,38 @@ def test_a_list_of_one_attack_is_that_attack():
   assert arguments.attack(['AA']) == 'autoattack'
   assert arguments.attack(('pgd',)) == 'pgd'
   assert arguments.attack(['pgd', 'square']) == ('pgd', 'square')
+
+
+def test_a_folder_is_of_the_gradients_that_were_followed(tmp_path):
+  fn, images, labels = problem()
+  blind = lambda x: jax.lax.stop_gradient(fn(x))
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, eps=0.05, attack='fgsm'
+  )
+  assert run(attack_through=blind, folder=tmp_path).warnings
+  with pytest.raises(UserError, match='the gradients that are followed'):
+    run(folder=tmp_path)
+
+
+def test_names_and_labels_are_those_that_there_are():
+  fn, images, labels = problem()
+  found = robust_accuracy(
+    fn, images, labels, eps=0.05, attack='apgd_t', iterations=2, targets=20
+  )
+  assert found.settings['attack'] == 'apgd_t, 2 steps, 4 targets'
+  with pytest.raises(UserError, match='labels are between 4294967296 and'):
+    robust_accuracy(fn, images, labels.astype(np.int64) + 2**32, eps=0.05)
+
+
+def test_apgd_in_l1_has_no_single_step():
+  ensemble('apgd_ce', 'l1', 5, Budget(2))
+  with pytest.raises(UserError, match='takes 2 steps at least, not 1'):
+    ensemble('apgd_ce', 'l1', 5, Budget(1))
+
+
+def test_the_speed_of_nothing_is_unknown():
+  fn, images, labels = problem()
+  wrong = (np.asarray(fn(images)).argmax(-1) + 1).astype(labels.dtype) % 5
+  found = robust_accuracy(fn, images, wrong, eps=0.05, attack='fgsm')
+  assert found.accuracy == found.clean_accuracy == 0
+  assert found.findings.speed == {'attacked_images_per_second': None}

@@ -10,7 +10,7 @@ import pytest
 from tests.robustness.problems import QUICK, problem
 from vmoe_robust import robust_accuracy
 from vmoe_robust.config import UserError
-from vmoe_robust.robustness.trust import require_independent
+from vmoe_robust.robustness.trust import after, require_independent
 
 
 def alone(x):
@@ -155,3 +155,52 @@ def test_random_models_with_certain_predictions_are_finite():
   found = run(random, images, labels, attack='fgsm')
   assert found.clean_accuracy == pytest.approx(40 / 44)
   assert 'not finite' not in str(found.warnings)
+
+
+def test_neighbours_may_not_count_in_a_random_model_either():
+  fn, images, labels = problem()
+  mixed = lambda x: fn(x) + fn(x).mean(0)
+  run = functools.partial(
+    robust_accuracy, images=images, labels=labels, eps=0.05, attack='fgsm'
+  )
+  noise = lambda key, x: 0.1 * jax.random.normal(key, (len(x), 5))
+  # An argument that is not used, and noise that is.
+  for model in (
+    lambda x, key=None: mixed(x),
+    lambda x, key: mixed(x) + noise(key, x),
+  ):
+    with pytest.raises(UserError, match='change the predictions of others'):
+      run(model)
+  (warning,) = run(lambda x, key: fn(x) + noise(key, x)).warnings
+  assert warning.startswith('outputs are random')
+  assert run(lambda x, key=None: fn(x)).warnings == []
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_probabilities_are_known_in_any_precision(dtype):
+  fn, images, labels = problem()
+  model = lambda x: jax.nn.softmax(fn(x).astype(dtype))
+  found = robust_accuracy(model, images, labels, eps=0.05, attack='fgsm')
+  assert 'outputs look like probabilities' in ' '.join(found.warnings)
+
+
+def test_a_gradient_that_overflows_is_none():
+  fn, images, labels = problem()
+
+  @jax.custom_jvp
+  def steep(x):
+    return x
+
+  @steep.defjvp
+  def _(primals, tangents):
+    return primals[0], tangents[0] * jnp.float32(1e38)
+
+  model = lambda x: steep(steep(fn(x)))
+  found = robust_accuracy(model, images, labels, eps=0.05, attack='fgsm')
+  assert 'images have no gradient' in ' '.join(found.warnings)
+
+
+def test_images_that_are_right_only_under_the_attack_are_told():
+  assert after({'pgd': 0.5}, 0) == []
+  (warning,) = after({'pgd': 0.5}, 0, 3)
+  assert warning.startswith('3 images are right under the attack and wrong')

@@ -227,6 +227,11 @@ def _repeated(version: str, name: str, norm: str) -> tuple[int, int]:
 
 
 def _stage(name: str, norm: str, budget: Budget) -> Stage:
+  if norm == 'l1' and name.startswith('apgd') and budget.iterations < 2:
+    raise UserError(
+      f'{name} in l1 begins in larger balls and takes 2 steps at least, not '
+      f'{budget.iterations}; set more steps (iterations, config.attack.steps)'
+    )
   make, loss, targeted = _ATTACKS[name]
   targets, restarts = (budget.targets, 1) if targeted else (0, budget.restarts)
   return Stage(name, make(norm, budget), loss, targets, restarts)

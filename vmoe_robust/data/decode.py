@@ -17,6 +17,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _JPEG_START = b'\xff\xd8'
 _PNG_START = b'\x89PNG\r\n\x1a\n'
+_TIFF_STARTS = (b'II*\0', b'MM\0*')
 
 
 class CorruptImage(ValueError):
@@ -84,17 +85,26 @@ def _check_png(image: bytes):
 
 def _decode_other(image: bytes, channels: int) -> np.ndarray:
   color = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+  pixels = _decode_by_opencv(image, color | cv2.IMREAD_IGNORE_ORIENTATION)
+  if image.startswith(_TIFF_STARTS):  # whose alpha would be multiplied in
+    whole = _decode_by_opencv(image, cv2.IMREAD_UNCHANGED)
+    if whole.ndim == 3 and whole.shape[2] == 4 and whole.dtype == np.uint8:
+      pixels = whole[:, :, :3]
+      if channels == 1:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+  if channels == 1:
+    return pixels[:, :, None]
+  return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decode_by_opencv(image: bytes, flags: int) -> np.ndarray:
   try:
-    pixels = cv2.imdecode(
-      np.frombuffer(image, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
   except cv2.error as error:
     raise CorruptImage(str(error).strip()) from error
   if pixels is None:
     raise CorruptImage('truncated, damaged or of no known format')
-  if channels == 1:
-    return pixels[:, :, None]
-  return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+  return pixels
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

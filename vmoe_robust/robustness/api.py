@@ -149,6 +149,7 @@ def robust_accuracy(
   arguments.whole(0, restarts=restarts, targets=targets, seed=seed)
   target = of_model(model, attack_through, images.shape[1:])
   arguments.classes(labels, target.classes)
+  targets = min(targets, target.classes - 1)
   budget = Budget(iterations, queries, restarts, targets)
   chosen = ensemble(names, norm, target.classes, budget)
   _require_gradient(target, chosen)
@@ -235,4 +236,9 @@ def _identity(programs: Programs, rows: Arrays) -> dict[str, str]:
     'the digest of the images': digest(rows.images.tobytes()),
     'the digest of the labels': digest(rows.labels.tobytes()),
     "the digest of the model's answers": digest(answers),
+    'the digest of the gradients that are followed': digest(
+      programs.checks.slopes(
+        programs.target.params, next(iter(programs.measure.batches(some)))[1]
+      )
+    ),
   }

@@ -27,7 +27,13 @@ def images_and_labels(
       f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '
       f'of the {len(images)} images'
     )
-  return images, labels.astype(np.int32)
+  small = labels.astype(np.int32)
+  if (small != labels).any():
+    raise UserError(
+      f'labels are between {labels.min()} and {labels.max()}; give classes '
+      'from 0 on'
+    )
+  return images, small
 
 
 def checked_images(images: object) -> np.ndarray:

@@ -122,11 +122,12 @@ def run(
       work = _begin(programs, rows, clean, eps, unfinished, keep, folder)
       save = lambda work=work, name=name: _save(work, unfinished, name)
       is_due, was_new = _Clock(save_every), work.radius.stage < 0
+      wanted = int(programs.stands(0, work.radius).sum())
       engine.attack(programs, work, on_turn, is_due, save)
       if work.keeper is not None:
         work.keeper.flush()
       if was_new:
-        attacked += len(rows)
+        attacked += wanted
         seconds += time.perf_counter() - programs.compile_seconds - begun
       found = _all(work)
       unfinished.put(f'{name}-done', found)
@@ -138,6 +139,7 @@ def run(
       for text in trust.after(
         falls[eps].robust_after,
         int((columns['prediction_after'] == NO_CLASS).sum()),
+        _easier(columns),
       )
     ]
     parts.append(columns)
@@ -152,6 +154,15 @@ def run(
     warnings,
     shown,
   )
+
+
+def _easier(columns: Columns) -> int:
+  """Images that are right under the attack and wrong without it."""
+  before, after = (
+    is_right(columns[f'prediction_{when}'], columns['label'])
+    for when in ('before', 'after')
+  )
+  return int((after & ~before).sum())
 
 
 class _Clock:

@@ -127,3 +127,11 @@ def test_a_broken_link_is_a_corrupt_image(make_data, image_folder):
     examples(source, data, 6)
   data.on_corrupt = 'skip'
   assert examples(source, data, 6)[1].tolist() == [0, 1, 1, 3, 3]
+
+
+def test_a_part_of_one_class_is_told(make_data, image_folder, caplog):
+  data = make_data(name='folder', dir=str(image_folder))
+  open_source(data, 'test')
+  assert 'class by class' not in caplog.text
+  open_source(data, 'test[:1]')
+  assert 'images of 1 of' in caplog.text and 'class by class' in caplog.text

@@ -97,6 +97,13 @@ def open_split(data: ConfigDict, split: str) -> Source:
   _tell(root, [parts[name] for name in dict.fromkeys(r.split for r in found)])
   chosen = [f for r in found for f in files[r.split][r.start : r.stop]]
   paths, labels = zip(*chosen, strict=True)
+  lost = len(names) - len(set(labels))
+  if '[' in split and lost:
+    logging.warning(
+      '%s of %s has images of %d of %d classes, for they come class by class; '
+      'take a whole split, or write one of all classes',
+      split, root, len(names) - lost, len(names),
+    )  # fmt: skip
   return _Folder(paths=paths, labels=labels, class_names=names)
 
 
