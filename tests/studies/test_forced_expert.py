@@ -61,17 +61,17 @@ def test_a_forced_expert_is_the_block_that_has_no_other(chosen):
   config, model, params, source, found = chosen
   names = [row['condition'] for row in found.rows[:4]]
   assert names == [
-    'eps 0, router',
-    'eps 0, encoderblock_1, gate 1',
-    'eps 0, encoderblock_1, expert 0',
-    'eps 0, encoderblock_1, expert 2',
+    'clean, router',
+    'clean, encoderblock_1, gate 1',
+    'clean, encoderblock_1, expert 0',
+    'clean, encoderblock_1, expert 2',
   ]
   images, seen = jnp.array(source.images) / 255, set()
   mine = {name: under.of(found.columns, name) for name in names}
   predicted = jax.jit(lambda params: classes(model.apply(params, images)[0]))
   expected = predicted(params)
   np.testing.assert_array_equal(
-    mine['eps 0, router']['prediction_after'], expected
+    mine['clean, router']['prediction_after'], expected
   )
 
   def halves(block, tokens, routing):
@@ -90,7 +90,7 @@ def test_a_forced_expert_is_the_block_that_has_no_other(chosen):
       lambda a, expert=expert: np.repeat(a[expert : expert + 1], 4, 0),
       moe['Mlp'],
     )
-    here = mine[f'eps 0, encoderblock_1, expert {expert}']['prediction_after']
+    here = mine[f'clean, encoderblock_1, expert {expert}']['prediction_after']
     np.testing.assert_array_equal(here, classes(apply(weights)))
     seen.add(tuple(here))
   assert len(seen) == 2

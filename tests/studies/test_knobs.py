@@ -8,6 +8,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.config.studies import validate_study
 from vmoe_robust.models import build
 from vmoe_robust.models.routers.routing import Routing
+from vmoe_robust.report.table import radius
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import choices, knobs
 from vmoe_robust.studies import conditions as under
@@ -43,7 +44,8 @@ def found(turned):
 
 
 def of(found, name, eps):
-  return under.of(found.columns, f'{name}, eps {eps}')['prediction_after']
+  at = f'eps {radius("linf", eps)}' if eps else under.CLEAN
+  return under.of(found.columns, f'{name}, {at}')['prediction_after']
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_one_expert_left_is_forced_and_all_are_the_model(own):
     ('3 least used', most, True),
     ('3 most used', least, True),
   ):
-    here = under.of(found.columns, f'eps 0, {name}')['prediction_after']
+    here = under.of(found.columns, f'clean, {name}')['prediction_after']
     np.testing.assert_array_equal(here, predicted(params, left, forced))
     seen.add(tuple(here))
   assert len(seen) == 3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
+from vmoe_robust.evaluate.job import write
 from vmoe_robust.models import build
 from vmoe_robust.studies import router_controls as controls
 
@@ -30,7 +31,8 @@ def test_with_identical_experts_no_control_is_another_router(
   moe['Mlp'] = jax.tree.map(
     lambda w: np.stack([np.array(w[0])] * len(w)), moe['Mlp']
   )
-  found = controls.run(opened(config, in_memory(11), model, params))
+  job = opened(config, in_memory(11), model, params)
+  found = controls.run(job)
   names = [(row['eps'], row['control'], row['draw']) for row in found.rows]
   kinds = [('learned', 0), ('hash', 0), ('random', 1), ('random', 2)]
   kinds += [('oracle', 0), ('uniform', 0)]
@@ -40,8 +42,7 @@ def test_with_identical_experts_no_control_is_another_router(
     assert (one['only_first'], one['only_second']) == (0, 0), row
   changed = {row['eps']: row['accuracy']['value'] for row in found.rows}
   assert changed[0.1] < changed[0.0]  # the attack found something
-  shown = {'rows': found.rows, 'summary': found.summary}
-  assert 'hash of the position' in controls.render(shown)
+  assert 'hash of the position' in controls.render(write(job, found))
 
 
 @pytest.mark.slow

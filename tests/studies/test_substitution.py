@@ -100,7 +100,7 @@ def test_of_two_experts_rank_2_is_the_model_with_experts_exchanged(
   exchanged = substitution.run(opened(config, source, model, params)).columns
 
   def predicted(columns, name):
-    return under.of(columns, f'eps 0, {name}')['prediction_after']
+    return under.of(columns, f'clean, {name}')['prediction_after']
 
   before = predicted(found, 'unchanged')
   assert (before != predicted(exchanged, 'unchanged')).any()
