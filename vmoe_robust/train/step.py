@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.attacks.interface import where
@@ -73,7 +73,7 @@ def make(
     key = jax.random.fold_in(key, state.step)
     batch = dict(batch, index=jnp.arange(batch['mask'].shape[0]))
     eps = objective_lib.eps_at(settings, state.step, config.train.steps)
-    batch |= {'stays': _stays(len(batch['mask']), settings.clean_share)}
+    batch |= {'stays': _stays(batch['index'], settings.clean_share)}
     weights = _weights(batch['mask'], batch['stays'], config)
 
     def gradient_of(loss, params, key, learns=lambda params: params):
@@ -202,10 +202,13 @@ def _given(batch: Batch, for_mixup, key, eps, config: ConfigDict) -> Given:
   )
 
 
-def _stays(images: int, share: float) -> Bool[Array, 'batch']:
+def _stays(index: Int[Array, 'batch'], share: float) -> Bool[Array, 'batch']:
   """Which images stay clean: a share of any consecutive ones, evenly spread."""
-  before = [clean_images(number, share) for number in range(images + 1)]
-  return jnp.asarray(np.diff(before) > 0)
+  count = [clean_images(number, share) for number in range(len(index) + 1)]
+  # Looked up by the images' places. As a constant it leaves XLA free to order
+  # collectives otherwise on each device, and on a CPU they wait for ever.
+  count = jnp.asarray(np.array(count, np.int32))
+  return count[index + 1] > count[index]
 
 
 def _weights(mask: Array, stays: Array, config: ConfigDict) -> Weights:
@@ -238,9 +241,11 @@ def _metrics(
   x_adv, and each is there only where the objective asks the model about such.
   """
   mean = lambda x: jnp.where(given.mask, x, 0).sum() * weights.images
-  # The mean over the groups of a microbatch, which may have fewer.
-  part = _groups(given.mask, config) / jnp.maximum(weights.groups, 1)
-  auxiliary = found.router_loss * part
+  auxiliary = found.router_loss
+  if config.train.accumulate > 1:
+    # The mean over the groups of a microbatch, which may have fewer.
+    part = _groups(given.mask, config) / jnp.maximum(weights.groups, 1)
+    auxiliary *= part
   metrics = {'loss': mean(found.loss) + auxiliary, 'auxiliary_loss': auxiliary}
   shown = []
   if found.clean is not None:
