@@ -227,7 +227,10 @@ def test_passes_of_advmoe(config, run_of):
     ({'name': 'natural', 'eps': 0.1}, 'eps=0.1 has no effect'),
     ({'name': 'fast', 'steps': 3}, 'steps=3 has no effect.* default of 10'),
     ({'name': 'trades', 'clean_share': 0.5}, 'clean_share=0.5 has no effect'),
-    ({'name': 'pgd', 'clean_share': 0.001}, 'less than one image; use 0.0078'),
+    (
+      {'name': 'pgd', 'clean_share': 0.001},
+      'leaves no image clean, or none to attack; use a number from 0.0078',
+    ),
     ({'name': 'pgd', 'ramp': 1.5}, 'ramp=1.5 is a share'),
     ({'name': 'pgd', 'steps': 0}, 'config.train.objective.steps=0'),
     ({'name': 'pgd', 'inner': 'train'}, "did you mean 'training'"),
