@@ -199,7 +199,7 @@ def build(
   remat: str = '',
 ) -> Model:
   """The model of `config.model`, whose number of classes is set."""
-  # A copy: traces are kept by it, and the caller may change his.
+  # A copy, by which traces are kept: the caller may change the original.
   config = FrozenConfigDict(config.copy_and_resolve_references())
   module = VisionTransformer(config, remat, mesh)
   return Model(module, image_shape)
