@@ -27,7 +27,7 @@ for arguments in json.loads(sys.stdin.read()):
   for name in list(flags.FLAGS):
     if name.startswith('config.'):
       delattr(flags.FLAGS, name)
-  for name in ('only', 'jobs', 'list', 'distributed', 'workdir'):
+  for name in ('only', 'jobs', 'list', 'report', 'distributed', 'workdir'):
     flags.FLAGS[name].unparse()
   with contextlib.redirect_stdout(io.StringIO()) as out:
     try:
@@ -66,13 +66,16 @@ def test_flags(tmp_path):
     [sys.executable, '-c', PROGRAM],
     cwd=tmp_path,
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    input=json.dumps([*asked, [digits, *LIST]]),
+    input=json.dumps(
+      [*asked, [digits, '--report', '--only=1'], [digits, *LIST]]
+    ),
     stdout=subprocess.PIPE,
     text=True,
     check=True,
     timeout=300,
   )
-  *refused, (code, listed) = json.loads(done.stdout)
+  *refused, (both, _), (code, listed) = json.loads(done.stdout)
+  assert both.startswith('error: --report is of all parts')
   for (message, _), words in zip(refused, REFUSED.values(), strict=True):
     assert message.startswith('error: ') and '\n' not in message
     for word in words:

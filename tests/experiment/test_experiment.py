@@ -78,6 +78,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_results(
   code, output = finish(first)
   assert code == 130 and 'the same command goes on' in output
   cut = told(tmp_path)
+  code, output = finish(start(tmp_path, '--report'))  # and runs nothing
+  assert not code and 'written to' in output and told(tmp_path) == cut
+  assert '--report' not in (tmp_path / 'experiment.json').read_text()
   assert cut.pop('killed_seed0') == 'cut short'
   assert set(cut.values()) == {'not started'}
 

@@ -97,7 +97,7 @@ def test_differences_are_in_points_at_the_last_condition():
   assert first.title == 'Difference of accuracies, aa linf 25.5/255'
   moe, two = first.bars
   assert moe.label == 'moe - dense' and moe.value == pytest.approx(2)
-  assert moe.dots == [1, 3] and not first.is_rate
+  assert moe.dots == [1, 3] and first.unit == 'points'
   assert (two.value, two.dots) == (-25, [])  # one seed: the point itself
   assert (two.low, two.high) == pytest.approx((-35, -15))
   assert union.name == 'difference_union'

@@ -91,7 +91,7 @@ def test_more_than_two_models_are_a_table(save_run):
     save_run(name, [0, 1, 2 if name == 'a' else 9, 9], weights__checksum=name)
     for name in 'abc'
   ]
-  assert '<caption>Accuracy at' not in made(*folders[:2])[0]
+  assert '<caption>Accuracy of' not in made(*folders[:2])[0]
   of_c = dict(weights__checksum='c', data__examples=2)
   folders.append(save_run('d', [0, 9], labels=(0, 1), **of_c))
   results = json.loads((folders[-1] / 'results.json').read_text())
@@ -101,7 +101,7 @@ def test_more_than_two_models_are_a_table(save_run):
   assert 'is right on' not in text
   clean = '100.0% [51.0, 100.0]'
   few = '50.0% [9.5, 90.5] (2 images of digits test)'
-  caption = 'Accuracy at linf 16/255 on 4 images of digits test'
+  caption = 'Accuracy of 3 models at linf 16/255 on 4 images of digits test'
   assert rows_of(text, caption) == [
     ['a', '75.0% [30.1, 95.4]', '', clean, '12,345'],
     ['b', '50.0% [15.0, 85.0]', '', clean, '12,345'],
@@ -398,7 +398,7 @@ def test_damage_and_files_of_others_are_one_line_each(save_run, tmp_path):
     "odd/results.json is damaged: 'asked' is no object",
     "rows: KeyError('condition')",
     "figure 'x' of figure: '../good/results.json' is outside the folder",
-    "figure 'y' of figure: FileNotFoundError",
+    "figure 'y' of figure: no.json is missing; copy the whole folder",
     'empty has no results.json, nor has a folder below it',
     'missing cannot be read',
   )] == 8 * [True], lines  # fmt: skip
@@ -501,6 +501,32 @@ def test_figures_of_studies(save_run, figure, pictures, cells):
   inner = text[text.index('id="study-s"') : text.index('id="gallery"')]
   assert inner.count('class="plot"') == pictures
   assert 'each model&#39;s own robust accuracy' in text
+
+
+def test_many_runs_are_bars_at_one_radius(save_run):
+  """Lines of more could not be told apart."""
+  runs = [
+    save_run(f'r{i}', [0, 1, 2, 9], weights__checksum=f'{i}') for i in range(13)
+  ]
+  text, _ = made(*runs[:12])
+  assert 'Accuracy against the radius, linf, pgd' in text
+  text, _ = made(*runs)
+  assert 'Accuracy against the radius' not in text
+  assert 'Accuracy at linf 16/255, pgd' in text
+  assert 'r12: 75.0% [30.1, 95.4]</text>' in text
+  assert len(rows_of(text, 'Robust accuracy, linf')) == 2 * 13
+
+
+def test_the_same_warning_of_several_runs_is_said_once(save_run):
+  runs = [
+    save_run(name, [0, 1, 2, 9], weights__checksum=name, warnings=said)
+    for name, said in zip('abc', (['weak'], ['odd'], ['weak']), strict=True)
+  ]
+  text, _ = made(*runs)
+  assert text.count('weak') == 1
+  assert '<b>Warning, a and 1 more:</b> weak' in text
+  assert '<summary>Which</summary>a, c</details>' in text
+  assert '<b>Warning, b:</b> odd' in text
 
 
 def test_lines_name_the_attack_where_it_differs(save_run):

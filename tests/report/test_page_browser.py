@@ -58,7 +58,11 @@ def report(save_run, tmp_path):
   rows = [{'condition': 'c', 'x': i, 'text': 'long_' * 30} for i in range(12)]
   study = save_run(
     'study' + '_long' * 20, [0, 1, 2, 9], asked__mode='study', rows=rows,
-    files__figures=[{'name': 'f', 'title': 'T', 'data': 'f.json'}],
+    files__figures=[{'name': 'f', 'title': 'T', 'data': 'f.json'}, *about],
+  )  # fmt: skip
+  np.savez(
+    study / 'e.npz', images=images[:1], x_adv=images[:1], before=['0'],
+    after=['0'],
   )  # fmt: skip
   line = {'label': 'line', 'x': [0, 1], 'y': [0, 1], 'low': [0, 1]}
   line['high'] = [0.5, 1]
@@ -181,7 +185,7 @@ def test_the_gallery_is_filtered_by_keyboard(opened):
   shown = lambda: found.locator(
     '.gallery > li:visible > p:first-of-type'
   ).all_inner_texts()
-  assert len(shown()) == 4
+  assert len(shown()) == 5  # and the study's
   found.get_by_label('all', exact=True).focus()
   texts = []
   for _ in range(4):
@@ -194,6 +198,25 @@ def test_the_gallery_is_filtered_by_keyboard(opened):
     ['image 3'],
   ]
   assert found.locator('#count').inner_text() == '1 image'
+
+
+def test_of_many_images_those_of_the_first_run_are_shown(
+  browser, save_run, tmp_path
+):
+  images, names = np.zeros((13, 2, 2, 1), np.float32), 13 * ['0']
+  kept = dict(images=images, x_adv=images, before=names, after=names)
+  about = [{'name': 'e', 'title': 'e', 'data': 'e.npz'}]
+  runs = [save_run(name, [0, 1, 2, 9], files__figures=about) for name in 'ab']
+  for run in runs:
+    np.savez(run / 'e.npz', **kept)
+  page.write(runs, tmp_path / 'report.html')
+  found = browser.new_page()
+  found.goto((tmp_path / 'report.html').as_uri())
+  seen = lambda: found.locator('.gallery > li:visible').count()
+  assert seen() == 13 and found.locator('#count').inner_text() == '13 images'
+  found.locator('#of-run').select_option('all runs')
+  assert seen() == 26
+  found.close()
 
 
 def test_marks_are_those_of_the_chosen_block(opened):

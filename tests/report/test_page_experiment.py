@@ -91,6 +91,18 @@ def test_it_says_what_runs_say_together(folder):
   assert 'run3' not in text  # has a page of its own
 
 
+def test_more_than_two_pairs_are_a_table(folder):
+  path = folder / 'comparisons.json'
+  rows = json.loads(path.read_text())
+  write_json(path, [*rows, pair('hash', 'aa linf 16/255', 0.0)])
+  text, _ = shown(folder)
+  assert 'class="verdict"' not in text
+  assert '<caption>3 pairs: accuracy under aa linf 16/255</caption>' in text
+  assert '<td>moe - dense</td>' in text and '>-2.0 [-20.0, +10.0]</td>' in text
+  assert '<td>over 2 seeds</td>' in text
+  assert '<td>one seed, over its images</td>' in text
+
+
 def test_numbers_of_pairs_are_saved_whole(folder):
   text, _ = shown(folder)
   assert 'data-value="[-0.04, 0.0]"' in text  # each seed

@@ -6,6 +6,7 @@ from vmoe_robust.report.table import (
   radius_axis,
   some_of,
   table,
+  written,
 )
 
 HEADERS = ['attack', 'eps', 'accuracy']
@@ -20,6 +21,22 @@ def test_numbers_stand_right_and_text_left():
     'pgd     0.03      8.0%',
     'pgd      0.1         -',
   ]
+
+
+@pytest.mark.parametrize(
+  ('value', 'unit', 'text'),
+  [
+    (0.9722, '%', '97.2%'),
+    (2.7778, 'points', '+2.8'),
+    (-0.04, 'points', '+0.0'),
+    (-1e-17, 'points', '+0.0'),
+    (-5.5556, 'points', '-5.6'),
+    (0.123456, '', '0.123'),
+    (1e-12, '', '1e-12'),
+  ],
+)
+def test_numbers_of_figures(value, unit, text):
+  assert written(value, unit, 3) == text
 
 
 def test_no_rows():

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,9 @@ _LIST = flags.DEFINE_bool(
 _ONLY = flags.DEFINE_string(
   'only', None, 'Run this part alone: its number or its name.'
 )
+_REPORT = flags.DEFINE_bool(
+  'report', False, 'Write the report of what is finished; run nothing.'
+)
 _JOBS = flags.DEFINE_integer(
   'jobs', 1, 'Parts that run at a time, each with its share of the CPUs.'
 )
@@ -63,6 +67,11 @@ def main(argv: list[str]) -> None:
   config = command_line.load(_CONFIG, argv)
   if _DISTRIBUTED.value and not _ONLY.value:
     raise UserError('--distributed is for one part; give --only=NUMBER')
+  if _REPORT.value and (_ONLY.value or _LIST.value):
+    raise UserError(
+      '--report is of all parts and writes files; give it without --only and '
+      '--list'
+    )
   if not 1 <= _JOBS.value <= len(cpus()):
     raise UserError(
       f'--jobs={_JOBS.value} does not fit the {len(cpus())} CPUs that this '
@@ -116,7 +125,8 @@ def _run_one(part: Part, found: Mapping[str, State]) -> None:
 
 
 def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
-  command = ['python', '-m', 'vmoe_robust.experiment', *sys.argv[1:]]
+  asked = [flag for flag in sys.argv[1:] if not re.match('--?report', flag)]
+  command = ['python', '-m', 'vmoe_robust.experiment', *asked]
   about = {'name': command_line.name(), 'command': shlex.join(command)}
 
   def write_summary(accuracies=(), figures=()):
@@ -131,7 +141,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
 
   runner = Runner(every, states(every), _JOBS.value, _say, write_summary)
   write_summary()
-  runner.run()
+  if not _REPORT.value:
+    runner.run()
   rows = comparing.compare(config, every, runner.states)
   write_json(workdir / COMPARISONS, rows)
   found = attacked(every, runner.states, _say)
@@ -179,7 +190,7 @@ def _leave(runner: Runner, every: Sequence[Part]) -> None:
     print(line)
   if runner.stopped:
     raise KeyboardInterrupt
-  if counts[FINISHED] < len(every):
+  if counts[FINISHED] < len(every) and not _REPORT.value:
     sys.exit(1)
 
 

@@ -15,6 +15,8 @@ from vmoe_robust.report.verdicts import CLEAN, Judged, judged_of
 
 # Of a sweep of radii, how many the table on the terminal has.
 _SHOWN = 4
+# What is not compared, and why: lines on the terminal.
+_MOST_NOTES = 8
 
 
 def compare(
@@ -92,11 +94,16 @@ def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
 
 def show(rows: Sequence[Mapping]) -> str:
   """The comparisons as a table for the terminal; '' if there are none."""
-  notes = dict.fromkeys(
-    f'{row["first"]} - {row["second"]}, {row["attack"]}, {text}'
-    for row in rows
-    for text in row['missing']
+  notes = list(
+    dict.fromkeys(
+      f'{row["first"]} - {row["second"]}, {row["attack"]}, {text}'
+      for row in rows
+      for text in row['missing']
+    )
   )
+  if len(notes) > _MOST_NOTES:
+    more = len(notes) - _MOST_NOTES
+    notes[_MOST_NOTES:] = [f'{more} more: "missing" of comparisons.json']
   headers, lines = cells(rows)
   if not lines:
     return '\n'.join(notes)

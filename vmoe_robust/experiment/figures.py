@@ -101,7 +101,7 @@ def _differences(attack: str, rows: Sequence[Mapping]) -> BarPlot:
     title=f'Difference of accuracies, {_shown(attack, condition)}',
     x_label='percentage points',
     bars=bars,
-    is_rate=False,
+    unit='points',
   )
 
 

@@ -10,7 +10,7 @@ from vmoe_robust.files import write_json
 from vmoe_robust.report.canvas import figure_of, plain, save
 from vmoe_robust.report.labels import apart
 from vmoe_robust.report.statistics import Estimate
-from vmoe_robust.report.table import percent
+from vmoe_robust.report.table import written
 
 # Told apart by the colour-blind too (Okabe and Ito 2008), and by their markers.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00')
@@ -109,13 +109,13 @@ class BarPlot(_Numbers):
 
   x_label: str
   bars: Sequence[Bar]
-  is_rate: bool = True  # between 0 and 1, and shown in percent
+  unit: str = '%'  # of shares, between 0 and 1; 'points', times 100; or ''
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
     figure, axis = figure_of(6.8, 1.7 + 0.28 * len(self.bars))
     groups = list(dict.fromkeys(bar.group for bar in self.bars))
-    times = 100 if self.is_rate else 1
+    times = 100 if self.unit == '%' else 1
     for number, group in enumerate(groups):
       own = [i for i, bar in enumerate(self.bars) if bar.group == group]
       found = [self.bars[i] for i in own]
@@ -140,8 +140,7 @@ class BarPlot(_Numbers):
         axis.plot(dots, at, 'o', color='0.45', markersize=2.5, zorder=3)
       for place, x in zip(own, value, strict=True):
         axis.annotate(
-          # 0, not the 1e-17 of a difference
-          percent(x / 100) if self.is_rate else f'{round(x, 9):.3g}',
+          written(x / times, self.unit, 3),
           (x, place),
           (0, 4),
           textcoords='offset points',
@@ -151,7 +150,7 @@ class BarPlot(_Numbers):
     axis.set_yticks(range(len(self.bars)))
     axis.set_yticklabels([plain(bar.label) for bar in self.bars], fontsize=8)
     axis.set_ylim(len(self.bars) - 0.5, -0.7)  # the first one on top
-    axis.set_xlabel(plain(self.x_label) + (' (%)' if self.is_rate else ''))
+    axis.set_xlabel(plain(self.x_label) + (' (%)' if self.unit == '%' else ''))
     axis.grid(alpha=0.25, linewidth=0.5, axis='x')
     if groups != ['']:
       figure.legend(  # beside the points, of which it would hide some
@@ -204,7 +203,7 @@ class LinePlot(_Numbers):
   x_label: str
   y_label: str
   lines: Sequence[Line]
-  is_rate: bool = True  # between 0 and 1, and shown in percent
+  unit: str = '%'  # of shares, between 0 and 1; 'points', times 100; or ''
   note: str = ''  # written below: what the picture does not say
 
   def draw(self, path: str | os.PathLike) -> None:
@@ -231,7 +230,7 @@ class LinePlot(_Numbers):
 
 def _draw_panel(axis, plot: LinePlot, panel: str):
   lines = [line for line in plot.lines if line.panel == panel]
-  times = 100 if plot.is_rate else 1
+  times = 100 if plot.unit == '%' else 1
   for number, line in enumerate(lines):
     colour = _COLOURS[number % len(_COLOURS)]
     y, low, high = (
@@ -250,8 +249,8 @@ def _draw_panel(axis, plot: LinePlot, panel: str):
     if len(line.x) == 1:  # a band needs two points
       axis.vlines(line.x, low, high, color=colour)
   axis.set_xlabel(plain(plot.x_label))
-  axis.set_ylabel(plain(plot.y_label) + (' (%)' if plot.is_rate else ''))
-  if plot.is_rate:
+  axis.set_ylabel(plain(plot.y_label) + (' (%)' if plot.unit == '%' else ''))
+  if plot.unit == '%':
     axis.set_ylim(-2, 102)
   axis.grid(alpha=0.25, linewidth=0.5)
   if panel:

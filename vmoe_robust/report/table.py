@@ -38,6 +38,15 @@ def percent(share: float | None) -> str:
   return f'{round(float(100 * share), 1) + 0.0:.1f}%'  # 0.0 and not -0.0
 
 
+def written(value: float, unit: str, digits: int) -> str:
+  """A number of a figure: '97.2%', '+2.8' of points, else so many digits."""
+  if unit == '%':
+    return percent(value)
+  if unit == 'points':
+    return f'{round(float(value), 1) + 0.0:+.1f}'  # +0.0 and not -0.0
+  return f'{value:.{digits}g}'
+
+
 def radius(norm: str, eps: float) -> str:
   """A radius as people write it: '8/255' in linf."""
   if norm == 'linf':

@@ -206,7 +206,7 @@ def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:
     f"expert ({_OWN}: the router's first, with a gate of 1)",
     'less the router, paired, in points',
     lines,
-    is_rate=False,
+    unit='points',
     note=f'the router itself: {router}',
   )
 

@@ -201,7 +201,7 @@ def _differences(compared: dict, rows: list[dict], config) -> BarPlot:
     f'What routing changes under {under.attacked_by(config, rows)}',
     'accuracy, paired difference in points',
     bars,
-    is_rate=False,
+    unit='points',
   )
 
 

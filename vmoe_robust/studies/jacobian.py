@@ -289,7 +289,7 @@ def _figure(row, places) -> BarPlot:
       bars.append(Bar.of(shown, found, name))
   title = f'Terms of the Jacobian, {row["accuracy"]["n"]:,} clean examples'
   x_label = 'norm of the term / norm of J'
-  return BarPlot('jacobian', title, x_label, bars, is_rate=False)
+  return BarPlot('jacobian', title, x_label, bars, unit='')
 
 
 def render(results: dict) -> str:

@@ -212,7 +212,7 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
     x_label,
     '|df| / |dx|, L2, mean over images',
     [line for line in lines if line.x],
-    is_rate=False,
+    unit='',
     note='of the images with such a pair; across cells shorter pairs are '
     'steeper, without bound',
   )
@@ -227,7 +227,7 @@ def _figures(rows, jacobian: dict, config) -> list[LinePlot]:
     f'{x_label} of the segment',
     '|f(x+) - f(x-)| / |f|',
     [line for line in lines if line.x],
-    is_rate=False,
+    unit='',
     note='mean over the images for which a boundary was found',
   )
   return [slope, jumps] if jumps.lines else [slope]

@@ -259,7 +259,7 @@ def _figure(rows: list[dict], blocks, config: ConfigDict) -> LinePlot:
     x_label,
     "what the panel's title says",
     lines,
-    is_rate=False,
+    unit='',
   )
 
 

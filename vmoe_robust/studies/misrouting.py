@@ -258,7 +258,7 @@ def _differences(summary: dict, rows: list[dict]) -> BarPlot:
     f'What clean routing wins, {rows[0]["accuracy"]["n"]:,} examples',
     'accuracy, paired difference in points, mean over severities',
     bars,
-    is_rate=False,
+    unit='points',
   )
 
 

@@ -300,7 +300,7 @@ def _differences(rows, summary, config) -> BarPlot:
     f'Controls less the learned router, {under.attacked_by(config, rows)}',
     'accuracy, paired difference in points',
     bars,
-    is_rate=False,
+    unit='points',
   )
 
 

@@ -29,6 +29,8 @@ REPORT = 'report.html'
 _MOST_RUNS = 16
 # On the first screen; the others are folded away.
 _MOST_WARNINGS = 4
+# That the gallery shows at first; of more, those of the first run.
+_MOST_EXAMPLES = 24
 # Without images; and what a larger page is without.
 _MOST_BYTES = 2_000_000
 _LARGE = ('all_numbers', 'training', 'routing')
@@ -114,7 +116,7 @@ def render(
     shown = [r for r in runs if not any(e.has(r) for e in experiments)]
   parts = _parts(shown, problems, compared) | {
     'experiments': experiments,
-    'warnings': [(run, w) for run in runs for w in run.results['warnings']],
+    'warnings': _warnings(runs),
   }
   page = _html(shown, problems, parts)
   images = gallery.size(parts['examples'])
@@ -125,6 +127,15 @@ def render(
     )
     page = _html(shown, problems, parts | dict.fromkeys(_LARGE, ()))
   return page
+
+
+def _warnings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+  """Each warning, and the names of the runs that have it."""
+  found: dict[str, list[str]] = {}
+  for run in runs:
+    for warning in run.results['warnings']:
+      found.setdefault(warning, []).append(run.name)
+  return list(found.items())
 
 
 def _parts(
@@ -166,6 +177,7 @@ def _html(runs, problems: Problems, parts: Mapping[str, Any]) -> str:
     runs=runs,
     filters=gallery.FILTERS,
     most_warnings=_MOST_WARNINGS,
+    most_examples=_MOST_EXAMPLES,
     blocks=blocks,
     verdict_table=verdict.as_table(parts['verdicts']),
     chosen=gallery.chosen(blocks),

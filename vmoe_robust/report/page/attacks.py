@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmoe_robust.report.page import draw
+from vmoe_robust.report.page import draw, verdict
 from vmoe_robust.report.page.runs import Run
 from vmoe_robust.report.page.shown import Shown, line_of, of_figure
 from vmoe_robust.report.page.tables import (
@@ -18,35 +18,34 @@ from vmoe_robust.report.page.tables import (
 from vmoe_robust.report.table import radius, radius_axis
 
 _MOST_WATERFALLS = 4  # of a run
+_MOST_LINES = 12  # of a figure; more runs are bars, at one radius
+_LINES = (
+  'Share of images that the model still gets right; eps 0 is clean. Bands are '
+  '95% intervals. Runs that differ in attack or images are not comparable by '
+  'eye: see the comparison.'
+)
+_BARS = (
+  'Share of images that the model still gets right, with 95% intervals, at the '
+  'radius that most of these runs have; the table has all. Runs that differ in '
+  'attack or images are not comparable by eye: see the comparison.'
+)
 
 
 def accuracy(runs: Sequence[Run]) -> list[Shown]:
-  """Accuracy against the radius, a figure a norm and a line a run."""
+  """Accuracy against the radius, a figure a norm and a line a run.
+
+  Of more runs than can be told apart, it is a bar a run, at one radius.
+  """
   found = [run for run in runs if run.is_attack]
   norms = dict.fromkeys(run.results['summary']['norm'] for run in found)
   out = []
   for norm in norms:
-    _, x_label = radius_axis(norm)
     own = [run for run in found if run.results['summary']['norm'] == norm]
     attacks = {run.results['summary']['attack'] for run in own}
     alike = f', {attacks.pop()}' if len(attacks) == 1 else ''
-    out.append(
-      dataclasses.replace(
-        of_figure(
-          {
-            'title': 'Robust accuracy',
-            'x_label': x_label,
-            'y_label': 'accuracy',
-            'lines': [_accuracy_line(run, norm, alike) for run in own],
-          },
-          f'Accuracy against the radius, {norm}{alike}',
-          'Share of images that the model still gets right; eps 0 is clean. '
-          'Bands are 95% intervals. Runs that differ in attack or images are '
-          'not comparable by eye: see the comparison.',
-        ),
-        table=_accuracy_table(own, norm),
-      )
-    )
+    make = _accuracy_lines if len(own) <= _MOST_LINES else _accuracy_bars
+    shown = make(own, norm, alike)
+    out.append(dataclasses.replace(shown, table=_accuracy_table(own, norm)))
   return out
 
 
@@ -120,6 +119,34 @@ def routing(runs: Sequence[Run]) -> list[Shown]:
     )
     out.append(_load(run, rows))
   return out
+
+
+def _accuracy_lines(runs: Sequence[Run], norm: str, alike: str) -> Shown:
+  _, x_label = radius_axis(norm)
+  figure = {
+    'title': 'Robust accuracy',
+    'x_label': x_label,
+    'y_label': 'accuracy',
+    'lines': [_accuracy_line(run, norm, alike) for run in runs],
+  }
+  return of_figure(
+    figure, f'Accuracy against the radius, {norm}{alike}', _LINES
+  )
+
+
+def _accuracy_bars(runs: Sequence[Run], norm: str, alike: str) -> Shown:
+  at, bars = verdict.radii(runs)[norm], []
+  for run in runs:
+    for row in run.results['rows']:
+      if radius(norm, row['eps']) != at:
+        continue
+      found = row['robust_accuracy']
+      low, high = found['interval'] or (None, None)
+      group = '' if alike else row['attack']
+      bar = {'label': run.name, 'group': group, 'value': found['value']}
+      bars.append(bar | {'low': low, 'high': high})
+  figure = {'title': 'Robust accuracy', 'x_label': 'accuracy', 'bars': bars}
+  return of_figure(figure, f'Accuracy at {norm} {at}{alike}', _BARS)
 
 
 def _accuracy_line(run: Run, norm: str, alike: str) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from vmoe_robust.report.page.svg import (
   y_axis,
 )
 from vmoe_robust.report.page.tables import Cell, Table, rate, table
-from vmoe_robust.report.table import percent
+from vmoe_robust.report.table import percent, written
 
 _HEIGHT = 270  # in units of the drawing
 _LEFT, _TOP, _BOTTOM = 40, 18, 38
 _ROW = 34  # of a plot of bars
 _LONGEST = 20  # letters of a label beside its line
 _LETTER = 7  # about, wide
+_WIDEST = (WIDTH - 28) // 6  # letters of a line of text, which is less wide
 _MOST_MARKERS = 30  # of a line; of more they would hide it
 
 
@@ -120,15 +121,15 @@ def waterfall(title: str, steps: Sequence[tuple[str, float, float]]) -> Markup:
 
 def _panel(figure, panel) -> Markup:
   lines = [li for li in figure['lines'] if li.get('panel', '') == panel]
-  is_rate = figure.get('is_rate', True)
+  unit = _unit(figure)
   names = [_short(line['label']) for line in lines]
   right = WIDTH - 20 - _LETTER * max(map(len, names))
   bottom = max(_HEIGHT - _BOTTOM, _TOP + LINE * len(lines))
   values = [v for li in lines for n in ('y', 'low', 'high') for v in li[n]]
-  if is_rate:  # from 0, and to 1 unless all are much smaller
+  if unit == '%':  # from 0, and to 1 unless all are much smaller
     known = [v for v in values if is_known(v)]
     values = [0, 1 if max(known, default=1) > 0.5 else max(known)]
-  y = scale(values, bottom, _TOP, is_rate=is_rate)
+  y = scale(values, bottom, _TOP, is_rate=unit == '%')
   at = [v for line in lines for v in line['x']]
   is_radius = figure['x_label'].startswith('eps')
   x = scale([0, *at] if is_radius else at, _LEFT, right)
@@ -152,7 +153,7 @@ def _panel(figure, panel) -> Markup:
     name = '<text class="panel" x="{}" y="{:.1f}">{}</text>'
     parts.append(Markup(name).format(_LEFT, _TOP - 6, panel))
   title = ', '.join(part for part in (figure['title'], panel) if part)
-  words = '; '.join(_in_words(line, is_rate) for line in lines)
+  words = '; '.join(_in_words(line, unit) for line in lines)
   axes = f'{figure["y_label"]} against {figure["x_label"]}'
   return drawing(bottom + _BOTTOM, f'{title}: {axes}. {words}', parts)
 
@@ -182,7 +183,7 @@ def _line(figure, line, number, x: Scale, y: Scale) -> Markup:
       if not (is_known(line['x'][i]) and is_known(line['y'][i])):
         continue
       tip = f'{line["label"]}, {figure["x_label"]} {line["x"][i]:.4g}: '
-      tip += _text(line, i, figure.get('is_rate', True))
+      tip += _text(line, i, _unit(figure))
       parts.append(marker(number, x(line['x'][i]), y(line['y'][i]), tip))
   return Markup('').join(parts)
 
@@ -210,19 +211,28 @@ def _band(line, number, run, x: Scale, y: Scale) -> Markup:
 
 
 def _bars(figure) -> Markup:
-  bars, is_rate = figure['bars'], figure.get('is_rate', True)
+  bars, unit = figure['bars'], _unit(figure)
   groups = _groups(figure)
   values = [b[n] for b in bars for n in ('value', 'low', 'high')]
   values += [v for bar in bars for v in bar.get('dots', ())]
-  axis = scale(values, 14, WIDTH - 18, is_rate=is_rate)
+  axis = scale(values, 14, WIDTH - 18, is_rate=unit == '%')
   end = _TOP + _ROW * len(bars)
   parts = [x_axis(axis, _TOP, end, figure['x_label'])]
-  for place, bar in enumerate(bars):
+  texts = [_text_of_bar(bar, unit) for bar in bars]
+  whole = [
+    ', '.join(n for n in (b['label'], b.get('group')) if n) for b in bars
+  ]
+  fits = max(map(len, whole), default=0) <= _WIDEST // 2
+  for place, (bar, name, text) in enumerate(
+    zip(bars, whole, texts, strict=True)
+  ):
     number = groups.index(bar.get('group', ''))
     y = _TOP + _ROW * place + 24
-    name = ', '.join(n for n in (bar['label'], bar.get('group')) if n)
-    shown = f'{name}: {_text_of_bar(bar, is_rate)}'
-    parts.append(Markup('<text x="10" y="{}">{}</text>').format(y - 12, shown))
+    # Where groups do not fit, the legend has them.
+    short = _short(name if fits else bar['label'], _WIDEST - len(text) - 2)
+    parts.append(
+      Markup('<text x="10" y="{}">{}: {}</text>').format(y - 12, short, text)
+    )
     for dot in bar.get('dots', ()):
       if is_known(dot):
         parts.append(
@@ -237,8 +247,8 @@ def _bars(figure) -> Markup:
         )
       )
     if is_known(bar['value']):
-      parts.append(marker(number, axis(bar['value']), y, shown))
-  words = '; '.join(f'{b["label"]} {_text_of_bar(b, is_rate)}' for b in bars)
+      parts.append(marker(number, axis(bar['value']), y, f'{name}: {text}'))
+  words = '; '.join(map(' '.join, zip(whole, texts, strict=True)))
   title = f'{figure["title"]}: {figure["x_label"]}. {words}'
   return drawing(end + 34, title, parts)
 
@@ -259,40 +269,45 @@ def _groups(figure) -> list[str]:
 
 
 def _of_bar(bar) -> Cell:
-  return Cell(_text_of_bar(bar, False), bar['value'], bar['low'], bar['high'])
+  return Cell(_text_of_bar(bar, ''), bar['value'], bar['low'], bar['high'])
 
 
 def _point(line, i) -> Cell:
-  text = _text(line, i, False)
+  text = _text(line, i, '')
   return Cell(text, line['y'][i], line['low'][i], line['high'][i])
 
 
-def _text_of_bar(bar, is_rate) -> str:
-  return _estimate(bar['value'], bar['low'], bar['high'], is_rate)
+def _text_of_bar(bar, unit) -> str:
+  return _estimate(bar['value'], bar['low'], bar['high'], unit)
 
 
-def _text(line, i, is_rate) -> str:
-  return _estimate(line['y'][i], line['low'][i], line['high'][i], is_rate)
+def _text(line, i, unit) -> str:
+  return _estimate(line['y'][i], line['low'][i], line['high'][i], unit)
 
 
-def _estimate(value, low, high, is_rate) -> str:
+def _estimate(value, low, high, unit) -> str:
   if not is_known(value):
     return '-'
   interval = (low, high) if is_known(low) and is_known(high) else None
-  if is_rate:
+  if unit == '%':
     return rate({'value': value, 'interval': interval, 'n': None}).text
-  shown = f'{value:.4g}'
-  return f'{shown} [{low:.4g}, {high:.4g}]' if interval else shown
+  shown, *ends = (written(v, unit, 4) for v in (value, *(interval or ())))
+  return f'{shown} [{", ".join(ends)}]' if interval else shown
 
 
-def _in_words(line, is_rate) -> str:
+def _unit(figure) -> str:
+  """Of its numbers; results before this field said only whether it was '%'."""
+  return figure.get('unit', '%' if figure.get('is_rate', True) else '')
+
+
+def _in_words(line, unit) -> str:
   known = [i for i, value in enumerate(line['y']) if is_known(value)]
   if not known:
     return f'{line["label"]}: not known'
   ends = dict.fromkeys((known[0], known[-1]))
-  points = (f'{_text(line, i, is_rate)} at {line["x"][i]:.4g}' for i in ends)
+  points = (f'{_text(line, i, unit)} at {line["x"][i]:.4g}' for i in ends)
   return f'{line["label"]}: {", then ".join(points)}'
 
 
-def _short(label: str) -> str:
-  return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + '…'
+def _short(label: str, longest: int = _LONGEST) -> str:
+  return label if len(label) <= longest else label[: longest - 1] + '…'

@@ -15,6 +15,7 @@ from vmoe_robust.report import statistics
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import (
+  Cell,
   Table,
   cell,
   points,
@@ -38,15 +39,18 @@ _DIFFERENCE = (
 )
 
 
+_MOST_SENTENCES = 2  # more pairs are a table
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """One sentence: a pair of runs under one condition."""
+  """A pair of runs under one condition."""
 
   first: str
   second: str
   condition: str
-  accuracies: Sequence[str]
-  points: str  # with its interval
+  accuracies: Sequence[Cell]
+  points: Cell  # with its interval
   over: str  # what the interval is over
 
 
@@ -58,7 +62,8 @@ class Experiment:
   name: str
   state: str  # such as '12 of 14 parts are finished'
   command: str
-  sentences: Sequence[Difference]
+  sentences: Sequence[Difference]  # a pair each
+  pairs: Table | None  # the same, of more pairs than a few
   figures: Sequence[Shown]
   comparisons: Table | None
   parts: Table
@@ -102,13 +107,15 @@ def _experiment(path: str | os.PathLike, problems: Problems):
     problems.guard(about['title'], functools.partial(_shown, folder, about))
     for about in said.get('figures', ())
   ]
+  sentences = _sentences(rows)
   done = sum(part['state'] == 'finished' for part in said['parts'])
   return Experiment(
     folder=folder,
     name=said['name'],
     state=f'{done} of {len(said["parts"])} parts are finished',
     command=said['command'],
-    sentences=_sentences(rows),
+    sentences=sentences,
+    pairs=_pairs(sentences) if len(sentences) > _MOST_SENTENCES else None,
     figures=[figure for figure in figures if figure],
     comparisons=_comparisons(rows) if rows else None,
     parts=_parts(said['parts']),
@@ -140,8 +147,10 @@ def _sentences(rows: Sequence[Mapping]) -> list[Difference]:
       first=row['first'],
       second=row['second'],
       condition=row['condition'],
-      accuracies=[percent(mean['value']) for mean in _accuracies(row)],
-      points=points(row['difference']).text,
+      accuracies=[
+        Cell(percent(mean['value']), mean['value']) for mean in _accuracies(row)
+      ],
+      points=points(row['difference']),
       over=_over(row['difference']),
     )
     for row in last.values()
@@ -152,6 +161,27 @@ def _over(difference: Mapping) -> str:
   if difference['over'] == 'seeds':
     return f'over {difference["n"]} seeds'
   return 'one seed, over its images'
+
+
+def _pairs(found: Sequence[Difference]) -> Table:
+  conditions = dict.fromkeys(one.condition for one in found)
+  headers = ['A - B', 'points', 'of A', 'of B']
+  lines = [[f'{d.first} - {d.second}', d.points, *d.accuracies] for d in found]
+  caption = f'{len(found)} pairs: accuracy'
+  if len(conditions) == 1:
+    caption += f' under {found[0].condition}'
+  else:
+    headers.append('condition')
+    lines = [[*li, d.condition] for li, d in zip(lines, found, strict=True)]
+  note = 'In brackets: 95% intervals, '
+  over = dict.fromkeys(one.over for one in found)
+  if len(over) == 1:
+    note += f'{found[0].over}.'
+  else:
+    headers.append('intervals')
+    lines = [[*li, d.over] for li, d in zip(lines, found, strict=True)]
+    note += 'of what the last column says.'
+  return table(caption, headers, lines, note)
 
 
 def _comparisons(rows: Sequence[Mapping]) -> Table:

@@ -120,8 +120,17 @@ class Run:
     return self.results.folder / name
 
   def figure(self, about: Mapping[str, str]) -> dict[str, Any]:
-    """The numbers of a figure, or its arrays by name."""
-    content = self.file(about['data']).read_bytes()
+    """The numbers of a figure, or its arrays by name.
+
+    Raises:
+      UserError: its file is missing, or outside the folder of the run.
+    """
+    try:
+      content = self.file(about['data']).read_bytes()
+    except FileNotFoundError as error:
+      raise UserError(
+        f'{about["data"]} is missing; copy the whole folder of the run'
+      ) from error
     if about['data'].endswith('.npz'):
       with np.load(io.BytesIO(content), allow_pickle=False) as found:
         return dict(found)

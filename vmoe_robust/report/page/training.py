@@ -42,7 +42,7 @@ def training(runs: Sequence[Run]) -> list[Shown]:
           'x_label': 'step',
           'y_label': 'value',
           'lines': lines,
-          'is_rate': False,
+          'unit': '',
         },
         f'Training of {run.name}',
         'Dashed lines are of the batch of one step, before it is learned from; '

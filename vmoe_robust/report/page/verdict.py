@@ -50,7 +50,7 @@ def verdicts(runs: Sequence[Run], problems: Problems) -> list[Verdict]:
   for run in runs:
     if run.is_attack:
       models[run.model, run.results['summary']['norm']].append(run)
-  chosen = _radii(runs)
+  chosen = radii(runs)
   out = []
   for (_, norm), own in models.items():
     made = problems.guard(
@@ -67,7 +67,7 @@ def as_table(found: Sequence[Verdict]) -> Table | None:
     return None
   names = list(dict.fromkeys(a.attack for v in found for a in v.attacked))
   headers, rows = ['model', *names, 'clean'], [_row(v, names) for v in found]
-  caption = 'Accuracy'
+  caption = f'Accuracy of {len(found)} models'
   for what, values in (
     ('at', [v.at for v in found]),
     ('on', [v.images for v in found]),
@@ -202,7 +202,7 @@ def images(results: Mapping[str, Any]) -> str:
   )
 
 
-def _radii(runs: Sequence[Run]) -> dict[str, str]:
+def radii(runs: Sequence[Run]) -> dict[str, str]:
   """Of each norm, the radius that most runs have; the middle one of several."""
   counts = collections.defaultdict(dict)
   for run in runs:

@@ -128,7 +128,7 @@ def _ratios(rows, settings) -> LinePlot:
     'experts E, each of n / E points',
     "dense slope / largest expert's",
     lines,
-    is_rate=False,
+    unit='',
     note=f'Linear: d = {settings.dimension}, the smallest weights that fit.\n'
     f'MLPs: d = {settings.mlp_dimension}, width {settings.mlp_width}, slope at '
     'the points.\n' + CAVEATS[2] + '.',
@@ -153,7 +153,7 @@ def _slopes(rows, settings) -> LinePlot:
     'experts E (1: dense)',
     'Lipschitz constant within a cell',
     lines,
-    is_rate=False,
+    unit='',
     note='.\n'.join(CAVEATS) + '.',
   )
 
@@ -175,7 +175,7 @@ def _terms(rows, settings) -> LinePlot:
     "disagreement of the teacher's experts (sine of an angle)",
     'norm in L2, mean over points',
     lines,
-    is_rate=False,
+    unit='',
     note='Every linear function of the teacher has norm 1.\n'
     'The two terms are vectors: their sum is the gradient, their norms are not '
     'additive.',
@@ -214,7 +214,7 @@ def _misrouted(rows, settings) -> LinePlot:
     'share of wrong decisions',
     'squared error',
     lines,
-    is_rate=False,
+    unit='',
     note='Targets have variance 1. Right of the crossing the dense predictor '
     'is the better one.\nThe formulas are of endless training data.',
   )

@@ -138,6 +138,7 @@
     if (event.target.matches('.filter')) filter(event.target);
     if (event.target.closest('.filters')) gallery();
   });
+  if (document.getElementById('of-run')?.value) gallery();
   document.addEventListener('pointerover', point);
   document.addEventListener('pointerdown', point);
 })();
