@@ -326,6 +326,10 @@ def test_lists_of_attacks_are_the_same_here_and_there():
   ('fields', 'router', 'words'),
   [
     ({}, dict(gate='relu'), "router.gate='relu'"),
+    ({}, dict(capacity_factor=0.0), 'capacity_factor=0.0 is no factor'),
+    ({}, dict(capacity_factor=float('inf')), "inf .*'dropless'"),
+    (dict(moe_every=0, moe_last=3), {}, 'moe_last=3 .* use at most 2'),
+    (dict(moe_every=0, moe_blocks=(1.5,)), {}, 'whole ones'),
     ({}, dict(unit='pixel'), "router.unit='pixel'"),
     ({}, dict(name='hash', gate='sigmoid'), "'sigmoid' has no effect .*'hash'"),
     ({}, dict(name='soft', renormalize=True), 'renormalize=True has no effect'),
@@ -379,6 +383,9 @@ def test_experts_are_spread_by_their_own_width():
 def test_a_study_has_its_clean_images_once():
   config = config_lib.default()
   config.mode, config.attack.eps = 'study', (0.0, 0.1)
+  config.study.name = 'corruptions'  # which attacks nothing
+  config_lib.validate(config, 1)
+  config.study.name = 'losses'
   with pytest.raises(UserError, match=r'config\.attack\.eps=\(0\.0, 0\.1\)'):
     config_lib.validate(config, 1)
   config.mode = 'attack'  # there 0 shows that nothing moves
@@ -414,6 +421,8 @@ def test_of_folders_the_directory_tells_the_images():
   ('fields', 'words'),
   [
     ({'train.label_smoothing': 1.0}, 'label_smoothing=1.0 is the share'),
+    ({'seed': -1}, 'config.seed=-1 is no whole number'),
+    ({'seed': 2**32}, 'config.seed=4294967296 is no'),
     ({'model.moe_every': 0, 'model.moe_blocks': (1, 1)}, 'has a value twice'),
     (
       {

@@ -155,6 +155,13 @@ def test_what_is_named_is_not_taken(released, tmp_path):
     started(config, released, tmp_path)
 
 
+def test_noise_of_no_expert_is_refused(released, tmp_path):
+  config = config_of()
+  config.init_from_noise = 0.01
+  with pytest.raises(UserError, match='init_from_noise=0.01 is of experts'):
+    started(config, released, tmp_path)
+
+
 def test_noise_makes_experts_differ(released, tmp_path):
   config = config_of(**{'model.experts': 4, 'model.moe_every': 2})
   config.init_from_noise = 0.01

@@ -1,5 +1,6 @@
 """Whole runs: resumed equals uninterrupted, and bad endings end well."""
 
+import gc
 import json
 import logging
 import pathlib
@@ -126,6 +127,54 @@ def test_the_story_of_a_run(uninterrupted):
     assert found == pytest.approx(right[rows].mean())
     assert found <= results['summary']['clean_accuracy']['value']
     assert (records['linf'][rows] <= eps + 1e-6).all()
+
+
+def buffers(arrays):
+  """Bytes on each device by their address; an array's shards are arrays too."""
+  return {
+    (shard.device, shard.data.unsafe_buffer_pointer()): shard.data.nbytes
+    for x in arrays
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    for shard in x.addressable_shards
+  }
+
+
+@pytest.mark.slow
+def test_the_last_attack_has_the_memory_of_training(tmp_path, monkeypatch):
+  """Of the state only the weights that are attacked are left on the devices."""
+  seen = {}
+
+  def final(self, state, speed):
+    gc.collect()
+    live = buffers(jax.live_arrays())
+    seen['live'] = sum(live[where] for where in live.keys() - before.keys())
+    seen['weights'] = sum(buffers(jax.tree.leaves(state.params)).values())
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop.Measuring, 'final', final)
+  gc.collect()
+  before = buffers(jax.live_arrays())
+  with pytest.raises(KeyboardInterrupt):
+    loop.run(small(**{'train.steps': 1, 'save.every_steps': 0}), tmp_path)
+  # With the optimizer's moments and both copies of the weights it was four
+  # times as much, and the images besides.
+  assert seen['weights'] <= seen['live'] < 1.5 * seen['weights']
+
+
+@pytest.mark.parametrize(
+  ('ema', 'warmup', 'steps', 'words'),
+  [
+    (0.999, 0, 300, ['74% of what is evaluated are the weights as they were']),
+    (0.99, 50, 1600, []),
+    (0.0, 400, 300, ['warmup_steps=400 of 300 steps: the learning rate rises']),
+  ],
+)
+def test_lengths_that_few_would_want_are_said(ema, warmup, steps, words):
+  config = small(**{'train.ema': ema, 'train.steps': steps})
+  config.train.optimizer.warmup_steps = warmup
+  said = list(loop._expected(config))
+  assert len(said) == len(words)
+  assert all(a in b for a, b in zip(words, said, strict=True))
 
 
 @pytest.mark.slow

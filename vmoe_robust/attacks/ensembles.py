@@ -6,7 +6,7 @@ attacks, and lists of one's own.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jaxtyping import Array
@@ -135,6 +135,17 @@ def _lengths(name: str) -> tuple[str, ...]:
   return ()
 
 
+def _require_restarts(attacks: Sequence[str], budget: Budget):
+  """Refuses restarts that none of the attacks has, or that were all alike."""
+  has = any('restarts' in _lengths(one) or one == 'pgd' for one in attacks)
+  if budget.restarts > 1 and not has:
+    raise UserError(
+      f'restarts={budget.restarts} has no effect on the attack '
+      f'{"+".join(attacks)!r}, which draws nothing or has targets instead; '
+      'leave it out'
+    )
+
+
 def _is_less(name: str, norm: str, budget: Budget, classes: int) -> bool:
   """Whether some attack is shorter than the authors' of that name."""
   own, less = Budget(), False
@@ -175,7 +186,8 @@ def ensemble(
     budget: lengths of the attacks.
 
   Raises:
-    UserError: there is no such attack, or not in this norm.
+    UserError: there is no such attack, or not in this norm, or it has no
+      restarts and `budget` has.
   """
   version, attacks = '', (name,) if isinstance(name, str) else tuple(name)
   notes = []
@@ -209,6 +221,7 @@ def ensemble(
     if version == 'rand' and isinstance(stage.loss, str):
       stage = dataclasses.replace(stage, loss=stage.loss.removeprefix('log_'))
     stages.append(stage)
+  _require_restarts(attacks, budget)
   draws = RAND_DRAWS if version == 'rand' else 1
   return Ensemble(tuple(stages), tuple(notes), draws)
 

@@ -6,6 +6,7 @@ from vmoe_robust.config.fields import (
   ConfigDict,
   batch_size,
 )
+from vmoe_robust.config.idle import refuse_idle
 from vmoe_robust.config.judging import (
   DTYPES,
   EXPERT_MODES,
@@ -22,7 +23,11 @@ from vmoe_robust.config.limits import (
 from vmoe_robust.config.machine import validate_machine
 from vmoe_robust.config.model import validate_model
 from vmoe_robust.config.objective import validate_objective
-from vmoe_robust.config.studies import needs_checkpoint, validate_study
+from vmoe_robust.config.studies import (
+  attacks,
+  needs_checkpoint,
+  validate_study,
+)
 from vmoe_robust.errors import UserError
 
 MODES = ('train', 'attack', 'study')
@@ -70,6 +75,11 @@ def validate(config: ConfigDict, devices: int) -> None:
     UserError: names the field, its value and the way out.
   """
   choose('config.mode', config.mode, MODES)
+  if not (type(config.seed) is int and 0 <= config.seed < 2**32):
+    raise UserError(
+      f'config.seed={config.seed!r} is no whole number from 0 to 2**32 - 1; '
+      'use one, such as 0'
+    )
   _validate_start(config)
   _validate_data(config.data)
   validate_model(config)
@@ -81,8 +91,10 @@ def validate(config: ConfigDict, devices: int) -> None:
       config.model, f'config.attack.auxiliary_weight={weight}'
     )
   validate_machine(config)
+  if config.mode == 'train':
+    refuse_idle(config)
   validate_study(config.study)
-  if config.mode == 'study' and 0 in config.attack.eps:
+  if config.mode == 'study' and attacks(config) and 0 in config.attack.eps:
     raise UserError(
       f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '
       'judges clean images anyway; leave 0 out'

@@ -94,7 +94,8 @@ def _data() -> dict:
     crop_min_area=0.05,  # crop='inception': least fraction of the area
     flip=False,  # training: mirror half of the images
     randaugment_layers=0,  # 0: off
-    randaugment_magnitude=10,  # 0 to 30 (arXiv:1909.13719, as in AugReg)
+    randaugment_magnitude=10,  # 0 to 30 (arXiv:1909.13719, as in AugReg), of
+    # layers if there are any
     mixup=0.0,  # Beta(a, a); 0: off
     on_corrupt='error',  # 'error', or 'skip': masked out and counted
     on_unlabelled='error',  # the same of images whose label is no class
@@ -125,10 +126,11 @@ def _model() -> dict:
     mean=(0.5,),  # images in [0, 1] become (x - mean) / std inside the model;
     std=(0.5,),  # one number for all channels, or one each
     layer_scale=0.0,  # both branches of a block start times this (0.1); 0: off
-    dropout=0.0,  # of attention and dense MLPs; routed experts have none
+    dropout=0.0,  # of tokens, branches and hidden units; not of those of routed
+    # experts
     stochastic_depth=0.0,  # of the last block, linear from 0 at the first
     compute_dtype='float32',  # 'float32' or 'bfloat16'; weights stay float32
-    experts=0,  # E; 0: a dense ViT
+    experts=0,  # E; 0: a dense ViT, and no field of experts below counts
     expert_mlp=0,  # hidden units of an expert; 0: mlp
     shared_experts=0,  # so many more, which every token has (arXiv:2401.06066)
     moe_every=0,  # every n-th block is sparse (2: blocks 1, 3, 5, ...)
@@ -179,7 +181,8 @@ def _train() -> dict:
     accumulate=1,  # microbatches a step
     remat='',  # computed again in the backward pass: '' nothing, 'dots' all but
     # the matrix products, 'blocks' all but what routers decided
-    ema=0.0,  # decay of the averaged weights; 0: none
+    ema=0.0,  # decay of the averaged weights; 0: none. They start at the drawn
+    # ones, of which after n steps a share of ema ** n is left
     log_every=50,
     profile_steps=(),  # (first, last): jax.profiler watches these steps and
     # writes to WORKDIR/profile; (): none
@@ -209,12 +212,12 @@ def _train() -> dict:
       name='adamw',  # 'adamw', 'sgd' or 'adafactor'
       learning_rate=1e-3,
       schedule='cosine',  # 'cosine', 'linear', 'rsqrt' or 'constant'
-      warmup_steps=0,
+      warmup_steps=0,  # of a rate that rises to learning_rate, steps among them
       rsqrt_timescale=10_000,  # schedule='rsqrt'
       weight_decay=0.0,  # decoupled; on kernels alone
       b1=0.9,
       b2=0.999,
-      momentum=0.9,  # sgd
+      momentum=0.9,  # sgd, adafactor
       moment_dtype='float32',  # or 'bfloat16': the first moment
       clip_norm=1.0,  # of the whole gradient; 0: off
     ),

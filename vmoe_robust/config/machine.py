@@ -10,10 +10,15 @@ from vmoe_robust.errors import UserError
 def validate_machine(config: ConfigDict) -> None:
   """Refuses what decides how a run is carried out, and cannot work.
 
+  Of modes that judge saved weights only the version counts: what else is here
+  was of the training.
+
   Raises:
     UserError: names the field, its value and the way out.
   """
   _validate_version(config.version)
+  if config.mode != 'train':
+    return
   _validate_profile(config.train.profile_steps)
   _validate_save(config)
   _validate_monitor(config)

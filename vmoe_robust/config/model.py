@@ -123,6 +123,16 @@ def _validate_moe(model: ConfigDict):
     )
   if model.moe_blocks:
     several('config.model.moe_blocks', tuple(model.moe_blocks), '(1, 3)')
+    if any(type(block) is not int for block in model.moe_blocks):
+      raise UserError(
+        f'config.model.moe_blocks={model.moe_blocks} are no numbers of blocks; '
+        'use whole ones, such as (1, 3)'
+      )
+  if model.moe_last > model.layers // 2:
+    raise UserError(
+      f'config.model.moe_last={model.moe_last} is more than the odd blocks of '
+      f'{model.layers}; use at most {model.layers // 2}'
+    )
   blocks = moe_blocks(model)
   if not blocks or min(blocks) < 0 or max(blocks) >= model.layers:
     raise UserError(
@@ -140,10 +150,10 @@ def _validate_router(model: ConfigDict):
   positive('config.model.router.selected', router.selected)
   positive('config.model.router.group_images', router.group_images)
   positive('config.model.router.slots', router.slots)
-  if not router.capacity_factor > 0:
+  if not 0 < router.capacity_factor < math.inf:
     raise UserError(
-      f'config.model.router.capacity_factor={router.capacity_factor} leaves '
-      'no room for tokens; use 1.05'
+      f'config.model.router.capacity_factor={router.capacity_factor} is no '
+      "factor above 0; use 1.05, or experts='dropless' for room without limit"
     )
   for name in router:
     if name.endswith('_weight') or name in ('noise_std', 'balance_rate'):
@@ -167,12 +177,6 @@ def _validate_gates(router: ConfigDict):
     raise UserError(
       'config.model.router.renormalize=True has no effect on '
       "config.model.router.gate='uniform', whose gates sum to one; leave it out"
-    )
-  if router.renormalize and router.selected == 1:
-    raise UserError(
-      'config.model.router.renormalize=True makes every gate 1 with '
-      'config.model.router.selected=1, so that the router does not learn from '
-      "the classes; use selected=2, or say so with gate='uniform'"
     )
   for name in ('load_weight', 'gshard_weight'):
     if router.balance_rate and router[name]:

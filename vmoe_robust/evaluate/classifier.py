@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import math
+import numbers
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -251,7 +253,7 @@ def recognised(weights: Weights) -> ConfigDict:
   return config
 
 
-def select(config: ConfigDict, selected: int, field: str) -> None:
+def select(config: ConfigDict, selected: Any, field: str) -> None:
   """Sets K, the experts a token, unless it is 0.
 
   Raises:
@@ -259,14 +261,15 @@ def select(config: ConfigDict, selected: int, field: str) -> None:
   """
   model = config.model
   most = 0 if model.router.name == 'soft' else model.experts
-  if not 0 <= selected <= most:
+  whole = isinstance(selected, numbers.Integral) and selected is not True
+  if not whole or not 0 <= selected <= most:
     way = f'use 1 to {most}' if most else 'leave it out'
     raise UserError(
       f'{field}={selected} does not fit a model whose tokens select among '
       f'{most} experts; {way}'
     )
   if selected:
-    model.router.selected = selected
+    model.router.selected = int(selected)
 
 
 def _mesh(mesh, config: ConfigDict) -> Mesh:

@@ -41,17 +41,28 @@ def of_model(
     return model.apply(params, images, experts=experts, mask=mask)
 
   settings = model.module.config
-  alone = experts == 'dropless' or not settings.experts
-  alone = alone or settings.router.name == 'soft'
+  shared = shares_capacity(settings, experts)
   return Target(
     judge=partial(forward, model),
     attacked=partial(forward, attacked or model),
     params=params,
     mesh=model.module.mesh,
     classes=settings.num_classes,
-    together=1 if alone else settings.router.group_images,
+    together=settings.router.group_images if shared else 1,
     is_known=True,
     compare=compare(settings) if compares and settings.experts else None,
+  )
+
+
+def shares_capacity(model: ConfigDict, experts: str) -> bool:
+  """Whether images share the experts' slots, and so change each other.
+
+  Args:
+    model: `config.model`.
+    experts: 'dropless' or 'capacity'.
+  """
+  return (
+    experts == 'capacity' and model.experts > 0 and model.router.name != 'soft'
   )
 
 
@@ -81,7 +92,8 @@ def ensemble(config: ConfigDict) -> attacks.Ensemble:
   name, classes = settings.name, config.model.num_classes
   if name == 'paper':
     stage = _whole(name, Paper(settings.steps), config)
-    return attacks.Ensemble((stage,), is_bounded=False)
+    aim = settings.target or 'runner_up'
+    return attacks.Ensemble((stage,), aim=aim, is_bounded=False)
   if name == 'pgd':
     pgd = Pgd(
       norm=settings.norm,
@@ -115,7 +127,11 @@ def _whole(name: str, attack: attacks.Attack, config: ConfigDict):
   return attacks.Stage(
     name,
     attack,
-    loss(settings, config.train.loss),
+    loss(
+      settings,
+      config.train.loss,
+      shares_capacity(config.model, settings.experts),
+    ),
     restarts=max(settings.restarts, 1),
     stays=True,
     until='target' if settings.target else 'wrong',
@@ -123,7 +139,7 @@ def _whole(name: str, attack: attacks.Attack, config: ConfigDict):
 
 
 def loss(
-  settings: ConfigDict, kind: str
+  settings: ConfigDict, kind: str, shared: bool = False
 ) -> Callable[[Array, Aux, Goal], Float[Array, 'batch']]:
   """What `pgd` and `paper` raise, by `config.attack`.
 
@@ -134,11 +150,12 @@ def loss(
   Args:
     settings: `config.attack`.
     kind: 'softmax' or 'sigmoid', by which the model was trained.
+    shared: images share experts' slots, see `shares_capacity`.
   """
   # Raising the loss of an image is raising its logarithm, which does not round
   # to 0. Where images change each other, it would weigh them in another way.
   alone = settings.class_weight > 0 and not settings.auxiliary_weight
-  alone = alone and settings.name != 'paper' and settings.experts == 'dropless'
+  alone = alone and settings.name != 'paper' and not shared
   logarithm = kind == 'softmax' and alone and not settings.target
   softmax = attacks.LOSSES[
     'log_cross_entropy' if logarithm else 'cross_entropy'

@@ -65,6 +65,15 @@ def main(argv: list[str]) -> None:
   # The accelerator is the parts': this process must not take it.
   jax.config.update('jax_platforms', 'cpu')
   config = command_line.load(_CONFIG, argv)
+  if _ONLY.value == '':
+    raise UserError(
+      "--only='' names no part; give its number or name, or leave it out"
+    )
+  if _ONLY.value and _JOBS.value > 1:
+    raise UserError(
+      f'--jobs={_JOBS.value} has no effect with --only={_ONLY.value}, which is '
+      'one part; leave one of them out'
+    )
   if _DISTRIBUTED.value and not _ONLY.value:
     raise UserError('--distributed is for one part; give --only=NUMBER')
   if _REPORT.value and (_ONLY.value or _LIST.value):

@@ -145,8 +145,8 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
   return name, eps
 
 
-def whole(least: int, **values: Any) -> None:
-  """Refuses what is no whole number, or is less than `least`.
+def whole(least: int, most: float = math.inf, /, **values: Any) -> None:
+  """Refuses what is no whole number, or not from `least` to `most`.
 
   Raises:
     UserError: names the argument and its value.
@@ -155,7 +155,6 @@ def whole(least: int, **values: Any) -> None:
     integer = isinstance(value, numbers.Integral) and not isinstance(
       value, bool
     )
-    if not integer or value < least:
-      raise UserError(
-        f'{name}={value!r} must be a whole number, {least} or more'
-      )
+    if not integer or not least <= value <= most:
+      end = f'{least} or more' if most == math.inf else f'{least} to {most}'
+      raise UserError(f'{name}={value!r} must be a whole number, {end}')

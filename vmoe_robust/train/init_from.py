@@ -133,6 +133,12 @@ def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):
         f'{config.init_from!r}; write it like {next(iter(wanted))!r}, or the '
         'beginning of that'
       )
+  if config.init_from_noise and 'upcycled' not in found.how.values():
+    raise UserError(
+      f'config.init_from_noise={config.init_from_noise} is of experts that an '
+      f'MLP of config.init_from={config.init_from!r} starts, and none does; '
+      'leave it out'
+    )
   if not found.unexpected:
     return
   absent = [name for name in found.unexpected if name not in there]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,9 @@ from vmoe_robust.train.start import (
 )
 from vmoe_robust.train.stopping import Stopped, Stopping
 
+# Share of drawn weights in the averaged ones from which it is said.
+_DRAWN = 0.05
+
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Trains `config.model`, then attacks it; resumes what it finds started.
@@ -82,10 +86,28 @@ def _run(config, workdir, splits):
       say(f'stopped at step {trainer.step} and saved; the same command resumes')
     elif config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
+      trainer.release()
       results = trainer.measuring.final(trainer.state, trainer.speed)
       say('\n' + closing(results, workdir, render))
     else:
       say(f'finished; checkpoints are in {staging.name(workdir)}/checkpoints')
+
+
+def _expected(config: ConfigDict) -> Iterator[str]:
+  """What the lengths that were asked for mean, where few would want it."""
+  train, warmup = config.train, config.train.optimizer.warmup_steps
+  left = train.ema**train.steps
+  if left > _DRAWN and not config.init_from:
+    yield (
+      f'config.train.ema={train.ema}: after {train.steps} steps {left:.0%} of '
+      'what is evaluated are the weights as they were drawn; train longer, or '
+      'set a smaller one, 0 for none'
+    )
+  if warmup >= train.steps:
+    yield (
+      f'config.train.optimizer.warmup_steps={warmup} of {train.steps} steps: '
+      'the learning rate rises to the end and does not fall'
+    )
 
 
 class Trainer:
@@ -217,6 +239,8 @@ class Trainer:
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
       f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
+    for line in _expected(self.config):
+      say(line)
     if is_told(self.config):
       say(
         'the oracle router is told the class of each image: accuracies of this '
@@ -241,6 +265,12 @@ class Trainer:
     self.step = saved
     say(f'resumed from step {saved} of {staging.name(self.workdir)}')
     return extra
+
+  def release(self) -> None:
+    """Frees what training alone needs; what is evaluated stays."""
+    params = self.state.evaluated()
+    self.state = self.state.replace(params=params, ema=(), opt_state=())
+    del self._steps
 
   def _start_from(self):
     classes = self.splits.train.class_names
