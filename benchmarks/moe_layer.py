@@ -13,6 +13,7 @@ table for people, then one line of JSON.
 import itertools
 import json
 import statistics
+from functools import partial
 
 import jax
 import timing
@@ -25,6 +26,11 @@ _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns that each program takes.')
 SIZES = ((192, 768), (512, 2048))  # width and hidden units
 EXPERTS, SELECTED = (8, 32), (1, 2)
 IMAGE_TOKENS = 64
+
+
+def waited(run):
+  """What a call returns, once it is there."""
+  return jax.block_until_ready(run())
 
 
 def ratios(shape: tuple, tokens: int) -> dict[str, float]:
@@ -42,7 +48,7 @@ def ratios(shape: tuple, tokens: int) -> dict[str, float]:
   ready = {n: layer_programs(*way, x, cotangent) for n, way in ways.items()}
   found = {}
   for program in ready['dense']:
-    runs = {name: ready[name][program] for name in ways}
+    runs = {name: partial(waited, ready[name][program]) for name in ways}
     spent = timing.interleave(runs, _ROUNDS.value)
     for name in ('capacity', 'dropless'):
       found[f'{name} {program}'] = timing.ratio(spent, name, 'dense')

@@ -26,7 +26,6 @@ from vmoe_robust.rehearse import topology
 from vmoe_robust.report.table import table
 
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'Of the TPU.')
-_KINDS = {'v5e': 'TPU v5 lite', 'v6e': 'TPU v6 lite'}
 
 ROWS, WIDTH, HIDDEN, EXPERTS = 64 * 196 * 2, 768, 3072, 8
 
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
     shape((EXPERTS,), jnp.int32),
   )
   kind = AbstractDevice(
-    device_kind=_KINDS[name.partition(':')[0]], num_cores=1, platform='tpu'
+    device_kind=device.device_kind, num_cores=1, platform='tpu'
   )
   mesh = AbstractMesh(
     (1,), ('x',), axis_types=(AxisType.Auto,), abstract_device=kind

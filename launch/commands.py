@@ -95,8 +95,10 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
   return argv[:at], argv[at + 1 :]
 
 
-def check_paths(root, config: str, workdir: str, mount: str) -> None:
-  """Refuses a config that is not copied, a workdir that is not shared.
+def check_paths(root, config: str, workdir: str, mount: str) -> str:
+  """The config as machines have it, from the root of the working tree.
+
+  Refuses a config that is not copied, and a workdir that is not shared.
 
   Args:
     root: of the working tree, a `pathlib.Path`.
@@ -120,3 +122,4 @@ def check_paths(root, config: str, workdir: str, mount: str) -> None:
       f'--workdir={workdir} is not in the shared folder, so other machines '
       f'could not resume from it; use --workdir={mount}/NAME'
     )
+  return inside.relative_to(root).as_posix()

@@ -30,6 +30,8 @@ ACCELERATORS = {
   'v5p': ('tpu-v5p-slice', (4,)),
   'v6e': ('tpu-v6e-slice', (1, 4, 8)),
 }
+# Slices of v5e and v6e.
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 # Chips on each machine of a slice of several.
 _CHIPS = 4
 _FIRST = 'batch.kubernetes.io/job-completion-index=0'
@@ -45,11 +47,20 @@ def machines(type: str, topology: str) -> tuple[int, int]:
   if len(sides) != (2 if flat else 3):
     other = '4x4' if flat else '2x2x4'
     fail(f'--topology={topology} is not one of --type={type}; try {other}')
+  if flat and topology not in _FLAT:
+    fail(
+      f'--topology={topology} is no slice of --type={type}; use one of '
+      f'{", ".join(_FLAT)}'
+    )
+  deep = sides == sorted(sides) and all(n == 2 or n % 4 == 0 for n in sides)
+  if not flat and not deep and topology != '2x2x1':
+    fail(
+      f'--topology={topology} is no slice of --type={type}; use 2x2x1, or '
+      'sides of 2 or multiples of 4 that do not fall, as in 2x4x4'
+    )
   chips = math.prod(sides)
   if chips in ACCELERATORS[type][1]:
     return 1, chips
-  if chips % _CHIPS or chips < _CHIPS:
-    fail(f'--topology={topology} does not fill machines of {_CHIPS} chips')
   return chips // _CHIPS, _CHIPS
 
 
@@ -137,7 +148,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     fail(f'--name={flags.name} must be of a-z, 0-9 and -, as in moe-b16')
   if flags.slices < 1:
     fail(f'--slices={flags.slices} must be 1 or more')
-  commands.check_paths(ROOT, flags.config, flags.workdir, MOUNT)
+  flags.config = commands.check_paths(ROOT, flags.config, flags.workdir, MOUNT)
   flags.arguments = [flags.workdir, f'--config={flags.config}', *theirs]
   return flags
 

@@ -115,7 +115,9 @@ def _check(flags: argparse.Namespace, theirs: list[str]):
   if hasattr(flags, 'share') and not re.fullmatch(r'[^:/]+:/.*', flags.share):
     fail(f'--share={flags.share} must be SERVER:/EXPORT, as in 10.0.0.2:/vol1')
   if hasattr(flags, 'config'):
-    commands.check_paths(ROOT, flags.config, flags.workdir, MOUNT)
+    flags.config = commands.check_paths(
+      ROOT, flags.config, flags.workdir, MOUNT
+    )
 
 
 def main(argv: list[str]) -> None:

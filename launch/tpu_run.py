@@ -12,7 +12,6 @@ from commands import CommandError, fail, say
 from tpu_pod import Pod
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHIVE = str(Path(tempfile.gettempdir(), 'vmoe_robust.tar.gz'))
 # Seconds between two looks at a pod.
 POLL = 30
 # For how many looks a run that failed may turn out to have failed because its
@@ -126,8 +125,10 @@ class Run:
   def install(self) -> None:
     """Brings the working tree to all workers."""
     say('installing on all workers')
-    for command in self.pod.install(ROOT, ARCHIVE, self.flags.share):
-      self.shell.show(command)
+    with tempfile.TemporaryDirectory() as folder:
+      archive = str(Path(folder, 'tree.tar.gz'))
+      for command in self.pod.install(ROOT, archive, self.flags.share):
+        self.shell.show(command)
 
   def start(self) -> None:
     """Starts the run, unless the pod is busy."""

@@ -5,7 +5,8 @@
 #
 # What it prints goes to WORKDIR/logs/NAME.out, its errors to NAME.err, and both
 # are shown as well. SIGTERM is handed on, so that the run saves and stops. The
-# exit code is the run's, but 80 for one that stopped and is to be resumed.
+# exit code is the run's, but 80 for one that stopped and is to be resumed, and 81
+# for one that waited in vain for the other machines.
 set -euo pipefail
 name=$1 workdir=$2
 shift 2
@@ -34,8 +35,14 @@ while [[ $signalled ]]; do
 done
 wait "$show_out" "$show_err" || true
 
-# Only the first process prints; it says that it stopped in its last line.
-if ((status == 0)) && [[ $(tail -n 1 "$out") == stopped* ]]; then
+# The last line says that it stopped: of a training that saved where only the
+# first process prints, of an attack or a study where each prints its errors.
+last=$out
+((status == 0)) || last=$err
+if [[ $(tail -n 1 "$last") == stopped* ]]; then
   exit 80
+fi
+if ((status)) && [[ $(tail -n 1 "$err") == *'not all processes of the pod came'* ]]; then
+  exit 81
 fi
 exit "$status"

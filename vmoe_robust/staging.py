@@ -26,6 +26,7 @@ from vmoe_robust.errors import UserError
 
 CHECKPOINTS = 'checkpoints'
 _PAUSE = 10  # seconds; a bucket takes one write of an object a second
+_PROBE = '.probe'  # written and removed, to see whether that can be done
 _LAST = 'results.json'  # what it names is there before it
 
 
@@ -86,14 +87,16 @@ class _Copy:
     self.folder.mkdir(parents=True)
     try:
       if jax.process_index() == 0:
-        probe = f'{self._place}/.probe'
+        probe = f'{self._place}/{_PROBE}'
         self._system.pipe_file(probe, b'')
         self._system.rm_file(probe)
       for place in self._system.find(self._place):
         name = place.removeprefix(self._place + '/')
-        if name.split('/')[0] != CHECKPOINTS and not name.startswith('damaged'):
-          (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-          self._system.get_file(place, str(self.folder / name))
+        kept = name.split('/')[0] != CHECKPOINTS
+        if not kept or name.startswith('damaged') or name == _PROBE:
+          continue  # the probe may be gone by the time that it is read
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        self._system.get_file(place, str(self.folder / name))
     except Exception as error:  # each store has kinds of its own
       raise UserError(
         f'--workdir={self._address} cannot be written: {error}; give a folder, '

@@ -26,6 +26,8 @@ def test_a_tpu_has_all_its_limits(kind, gib):
 
 def test_other_devices_have_fewer():
   assert hardware.chip('NVIDIA H100 80GB HBM3').links is None
+  # A part of a card.
+  assert hardware.chip('NVIDIA H100 80GB HBM3 MIG 1g.10gb') is None
   assert hardware.chip('cpu') is None
 
 

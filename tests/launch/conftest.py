@@ -126,7 +126,6 @@ def cloud(tmp_path, tool, python_tool, monkeypatch):
   import tpu_run
 
   monkeypatch.setattr(tpu_run, 'POLL', 0)
-  monkeypatch.setattr(tpu_run, 'ARCHIVE', str(tmp_path / 'tree.tar.gz'))
   for module in (tpu, tpu_pod):
     monkeypatch.setattr(module, 'MOUNT', str(found.share))
   return found

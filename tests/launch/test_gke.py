@@ -100,7 +100,7 @@ def test_machines_taken_away_start_again_without_end():
   [condition] = taken['onPodConditions']
   assert condition == {'type': 'DisruptionTarget', 'status': 'True'}
   codes = stopped['onExitCodes']
-  assert codes['values'] == [80] and codes['operator'] == 'In'
+  assert codes['values'] == [80, 81] and codes['operator'] == 'In'
   assert codes['containerName'] == container['name']
   # Kubernetes allows the policy with this alone.
   assert pod['restartPolicy'] == 'Never'
@@ -145,7 +145,10 @@ def test_machines_of_a_slice(type, topology, hosts, chips):
   [
     ('--topology=4x4x4', ['--topology=4x4x4', '--type=v5e', '4x4']),
     ('--topology=16', ['--topology=16']),
-    ('--topology=3x3', ['machines of 4 chips']),
+    ('--topology=3x3', ['no slice of --type=v5e; use one of 1x1, 2x2']),
+    ('--topology=4x2', ['use one of']),
+    ('--type=v4 --topology=2x4x2', ['as in 2x4x4']),
+    ('--type=v5p --topology=2x2x6', ['as in 2x4x4']),
     ('--type=v7', ['v7', 'v6e']),
     ('--name=Moe', ['a-z']),
     ('--slices=0', ['1 or more']),
@@ -154,9 +157,16 @@ def test_machines_of_a_slice(type, topology, hosts, chips):
   ],
 )
 def test_a_command_line_that_cannot_work(changed, words):
-  message = refused(*FLAGS, '--dry-run', changed)
+  message = refused(*FLAGS, '--dry-run', *changed.split())
   for word in words:
     assert word in message
+
+
+def test_machines_get_the_config_by_its_place_in_the_tree():
+  flags = [flag for flag in FLAGS if not flag.startswith('--config=')]
+  there = ROOT / 'configs/moe_b16.py'
+  text = run('--dry-run', *flags, f'--config={there}').stdout
+  assert '"--config=configs/moe_b16.py"' in text and str(ROOT) not in text
 
 
 def test_apply_gives_kubectl_what_the_dry_run_prints(tool, tmp_path):

@@ -115,9 +115,9 @@ def test_each_process_keeps_its_errors(cluster):
   done = submit(cluster, 'echo the table')
   assert done.returncode == 0, done.stderr
   logs = cluster / 'a run/logs'
-  assert (logs / '0.err').read_text() == 'trouble of 0\n'
+  assert (logs / '0.err').read_text() == 'job 42 starts\ntrouble of 0\n'
   assert (logs / '1.err').read_text() == 'trouble of 1\n'
-  assert (logs / '0.out').read_text() == 'the table\n'
+  assert (logs / '0.out').read_text() == 'job 42 starts\nthe table\n'
   assert not (cluster / 'scontrol').exists()
 
 
@@ -125,10 +125,14 @@ def test_a_run_that_stopped_is_queued_again_until_it_is_finished(cluster):
   stopped = "echo 'stopped at step 7 and saved; the same command resumes'"
   assert submit(cluster, stopped).returncode == 0
   assert (cluster / 'scontrol').read_text() == 'requeue 42\n'
+  # An attack says it with its errors (tests/distributed/test_pod.py).
+  left = "echo 'stopped: process 3 ended the run' >&2; exit 130"
+  assert submit(cluster, left).returncode == 0
+  assert (cluster / 'scontrol').read_text() == 2 * 'requeue 42\n'
   # One that fails is not, although it had stopped before.
   assert submit(cluster, 'exit 3').returncode == 3
   assert submit(cluster, 'echo the table').returncode == 0
-  assert (cluster / 'scontrol').read_text() == 'requeue 42\n'
+  assert (cluster / 'scontrol').read_text() == 2 * 'requeue 42\n'
 
 
 def test_what_cannot_work(tool, tmp_path):

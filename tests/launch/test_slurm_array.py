@@ -20,7 +20,8 @@ err = open(flags['--error'].replace('%t', '0'), 'a')
 sys.exit(subprocess.run(sys.argv[at:], stdout=out, stderr=err).returncode)
 """
 STOPPED = "echo 'stopped at step 7 and saved; the same command resumes'"
-LEFT = "echo 'stopped; the same command goes on where it can' >&2; exit 130"
+# As tests/distributed/test_pod.py has it.
+LEFT = "echo 'stopped by a signal; start all again' >&2; exit 130"
 
 
 def run(*arguments, cwd=ROOT, **environment):

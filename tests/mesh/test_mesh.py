@@ -1,5 +1,7 @@
 """Meshes, the partition of arrays by their axes' names, and chips."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vmoe_robust import mesh as mesh_lib
+from vmoe_robust.config import UserError
 from vmoe_robust.cost import hardware
 
 PLAIN, FSDP = mesh_lib.rules(), mesh_lib.rules(fsdp=True)
@@ -64,6 +67,22 @@ def test_spec(shape, names, table, expected):
     ),
     jax.ShapeDtypeStruct(shape, jnp.float32),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a TPU tells of its place."""
+
+  id: int
+  slice_index: int
+  platform: str = 'tpu'
+
+
+def test_slices_that_do_not_divide_the_data_axis_are_refused():
+  """They cannot be joined along another one."""
+  chips = [Chip(i, i // 16) for i in range(32)]
+  with pytest.raises(UserError, match='2 TPU slices .* mesh.expert to 16 or'):
+    mesh_lib.create((1, 32, 1), chips)
 
 
 def test_tree_shardings_follow_the_names():

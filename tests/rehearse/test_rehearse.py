@@ -50,6 +50,17 @@ def command(*arguments):
   )
 
 
+def test_attacks_while_training_have_its_state_beside_them(config):
+  """The attack at the end has not: what training alone needs was freed."""
+  config.model.update(dict(num_classes=10, channels=1))
+  mesh = mesh_lib.create((8, 1, 1))
+  held = lambda use: Programs(config, mesh).held(use)
+  assert 'optimizer' not in held('attack')
+  config.attack.every_steps = 1
+  train, attack = held('train'), held('attack')
+  assert attack['optimizer'] == train['optimizer'] >= 2 * train['weights']
+
+
 @pytest.mark.slow
 def test_digits_on_eight_cpus(tmp_path):
   out = tmp_path / 'deep' / 'found.json'
@@ -247,6 +258,9 @@ def test_advice_on_weights(config):
     '--config.train.optimizer.moment_dtype=bfloat16',
     'a topology of 16 chips or more',
   ]
+  # Two slices are joined along the data axis, of two at least.
+  found = advice.advise(config, 8, 'train', 9 * GIB, GIB, 5 * GIB, slices=2)
+  assert found[0].startswith('--config.mesh.expert=4')
 
 
 def test_what_does_not_fit_is_shown():
@@ -278,6 +292,8 @@ def test_what_does_not_fit_is_shown():
     ('cpu:64', 1, 'leave out XLA_FLAGS'),
     ('cpu:8', 2, '--slices=2'),
     ('v5e:4x4', 0, '--slices=0'),
+    ('cpu:1', 0, '--slices=0'),
+    ('cpu:1', -1, '--slices=-1'),
   ],
 )
 def test_topologies_that_are_none(name, slices, words):

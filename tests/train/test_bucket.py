@@ -112,6 +112,19 @@ def test_what_changes_is_copied_and_what_goes_is_removed(bucket):
   assert not (there / 'deep/er/a').exists()
 
 
+def test_the_probe_of_another_process_may_be_gone(bucket, monkeypatch):
+  """A pod's first process writes and removes it while others look."""
+  system = type(staging.fsspec.core.url_to_fs('gs://bucket/probed')[0])
+  find = system.find
+  monkeypatch.setattr(
+    system, 'find', lambda self, place: [*find(self, place), f'{place}/.probe']
+  )
+  with staging.staged('gs://bucket/probed') as folder:
+    pathlib.Path(folder, 'kept').touch()
+  with staging.staged('gs://bucket/probed') as folder:
+    assert pathlib.Path(folder, 'kept').exists()
+
+
 def test_a_bucket_that_cannot_be_written(bucket, monkeypatch):
   with pytest.raises(UserError, match='--workdir=.gs://forbidden/x.*Forbidden'):
     with staging.staged('gs://forbidden/x'):

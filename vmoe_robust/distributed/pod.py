@@ -22,6 +22,8 @@ from vmoe_robust.config import UserError
 
 # A process that ends because of another exits with this; look at others first.
 FOLLOWED = 75
+# And all of them with this where one was stopped by a signal.
+STOPPED = 130
 
 # Seconds.
 _START = 300  # to wait for all processes
@@ -30,6 +32,7 @@ _NEWS = 1.0  # how often to look for news
 _CLOSING = 30  # files may wait for the other processes, but not longer
 
 _KEY = 'vmoe_robust/failure'
+_SIGNAL = 'stopped by a signal'
 _ABSENT = (
   f'error: not all processes of the pod came within {_START} s, or process 0 '
   'went away; look at the output of each and start all again'
@@ -79,9 +82,10 @@ def together() -> Iterator[None]:
 
   An error inside is printed, told to the others, and ends all of them, even
   from within a collective: this process with exit code 1, the others with
-  `FOLLOWED`. When a process dies silently, JAX aborts the others after
-  `_HEARTBEAT` seconds. In each case the last line on the standard error stream
-  says what happened.
+  `FOLLOWED`. A signal that stops one stops all, with `STOPPED`, and the last
+  line then begins with 'stopped'. When a process dies silently, JAX aborts the
+  others after `_HEARTBEAT` seconds. In each case the last line on the standard
+  error stream says what happened.
 
   Raises:
     UserError: there is nothing to join.
@@ -158,14 +162,17 @@ def _follow(done: threading.Event):
     except jax.errors.JaxRuntimeError:  # there is none
       continue
     _leaving.acquire()
+    if _SIGNAL in news:
+      _leave(f'stopped: {news}', STOPPED)
     _leave(f'error: {news}', FOLLOWED)
 
 
 def _fail(error: BaseException):
   """Prints the error, tells the others and ends this process."""
   text = str(error).strip().split('\n')[0]
-  if isinstance(error, SystemExit | KeyboardInterrupt):
-    text = 'stopped by a signal'
+  stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+  if stopped:
+    text = _SIGNAL
   elif not isinstance(error, UserError):
     traceback.print_exception(error)
     text = f'{type(error).__name__}: {text}'
@@ -175,16 +182,23 @@ def _fail(error: BaseException):
   again = 'start all again with the same --workdir to resume'
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
     distributed.global_state.client.key_value_set(
-      _KEY, f'process {jax.process_index()} ended the run: {text}; {again}'
+      _KEY, f'process {_number()} ended the run: {text}; {again}'
     )
+  if stopped:
+    _leave(f'{text}; {again}', STOPPED)
   if isinstance(error, UserError):
     _leave(f'error: {text}', 1)
   _leave(f'error: {text}; {again}', 1)
 
 
+def _number() -> int:
+  """Of this process; `jax.process_index` would wait for the devices of all."""
+  return distributed.global_state.process_id
+
+
 def _leave(line: str, code: int):
   _witness.will_say(line)  # in case that JAX aborts before this does
-  if jax.process_index() == 0:
+  if _number() == 0:
     time.sleep(3 * _NEWS)  # it keeps the news that the others look for
   sys.stdout.flush()
   print(line, file=sys.stderr, flush=True)

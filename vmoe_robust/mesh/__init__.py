@@ -1,6 +1,7 @@
 """The device mesh, the logical-axis rules, and placing arrays by them."""
 
 import math
+from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
+
+from vmoe_robust.config import UserError
 
 DATA, EXPERT, MODEL = AXES = ('data', 'expert', 'model')
 # The batch is split over both of these; experts over the second.
@@ -31,10 +34,19 @@ def create(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
 
   Several TPU slices are joined along `data`, the axis that communicates
   least, so that experts exchange tokens inside a slice.
+
+  Raises:
+    UserError: TPU slices do not divide that axis.
   """
   devices = jax.devices() if devices is None else devices
   types = (AxisType.Auto,) * len(AXES)
-  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  slices = _slices(devices)
+  if slices > 1 and shape[0] % slices and devices[0].platform == 'tpu':
+    raise UserError(
+      f'{slices} TPU slices do not divide the data axis of {shape[0]}, along '
+      'which they are joined; set --config.mesh.expert to '
+      f'{max(len(devices) // slices // shape[2], 1)} or a part of it'
+    )
   if slices > 1 and shape[0] % slices == 0:
     inside = (shape[0] // slices, *shape[1:])
     array = mesh_utils.create_hybrid_device_mesh(
@@ -49,6 +61,15 @@ def create(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
     # In the order of the processes, so that each reads one run of rows.
     array = np.asarray(devices).reshape(shape)
   return Mesh(array, AXES, axis_types=types)
+
+
+def slices(mesh: Mesh) -> int:
+  """How many TPU slices it joins; 1 of anything else."""
+  return _slices(mesh.devices.flat)
+
+
+def _slices(devices: Iterable) -> int:
+  return len({getattr(device, 'slice_index', 0) for device in devices})
 
 
 def platform(mesh: Mesh) -> str:

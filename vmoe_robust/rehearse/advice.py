@@ -11,7 +11,13 @@ _REMAT = {'': [_DOTS, _BLOCKS], 'dots': [_BLOCKS], 'blocks': []}
 
 
 def advise(
-  config: ConfigDict, devices: int, use: str, state: int, rest: int, limit: int
+  config: ConfigDict,
+  devices: int,
+  use: str,
+  state: int,
+  rest: int,
+  limit: int,
+  slices: int = 1,
 ) -> list[str]:
   """Changes that would help, those that cost least first.
 
@@ -23,6 +29,7 @@ def advise(
       training the optimizer's and the gradient.
     rest: bytes that grow with a device's share of the batch.
     limit: bytes there are.
+    slices: of the topology, along the data axis.
   """
   out = []
   data, expert, _ = mesh_shape(config, devices)
@@ -32,7 +39,7 @@ def advise(
   if use == 'train' and rest > limit / 4:
     out += _REMAT[config.train.remat]
   if state > limit / 4:
-    out += _less_state(config, use, data, expert, devices)
+    out += _less_state(config, use, data, expert, devices, slices)
   factor = (state + rest) / limit
   out.append(f'a topology of {_power(factor) * devices} chips or more')
   return out
@@ -76,10 +83,11 @@ def _works(config, devices, what, value) -> bool:
   return True
 
 
-def _less_state(config, use, data, expert, devices) -> list[str]:
+def _less_state(config, use, data, expert, devices, slices) -> list[str]:
   out, opt, experts = [], config.train.optimizer, config.model.experts
   wider = [n for n in range(expert + 1, experts + 1) if experts % n == 0]
-  wider = [n for n in wider if devices // config.mesh.model % n == 0]
+  places = devices // config.mesh.model // slices
+  wider = [n for n in wider if places % n == 0]
   if wider:
     out.append(
       f'--config.mesh.expert={wider[-1]}: fewer experts on each device'

@@ -110,10 +110,11 @@ class Programs:
   def held(self, use: str) -> dict[str, int]:
     """Bytes on each device that are there before the program starts."""
     parts = {'weights': held(self.state.params)}
-    if use == 'train':
+    # The attack at the end is without it.
+    if use == 'train' or self.config.attack.every_steps:
       parts['optimizer'] = held(self.state.opt_state)
       parts['averages'] = held(self.state.ema)
-    else:  # in which images wait for the judge
+    if use != 'train':  # in which images wait for the judge
       parts['outbox'] = 2 * held(self._floats())
     return parts | {'batch': held(self.batch(use))}
 

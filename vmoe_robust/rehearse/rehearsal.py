@@ -58,9 +58,17 @@ def rehearse(
   Raises:
     UserError: the configuration cannot work on this topology.
   """
+  if config.mode != 'train':
+    raise UserError(
+      f'config.mode={config.mode!r} needs a checkpoint; rehearse the '
+      'configuration that trains it, which is attacked as its config.attack '
+      'says'
+    )
+  if examples < 0:
+    raise UserError(f'--examples={examples} must be 0 or more')
   devices = topology.devices(name, slices)
   config, examples = known.resolve(config, examples)
-  programs = Programs(config, _mesh(config, devices, slices))
+  programs = Programs(config, _mesh(config, devices))
   out = {
     'topology': name,
     'slices': slices,
@@ -89,22 +97,9 @@ def rehearse(
   return out
 
 
-def _mesh(config: ConfigDict, devices: list[jax.Device], slices: int) -> Mesh:
-  if config.mode != 'train':
-    raise UserError(
-      f'config.mode={config.mode!r} needs a checkpoint; rehearse the '
-      'configuration that trains it, which is attacked as its config.attack '
-      'says'
-    )
+def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
   validate(config, len(devices))
-  shape = mesh_shape(config, len(devices))
-  if shape[0] % slices:
-    raise UserError(
-      f'--slices={slices} does not divide the data axis of {shape[0]}, along '
-      'which slices are joined; set --config.mesh.expert to '
-      f'{len(devices) // slices // config.mesh.model} or a part of it'
-    )
-  return mesh_lib.create(shape, devices)
+  return mesh_lib.create(mesh_shape(config, len(devices)), devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,15 +159,18 @@ def _stage(
     found = dataclasses.replace(found, costs=None)
   sizes = parts | found.sizes
   waiting = sizes.get('outputs', 0)  # what is in the slots, meanwhile
+  # Of training, where it attacks; the programs do not know of it.
+  training = parts.get('optimizer', 0) + parts.get('averages', 0)
   sizes['judging'] = sum((parts | judge.sizes).values()) + waiting
   if 'total' in judge.sizes:
-    sizes['judging'] = judge.sizes['total'] + waiting
+    sizes['judging'] = judge.sizes['total'] + waiting + training
   own = sizes.pop('total', None)
-  own = own + parts['outbox'] if own else sum(sizes.values())
+  own = own + parts['outbox'] + training if own else sum(sizes.values())
   sizes['total'] = max(own, sizes['judging'])
   classes = config.model.num_classes
   passes = attack_passes(stage, classes, programs.judged)
-  out = _part(programs, 'attack', found, sizes, parts['weights'], passes)
+  state = parts['weights'] + training
+  out = _part(programs, 'attack', found, sizes, state, passes)
   out |= dict(attempts=stage.attempts, steps=stage.attack.steps)
   calls = estimate.calls(config, stage, examples)
   if 'images_per_second' in out:
@@ -234,7 +232,7 @@ def _part(
     if not out['fits']:
       rest = sizes['total'] - state
       out['advice'] = advice.advise(
-        config, mesh.size, use, state, rest, int(limit)
+        config, mesh.size, use, state, rest, int(limit), mesh_lib.slices(mesh)
       )
     elif chip.links:
       out |= _speed(found.costs, chip, mesh.size, out['batch'], formula)

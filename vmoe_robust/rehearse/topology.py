@@ -27,6 +27,8 @@ def devices(name: str, slices: int = 1) -> list[jax.Device]:
     UserError: there is no such topology, or libtpu is not installed.
   """
   jax.config.update('jax_platforms', 'cpu')
+  if slices < 1:
+    raise UserError(f'--slices={slices} must be 1 or more')
   kind, _, size = name.partition(':')
   if kind == 'cpu' and size.isdigit() and int(size):
     if slices > 1:
@@ -43,8 +45,6 @@ def devices(name: str, slices: int = 1) -> list[jax.Device]:
       f'--topology={name!r}: a {kind} has {_AXES[kind]} axes; use one such as '
       f'{kind}:{_EXAMPLES[_AXES[kind]]}'
     )
-  if slices < 1:
-    raise UserError(f'--slices={slices} must be 1 or more')
   return _tpus(name, slices, math.prod(sizes))
 
 
