@@ -81,7 +81,7 @@ class Chip:
 def test_slices_that_do_not_divide_the_data_axis_are_refused():
   """They cannot be joined along another one."""
   chips = [Chip(i, i // 16) for i in range(32)]
-  with pytest.raises(UserError, match='2 TPU slices .* mesh.expert to 16 or'):
+  with pytest.raises(UserError, match='2 TPU slices .*mesh.expert to 16 or'):
     mesh_lib.create((1, 32, 1), chips)
 
 

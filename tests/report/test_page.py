@@ -1,4 +1,5 @@
 import html.parser
+import inspect
 import json
 import re
 import subprocess
@@ -591,6 +592,13 @@ def test_the_command(save_run, tmp_path):
   assert line.startswith('left out: path=gone cannot be read')
   text = (tmp_path / 'there.html').read_text()
   assert '>python -m x --a=&#34;&lt;b&gt;&#34;</pre>' in text
+
+
+@pytest.mark.parametrize('paths', [(), (['a', 'b'],)])
+def test_a_notebook_is_told_what_compare_takes(paths):
+  compare = inspect.unwrap(vmoe_robust.compare)  # without the check of types
+  with pytest.raises(UserError, match='compare takes folders of runs'):
+    compare(*paths)
 
 
 def test_a_notebook_shows_the_page(save_run, tmp_path):

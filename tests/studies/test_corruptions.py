@@ -113,11 +113,14 @@ def test_logits_that_are_not_finite_are_wrong(
     ('names', 'fog', r"names='fog' is no tuple"),
     ('severities', (0,), r'severities=0 .*1, 2'),
     ('severities', (1, 1), 'twice'),
+    ('frost_dir', '/photographs', "no effect without 'frost'"),
     ('batch_size', 7, r'config\.study\.corruptions\.batch_size=7 .*use 4 or 8'),
   ],
 )
 def test_refusals(config, field, value, words):
   with config.ignore_type():
+    if field == 'frost_dir':
+      config.study.corruptions.names = ('fog',)
     config.study.corruptions[field] = value
   config.model.experts = 0
   config.model.moe_every = 0

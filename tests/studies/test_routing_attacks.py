@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, validate
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.models.divergence import route_scores
 from vmoe_robust.studies import conditions, routing_attacks
@@ -114,9 +114,20 @@ def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
     routing_attacks.run(opened(config, in_memory(8), model, params))
 
 
+def test_an_attack_that_is_none_is_refused_before_weights_are_read(config):
+  config.study.routing_attacks.left_by = 'apgd_ce+cw'
+  with pytest.raises(UserError, match="routing_attacks.left_by='cw'"):
+    validate(config, 1)
+
+
 @pytest.mark.parametrize(
   ('field', 'value'),
-  [('experts', 'capacity'), ('compute_dtype', 'bfloat16')],
+  [
+    ('experts', 'capacity'),
+    ('compute_dtype', 'bfloat16'),
+    ('every_steps', 5),
+    ('at_end', False),
+  ],
 )
 def test_what_would_change_the_first_attack_alone_is_refused(
   config, in_memory, model_of, opened, field, value

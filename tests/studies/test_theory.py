@@ -156,6 +156,7 @@ def test_it_runs_without_a_checkpoint(config, tmp_path, capsys, check_form):
     ('experts', (3,), 'points=8 is not divisible by 3'),
     ('misrouted', (1.5,), 'misrouted=1.5 must be between 0 and 1'),
     ('blocks_noise', 0.0, 'blocks_noise=0.0 is no noise'),
+    ('blocks_dimension', 0, 'blocks_dimension=0 must be 1 or more'),
   ],
 )
 def test_what_makes_no_sense(config, tmp_path, field, value, words):

@@ -4,6 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from vmoe_robust.config.judging import ATTACKS
 from vmoe_robust.config.limits import (
   at_least,
   between,
@@ -75,6 +76,7 @@ def validate_study(study: ConfigDict) -> None:
     )
   for name in ('corruptions', 'misrouting'):
     _validate_corruptions(f'config.study.{name}', study[name])
+  _validate_frost(study.corruptions)
   _validate_certificates(study.certificates)
   for name in ('jacobian', 'lipschitz'):
     positive(f'config.study.{name}.iterations', study[name].iterations)
@@ -104,6 +106,14 @@ def _validate_corruptions(path: str, corruptions: ConfigDict):
       raise UserError(
         f'{severities}={severity!r} is not one of 1, 2, 3, 4 and 5; use those'
       )
+
+
+def _validate_frost(corruptions: ConfigDict):
+  if corruptions.frost_dir and 'frost' not in corruptions.names:
+    raise UserError(
+      f'config.study.corruptions.frost_dir={corruptions.frost_dir!r} has no '
+      "effect without 'frost' in config.study.corruptions.names; leave it out"
+    )
 
 
 def _validate_certificates(certificates: ConfigDict):
@@ -165,6 +175,8 @@ def _validate_experts(study: ConfigDict):
 def _validate_attacking(study: ConfigDict):
   for name in ('batch_dependence', 'router_controls'):
     positive(f'config.study.{name}.draws', study[name].draws)
+  for name in study.routing_attacks.left_by.split('+'):
+    choose('config.study.routing_attacks.left_by', name, ATTACKS)
   others = study.transfer.others
   if isinstance(others, str) or not all(isinstance(o, str) for o in others):
     raise UserError(
@@ -188,7 +200,13 @@ def _validate_attacking(study: ConfigDict):
 
 def _validate_theory(theory: ConfigDict):
   path = 'config.study.theory'
-  for name in ('draws', 'points', 'mlp_dimension', 'mlp_width'):
+  for name in (
+    'draws',
+    'points',
+    'mlp_dimension',
+    'mlp_width',
+    'blocks_dimension',
+  ):
     positive(f'{path}.{name}', theory[name])
   at_least(f'{path}.dimension', theory.dimension, theory.points + 1)
   several(f'{path}.experts', theory.experts, '(2, 4, 8)')

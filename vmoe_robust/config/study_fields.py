@@ -31,7 +31,7 @@ def study_fields() -> dict:
       n0=100,  # draws that select a class
       n=10_000,  # draws that estimate its probability
       alpha=0.001,  # each certificate is false with at most this probability
-      radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2, units of sigma
+      radii=(0.0, 0.25, 0.5, 0.75, 1.0),  # to report, L2, units of pixels
       every=1,  # every k-th example of the split, first is 0
       batch_size=0,  # noisy images at a time; 0: the evaluation's
     ),

@@ -25,7 +25,17 @@ Forward = Callable[[PyTree, Images, Array, PyTree], tuple[Array, Aux]]
 Value = Callable[[Array, Aux, Goal], Float[Array, 'batch']]
 Attack = Callable[..., Images]
 # Fields of `config.attack` that only attacks of mode 'attack' have.
-_USUAL = {'experts': 'dropless', 'compute_dtype': '', 'save_images': False}
+_USUAL = dict(
+  experts='dropless',
+  compute_dtype='',
+  save_images=False,
+  every_steps=0,
+  at_end=True,
+  batch_size=0,
+  queries=5000,
+)
+# That one attacks as mode 'attack' does, first.
+_BEFORE = ('routing_attacks', ('batch_size', 'queries'))
 
 
 def plain(model: Model) -> Forward:
@@ -62,11 +72,13 @@ def attack(
   """
   settings = config.attack
   for field, usual in _USUAL.items():
+    if config.study.name == _BEFORE[0] and field in _BEFORE[1]:
+      continue
     if settings[field] != usual:
       raise UserError(
         f'config.attack.{field}={settings[field]!r} has no effect in a study, '
-        'which chooses itself how experts are served and keeps no x_adv; leave '
-        'it out'
+        'which chooses itself how experts are served, keeps no x_adv and has '
+        f'config.study.{config.study.name}.batch_size; leave it out'
       )
   if settings.name not in WHOLE_ATTACKS or settings.target:
     field = 'target' if settings.target else 'name'

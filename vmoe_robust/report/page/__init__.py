@@ -56,8 +56,13 @@ def compare(*paths: str | os.PathLike) -> Report:
     *paths: as `write` takes them.
 
   Raises:
-    UserError: no run could be read.
+    UserError: no run could be read, or a list was given.
   """
+  if not paths or not all(isinstance(p, str | os.PathLike) for p in paths):
+    raise UserError(
+      "compare takes folders of runs, one argument each: compare('runs/a', "
+      "'runs/b'), or compare(*folders) of a list"
+    )
   problems = Problems()
   page = _page(paths, problems)
   return Report(page, problems.lines)
