@@ -47,6 +47,43 @@ def broken(page):
   return found
 
 
+def contents(page):
+  """The anchors of a page's list of contents: links to itself, one a line."""
+  return re.findall(
+    r'^- \[[^\]]*\]\(#([^)\s]+)\)', page.read_text(), re.MULTILINE
+  )
+
+
+def sections(page):
+  """The anchors of its sections, in order."""
+  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+  names = re.findall(r'^## +(.+)$', text, re.MULTILINE)
+  return [re.sub(r'[^\w\- ]', '', n.lower()).replace(' ', '-') for n in names]
+
+
+@pytest.mark.parametrize(
+  'page', [page for page in PAGES if contents(ROOT / page)], ids=str
+)
+def test_a_list_of_contents_has_every_section(page):
+  assert contents(ROOT / page) == sections(ROOT / page)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_files_that_are_named_exist(page):
+  """Of the package, as `room/file.py`; NAME stands for any."""
+  rooms = {p.name for p in (ROOT / 'vmoe_robust').iterdir() if p.is_dir()}
+  named = re.findall(
+    r'`(?:vmoe_robust/)?(\w+)/([\w/]+\.py)`', (ROOT / page).read_text()
+  )
+  gone = [
+    f'{room}/{file}'
+    for room, file in named
+    if room in rooms and 'NAME' not in file
+    if not (ROOT / 'vmoe_robust' / room / file).exists()
+  ]
+  assert gone == []
+
+
 def test_there_are_pages():
   assert {'README.md', 'docs/architecture.md'} <= set(map(str, PAGES))
 

@@ -66,7 +66,7 @@ def elsewhere(tmp_path, monkeypatch):
     (['model.router.name=topk'], ["router.name='topk'", "'top_k'"]),
     (['attack.name=pdg'], ["attack.name='pdg'", "'pgd'"]),
     (['attack.eps=(-0.1,)'], ['config.attack.eps=-0.1']),
-    (['attack.eps=(8.0,)'], ['config.attack.eps=8.0', '0.0314']),
+    (['attack.eps=(8.0,)'], ['config.attack.eps=8.0', '0.0313725']),
     (['mode=atack'], ["config.mode='atack'", "'attack'"]),
     (['mesh.data=3'], ['config.mesh.data=3', '8 devices']),
     (['train.setps=3'], ['setps', 'steps']),

@@ -3,8 +3,8 @@ r"""Adversarial training on ImageNet at 4/255: dense against V-MoE.
 ViT-S/32 and B/32 against V-MoEs of 32 experts, one a token, pre-trained as in
 configs/experiments/imagenet_cost.py, then fine-tuned twice: as the paper does,
 and against attacks by the recipe of configs/finetune_vmoe_s32_adv.py. Each is
-attacked by AutoAttack at 4/255 on 5,000 images, as RobustBench does, and by PGD
-over the paper's radii on 50,000.
+attacked by AutoAttack at 4/255 on the first 5,000 images, as many as
+RobustBench takes, and by PGD over the paper's radii on 50,000.
 
 Command:
   python -m vmoe_robust.experiment \

@@ -75,7 +75,7 @@ def validate_attack(attack: ConfigDict) -> None:
     if not 0 <= eps <= 1 and attack.norm == 'linf':
       raise UserError(
         f'config.attack.eps={eps} is outside [0, 1]; pixels are in [0, 1], so '
-        'write 8/255 as 0.0314'
+        'write 8/255 as 0.0313725'
       )
     if not 0 <= eps < math.inf:
       raise UserError(

@@ -31,7 +31,7 @@ def validate_objective(config: ConfigDict) -> None:
   if not 0 < objective.eps <= most or not math.isfinite(objective.eps):
     raise UserError(
       f'{field}.eps={objective.eps} is no radius; pixels are in [0, 1], so '
-      'write 8/255 as 0.0314'
+      'write 8/255 as 0.0313725'
     )
   for name in ('ramp', 'clean_share'):
     if not 0 <= objective[name] < 1:
