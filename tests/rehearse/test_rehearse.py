@@ -59,6 +59,12 @@ def test_attacks_while_training_have_its_state_beside_them(config):
   config.attack.every_steps = 1
   train, attack = held('train'), held('attack')
   assert attack['optimizer'] == train['optimizer'] >= 2 * train['weights']
+  # And the decoded images of scikit-learn's digits, less those held out.
+  assert attack['images'] == train['images'] == 1437 * 64
+  config.data.validation = 0.1
+  assert held('train')['images'] == (1437 - 144) * 64
+  config.data.crop = 'inception'
+  assert held('train')['images'] == 0
 
 
 @pytest.mark.slow

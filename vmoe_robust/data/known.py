@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
+from vmoe_robust.data.residence import SHARE, never
 
 # Classes, channels and examples of each split; https://www.tensorflow.org/datasets
 _KNOWN = {
@@ -45,3 +46,24 @@ def resolve(config: ConfigDict, examples: int = 0) -> tuple[ConfigDict, int]:
     found = splits.ranges(data, data.eval_split, lengths)
     examples = sum(part.stop - part.start for part in found)
   return config, examples
+
+
+def resident_bytes(data: ConfigDict, channels: int, memory: float) -> int:
+  """Bytes of the training split that a run would keep on each device.
+
+  As `residence.on_devices` decides; 0 too where the number of examples is not
+  known.
+
+  Args:
+    data: `config.data`.
+    channels: of an image.
+    memory: of a device, in bytes.
+  """
+  lengths = _KNOWN.get(data.name, (0, 0, {}))[2]
+  if data.resident is False or not lengths:
+    return 0
+  parts = splits.ranges(data, data.split, lengths)
+  examples = sum(part.stop - part.start for part in parts)
+  examples -= round(examples * data.validation)
+  size = examples * data.image_size**2 * channels
+  return size if not never(data) and size <= SHARE * memory else 0

@@ -66,6 +66,20 @@ def why_not(data: ConfigDict, source: Source, memory: float) -> str:
     source: the training split.
     memory: bytes of which the split may take `SHARE`.
   """
+  if reason := never(data):
+    return reason
+  wanted = size(data, source)
+  if wanted > SHARE * memory:
+    return (
+      f'the {len(source):,} decoded images of config.data.split='
+      f'{data.split!r} are {wanted / 2**30:,.2f} GiB, more than {SHARE:.0%} of '
+      f'the {memory / 2**30:,.2f} GiB of memory that a device has'
+    )
+  return ''
+
+
+def never(data: ConfigDict) -> str:
+  """Why no split is kept, however small; '' if one can be."""
   if data.crop == 'inception':
     return (
       "config.data.crop='inception' cuts from images as they are stored, not "
@@ -75,13 +89,6 @@ def why_not(data: ConfigDict, source: Source, memory: float) -> str:
     return (
       f'config.data.randaugment_layers={data.randaugment_layers} is done by '
       'the host alone'
-    )
-  wanted = size(data, source)
-  if wanted > SHARE * memory:
-    return (
-      f'the {len(source):,} decoded images of config.data.split='
-      f'{data.split!r} are {wanted / 2**30:,.2f} GiB, more than {SHARE:.0%} of '
-      f'the {memory / 2**30:,.2f} GiB of memory that a device has'
     )
   return ''
 

@@ -1,6 +1,7 @@
 """The programs of a run, compiled from shapes alone: no weight is made."""
 
 import dataclasses
+import math
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +11,9 @@ from ml_collections import ConfigDict
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.attacks import Stage
 from vmoe_robust.config import batch_size
+from vmoe_robust.cost import hardware
 from vmoe_robust.cost.program import held
+from vmoe_robust.data import known
 from vmoe_robust.evaluate.attack import Attacker
 from vmoe_robust.models import Model, build
 from vmoe_robust.train import optimizer as optimizer_lib
@@ -114,9 +117,17 @@ class Programs:
     if use == 'train' or self.config.attack.every_steps:
       parts['optimizer'] = held(self.state.opt_state)
       parts['averages'] = held(self.state.ema)
+      parts['images'] = self._resident()
     if use != 'train':  # in which images wait for the judge
       parts['outbox'] = 2 * held(self._floats())
     return parts | {'batch': held(self.batch(use))}
+
+  def _resident(self) -> int:
+    chip = hardware.chip(self.mesh.devices.flat[0].device_kind)
+    memory = chip.hbm if chip and chip.hbm else math.inf
+    return known.resident_bytes(
+      self.config.data, self.config.model.channels, memory
+    )
 
   def _of_batch(self, use, shape, dtype) -> jax.ShapeDtypeStruct:
     size = batch_size(self.config, use)

@@ -160,7 +160,7 @@ def _stage(
   sizes = parts | found.sizes
   waiting = sizes.get('outputs', 0)  # what is in the slots, meanwhile
   # Of training, where it attacks; the programs do not know of it.
-  training = parts.get('optimizer', 0) + parts.get('averages', 0)
+  training = sum(parts.get(n, 0) for n in ('optimizer', 'averages', 'images'))
   sizes['judging'] = sum((parts | judge.sizes).values()) + waiting
   if 'total' in judge.sizes:
     sizes['judging'] = judge.sizes['total'] + waiting + training
