@@ -125,7 +125,6 @@ def test_one_engine_serves_all_attacks_alike(changes):
     ({'steps': 0}, 'config.attack.steps=0'),
     ({'name': 'apgd_ce+sqare'}, "'sqare' is not known"),
     ({'name': 'pgd+autoattack'}, 'stands alone'),
-    ({'name': 'square', 'norm': 'l1'}, 'square has no l1'),
     ({'name': 'apgd_t', 'target': 'random'}, "config.attack.target='random'"),
     ({'name': 'fab', 'compute_dtype': 'float8'}, "'float8' is not known"),
     ({'queries': 0}, 'config.attack.queries=0'),

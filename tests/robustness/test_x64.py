@@ -28,7 +28,7 @@ def robust(dtype):
     lead = (x[:, 2, 3, 0].astype(dtype) - 0.5) * weight
     return jnp.stack([lead, jnp.zeros_like(lead)], 1)
 
-  asked = {'linf': ['apgd_ce', 'square'], 'l1': ['apgd_ce']}
+  asked = {'linf': ['apgd_ce', 'square'], 'l1': ['apgd_ce', 'square']}
   found = {
     norm: vmoe_robust.robust_accuracy(
       model,

@@ -205,11 +205,6 @@ def ensemble(
   stages = []
   for one in attacks:
     choose('attack', one, _ATTACKS if len(attacks) > 1 else names())
-    if one == 'square' and norm == 'l1':
-      if not version:
-        raise UserError("attack='square' has no norm='l1'; use linf or l2")
-      notes.append('square has no l1 and is left out')
-      continue
     restarts, targets = _repeated(version, one, norm)
     budget_here = dataclasses.replace(
       budget,

@@ -6,6 +6,7 @@ own, where the authors' code shares them within a batch.
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class Square:
   """The point of the highest loss, which a query may replace.
 
   Args:
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1' (as arXiv:2103.01208 has it).
     queries: after the first one.
   """
 
@@ -53,7 +54,7 @@ class Square:
   ) -> State:
     """See `interface.Attack`."""
     del restart
-    begin = _stripes if self.norm == 'linf' else _tiles
+    begin = _stripes if self.norm == 'linf' else partial(_tiles, self.norm)
     eps = eps.astype(images.dtype)
     x = jax.vmap(begin, (0, 0, None))(images, keys, eps)
     return fresh(images, x, jax.random.key_data(keys))
@@ -66,7 +67,7 @@ class Square:
     keys = jax.vmap(jax.random.fold_in)(
       jax.random.wrap_key_data(state.own), query
     )
-    draw = _square if self.norm == 'linf' else _two_squares
+    draw = _square if self.norm == 'linf' else partial(_two_squares, self.norm)
     stage = jnp.searchsorted(jnp.asarray(_HALVED), query)
     x = jax.vmap(draw, (0, 0, 0, 0, None))(
       keys, state.clean, state.x_adv, stage, eps
@@ -113,33 +114,38 @@ def _window(key, height, width, side):
   return top, left, inside
 
 
-def bump(height: int, width: int) -> np.ndarray:
-  """A hill whose top is in the middle, of l2 length 1."""
+def bump(height: int, width: int, norm: str) -> np.ndarray:
+  """A hill whose top is in the middle, of length 1; in l1 a steeper one."""
   out = np.zeros((height, width))
+  power = {'l2': 2, 'l1': 4}[norm]
   middle = np.array([height // 2, width // 2])
   for i in range(max(height, width) // 2 + 1):
     low, high = np.maximum(middle - i, 0), middle + i + 1
-    out[low[0] : high[0], low[1] : high[1]] += 1 / (i + 1) ** 2
-  return out / max(float(np.linalg.norm(out)), 1e-12)
+    out[low[0] : high[0], low[1] : high[1]] += 1 / (i + 1) ** power
+  return out / max(float(_size(out, norm)), 1e-12)
 
 
-def pattern(side: int) -> np.ndarray:
-  """A hill and a valley that fill a square, of l2 length 1."""
+def pattern(side: int, norm: str) -> np.ndarray:
+  """A hill and a valley that fill a square, of length 1."""
   half = side // 2
-  parts = [-bump(side - half, side)]
+  parts = [-bump(side - half, side, norm)]
   if half:
-    parts.insert(0, bump(half, side))
+    parts.insert(0, bump(half, side, norm))
   out = np.concatenate(parts)
-  return out / np.linalg.norm(out)
+  return out / _size(out, norm)
 
 
-def _tiles(image, key, eps):
+def _size(x, norm):
+  return np.abs(x).sum() if norm == 'l1' else np.linalg.norm(x)
+
+
+def _tiles(norm, image, key, eps):
   height, width, channels = image.shape
   # Fives of them fill the height; an image too small for that has the largest
   # that fit.
   side = max(min(height // 5, width), 1)
   above, left = (max((n - 5 * side) // 2, 0) for n in (height, width))
-  tile = jnp.asarray(pattern(side), image.dtype)
+  tile = jnp.asarray(pattern(side, norm), image.dtype)
   down, across = height // side, width // side
   for_turn, for_sign = jax.random.split(key)
   turned = jax.random.bernoulli(for_turn, shape=(down, across))
@@ -152,10 +158,12 @@ def _tiles(image, key, eps):
   delta = delta.reshape(down * side, across * side, channels)
   delta = jnp.pad(delta, ((above, height), (left, width), (0, 0)))
   delta = delta[:height, :width]
+  if norm == 'l1':  # each tile has length 1, all of them together more
+    return _projected(image + delta, image, eps, norm)
   return jnp.clip(image + eps * _unit(delta), 0, 1)
 
 
-def _two_squares(key, image, best, stage, eps):
+def _two_squares(norm, key, image, best, stage, eps):
   """Moves what one window spends to another, in the form of a new pattern."""
   height, width, channels = image.shape
   for_place, for_other, for_turn, for_sign = jax.random.split(key, 4)
@@ -165,24 +173,30 @@ def _two_squares(key, image, best, stage, eps):
   there = _window(for_other, height, width, side)[2]
   here, there = here[:, :, None], there[:, :, None]
   delta = best - image
-  spend = lambda part: jnp.square(delta * part).sum((0, 1), keepdims=True)
+  by, root = (jnp.square, jnp.sqrt) if norm == 'l2' else (jnp.abs, lambda x: x)
+  spend = lambda part: by(delta * part).sum((0, 1), keepdims=True)
   patterns = np.zeros((len(choices), height, width))
   for place, size in zip(patterns, choices, strict=True):
-    place[:size, :size] = pattern(size)
+    place[:size, :size] = pattern(size, norm)
   form = jnp.asarray(patterns, image.dtype)[stage]
   form = jnp.where(jax.random.bernoulli(for_turn), _turn(form), form)
   form = jnp.roll(form, (top, left), (0, 1))[:, :, None]
   sign = jax.random.rademacher(for_sign, (channels,), image.dtype)
-  new = form * sign + delta * here / (1e-12 + jnp.sqrt(spend(here)))
+  new = form * sign + delta * here / (1e-12 + root(spend(here)))
   new = jnp.where(here, new, 0)
-  unspent = jnp.maximum(eps**2 - jnp.square(delta).sum(), 0) / channels
-  budget = jnp.sqrt(unspent + spend(here | there))
-  size = jnp.sqrt(jnp.square(new).sum((0, 1), keepdims=True))
-  new = new / (1e-12 + size) * budget
+  unspent = jnp.maximum(by(eps) - by(delta).sum(), 0) / channels
+  budget = root(unspent + spend(here | there))
+  if norm == 'l1':  # as the authors have it: more than the ball, then projected
+    budget *= channels
+  new = new / (1e-12 + root(by(new).sum((0, 1), keepdims=True))) * budget
   delta = jnp.where(here, new, jnp.where(there, 0, delta))
-  x = image + eps * _unit(delta)
-  x = norms.project(x[None], image[None], eps, 'l2')
-  return x[0]
+  if norm == 'l2':
+    delta = eps * _unit(delta)
+  return _projected(image + delta, image, eps, norm)
+
+
+def _projected(x, image, eps, norm):
+  return norms.project(x[None], image[None], eps, norm)[0]
 
 
 def _turn(form):

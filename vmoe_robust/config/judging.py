@@ -101,11 +101,6 @@ def validate_attack(attack: ConfigDict) -> None:
     _fixed(attack, dict(step_size=0.0, momentum=0.0))
     _fixed(attack, dict(random_start=True, target='', class_weight=1.0))
     _fixed(attack, dict(auxiliary_weight=0.0))
-    if 'square' in parts and attack.norm == 'l1':
-      raise UserError(
-        f"config.attack.norm='l1' does not fit config.attack.name="
-        f'{attack.name!r}, for square has no l1; leave it out'
-      )
 
 
 def require_routers_loss(model: ConfigDict, field: str) -> None:
