@@ -165,6 +165,10 @@ def test_several_in_one_start(saved, tmp_path, capsys, monkeypatch):
       {'study.names': ('jacobian',), 'study.losses.batch_size': 3},
       'losses.batch_size=3 has no effect with config.study.names',
     ),
+    (
+      {'study.names': ('norm_union',), 'attack.norm': 'l2'},
+      "attack.norm='l2' has no effect with config.study.names",
+    ),
   ],
 )
 def test_names_that_make_no_sense(change, match, saved, tmp_path):

@@ -9,6 +9,7 @@ from vmoe_robust.config import (
   attacks,
   default,
   differences,
+  flatten,
 )
 from vmoe_robust.evaluate.classifier import recognised, select
 
@@ -20,6 +21,8 @@ _OWN = (
   'config.data.on_unlabelled',
   *MACHINE_FIELDS,
 )
+# When a training run attacks.
+_OF_TRAINING = ('config.attack.every_steps', 'config.attack.at_end')
 # How images share the experts' slots, with `config.attack.experts='capacity'`.
 _ROOM = ('capacity_factor', 'batch_priority', 'group_images')
 # What weights that come without a configuration do not tell, besides.
@@ -69,7 +72,7 @@ def combine_saved(
   ignored = differences(config, default(), own)
   if ignored:
     name = ignored[0].split(' ')[0]
-    if name.startswith('config.attack.'):
+    if name.startswith('config.attack.') and config.mode == 'study':
       raise UserError(
         f'{name} has no effect with config.study.name={config.study.name!r}, '
         'which attacks nothing; leave it out'
@@ -109,8 +112,9 @@ def _alone(config: ConfigDict) -> ConfigDict:
 
 
 def _settings(config: ConfigDict) -> tuple[str, ...]:
-  if config.mode != 'study':
-    return (f'config.{config.mode}.',)
+  if config.mode == 'attack':
+    fields = flatten(config.attack, 'config.attack')
+    return tuple(name for name in fields if name not in _OF_TRAINING)
   own = ('config.study.name', f'config.study.{config.study.name}.')
   return (*own, 'config.attack.') if attacks(config) else own
 

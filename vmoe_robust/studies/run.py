@@ -16,6 +16,7 @@ from vmoe_robust.config import (
   choose,
   default,
   differences,
+  flatten,
   needs_checkpoint,
   studies,
   validate,
@@ -133,8 +134,13 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
 
 def _refuse_what_none_uses(config: ConfigDict, each: dict[str, ConfigDict]):
   used = [f'config.study.{name}.' for name in each]
-  if any(map(attacks, each.values())):
+  attacking = {name for name, one in each.items() if attacks(one)}
+  if attacking - {'norm_union'}:
     used.append('config.attack.')
+  elif attacking:  # has radii and norms of its own
+    own = ('config.attack.eps', 'config.attack.norm')
+    fields = flatten(config.attack, 'config.attack')
+    used += [name for name in fields if name not in own]
   groups = [f'config.study.{name}.' for name in studies(config.study)]
   for field in differences(config, default(), tuple(used)):
     if field.startswith(('config.attack.', *groups)):
