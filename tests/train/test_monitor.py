@@ -38,6 +38,18 @@ def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   assert 0 < right < 1
 
 
+def test_it_does_not_depend_on_what_the_run_attacks_with(config, model_of):
+  config.train.monitor.update(dict(eps=0.01, steps=1, examples=8))
+  model, params = model_of(config)
+  plain = Monitor(model, config, InMemory(8))(params, 1)
+  config.attack.update(
+    dict(name='autoattack', at_end=False, every_steps=5, queries=7),
+    batch_size=4, compute_dtype='bfloat16', save_images=True, momentum=0.5,
+    target='random', experts='capacity', class_weight=0.0, auxiliary_weight=1.0,
+  )  # fmt: skip
+  assert Monitor(model, config, InMemory(8))(params, 1) == plain
+
+
 @pytest.mark.slow
 def test_a_fall_warns_or_stops(config, model_of, caplog):
   config.train.monitor.update(dict(eps=0.01, steps=1, examples=8))

@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config import UserError, default, eps_name
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import examples
 from vmoe_robust.distributed import fetch
@@ -41,18 +41,13 @@ class Monitor:
     """
     settings = config.train.monitor
     attacked = config.copy_and_resolve_references()
+    attacked.attack = default().attack  # whatever the run attacks with
     attacked.attack.update(
       name='pgd',
+      norm=config.attack.norm,
       eps=(settings.eps,),
       steps=settings.steps,
-      step_size=0.0,
       restarts=1,
-      momentum=0.0,
-      target='',
-      random_start=True,
-      class_weight=1.0,
-      auxiliary_weight=0.0,
-      experts='dropless',
     )
     self._settings, self.best = settings, best
     self.name = f'robust_accuracy/{eps_name(settings.eps)}'
