@@ -16,6 +16,8 @@ from vmoe_robust import checkpoint, experiment, files, presets
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
+from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.combine import combine_saved
 from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import look, states
@@ -69,6 +71,7 @@ def test_is_listed_and_its_commands_say_all(name, monkeypatch, tmp_path):
   assert [part.number for part in every] == list(range(1, len(every) + 1))
   lines = listing(every, states(every)).splitlines()
   assert len(lines) == len(every) + 3
+  trained = {p.name: p.config for p in every if p.config.mode == 'train'}
   for part, line in zip(every, lines[2:], strict=False):
     assert part.name in line and 'not started' in line
     assert 'not known' not in line
@@ -76,6 +79,11 @@ def test_is_listed_and_its_commands_say_all(name, monkeypatch, tmp_path):
     typed = load(monkeypatch, *given)
     assert config_lib.differences(typed, part.config) == []
     config_lib.validate(part.config, 8)
+    if part.config.mode != 'train':  # as when its model is trained
+      asked = combine_saved(part.config, trained[part.needs])
+      config_lib.validate(asked, 8)
+      if asked.mode == 'study' and config_lib.attacks(asked):
+        adversarial.attack(lambda *_: None, asked)  # or refuses
 
 
 @pytest.mark.parametrize('name', NAMES)

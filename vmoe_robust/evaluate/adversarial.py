@@ -31,11 +31,8 @@ _USUAL = dict(
   save_images=False,
   every_steps=0,
   at_end=True,
-  batch_size=0,
   queries=5000,
 )
-# That one attacks as mode 'attack' does, first.
-_BEFORE = ('routing_attacks', ('batch_size', 'queries'))
 
 
 def plain(model: Model) -> Forward:
@@ -72,13 +69,13 @@ def attack(
   """
   settings = config.attack
   for field, usual in _USUAL.items():
-    if config.study.name == _BEFORE[0] and field in _BEFORE[1]:
-      continue
+    if field == 'queries' and config.study.name == 'routing_attacks':
+      continue  # it attacks as mode 'attack' does, first
     if settings[field] != usual:
       raise UserError(
         f'config.attack.{field}={settings[field]!r} has no effect in a study, '
-        'which chooses itself how experts are served, keeps no x_adv and has '
-        f'config.study.{config.study.name}.batch_size; leave it out'
+        'which chooses itself how experts are served and keeps no x_adv; leave '
+        'it out'
       )
   if settings.name not in WHOLE_ATTACKS or settings.target:
     field = 'target' if settings.target else 'name'
