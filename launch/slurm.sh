@@ -63,20 +63,6 @@ PATH; run this on a machine of the cluster: sbatch launch/slurm.sh ..."
 [[ ${SLURM_JOB_ID-} ]] || complain "not in a job; use: sbatch launch/slurm.sh \
 CONFIG WORKDIR"
 
-mkdir -p "$logs"
-# So that the last lines below are of this start.
-for file in "$logs"/0.{out,err}; do
-  echo "job $SLURM_JOB_ID starts" >>"$file"
-done
-status=0
-"${run[@]}" || status=$?
-# The first process says in its last line that it stopped before the end: a
-# training has saved, an attack goes on from what it had.
-last=$logs/0.out
-((status == 0)) || last=$logs/0.err
-if [[ $(tail -n 1 "$last") == stopped* ]]; then
-  echo 'stopped; queued again'
-  scontrol requeue "$SLURM_JOB_ID"
-  exit
-fi
-exit "$status"
+# shellcheck source=/dev/null
+. launch/requeue.sh
+run_and_requeue "job $SLURM_JOB_ID" "$SLURM_JOB_ID" "$logs" "${run[@]}"

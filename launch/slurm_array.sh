@@ -71,20 +71,6 @@ PATH; run this on a machine of the cluster: sbatch launch/slurm_array.sh ..."
 [[ $part ]] || complain "not in an array of jobs; use: sbatch --array=1-48 \
 launch/slurm_array.sh CONFIG WORKDIR"
 
-mkdir -p "$logs"
-# So that the last lines below are of this start.
-for file in "$logs"/0.{out,err}; do
-  echo "part $part starts" >>"$file"
-done
-status=0
-"${run[@]}" || status=$?
-# The first process says in its last line that it stopped before the end: a
-# training has saved, an attack or a study goes on from what it had.
-last=$logs/0.out
-((status == 0)) || last=$logs/0.err
-if [[ $(tail -n 1 "$last") == stopped* ]]; then
-  echo 'stopped; queued again'
-  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$part"
-  exit
-fi
-exit "$status"
+# shellcheck source=/dev/null
+. launch/requeue.sh
+run_and_requeue "part $part" "${SLURM_ARRAY_JOB_ID}_$part" "$logs" "${run[@]}"

@@ -7,6 +7,7 @@ serves to judge its weights all the same.
 from collections.abc import Iterator
 
 from vmoe_robust.config.fields import ConfigDict, default, differences, flatten
+from vmoe_robust.config.objective import idle_fields
 from vmoe_robust.errors import UserError
 
 _BALANCE = ('importance_weight', 'load_weight', 'gshard_weight')
@@ -53,6 +54,7 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
   """Fields that are idle: the name, because of what, and the way out."""
   model, data, opt = config.model, config.data, config.train.optimizer
   router, leave = model.router, 'leave it out'
+  usual = default().train.objective
   if model.experts:
     name = f'config.model.router.name={router.name!r}'
     for field in _ROUTER[router.name]:
@@ -60,6 +62,11 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
     if router.gate == 'uniform':
       field = "config.model.router.gate='uniform', whose gates are all alike"
       yield 'model.router.batch_priority', field, leave
+  objective = config.train.objective
+  name = f'config.train.objective.name={objective.name!r}'
+  for field in idle_fields(objective):
+    way = f'leave it out, set it to its default of {usual[field]!r}, or choose '
+    yield f'train.objective.{field}', name, f'{way}another objective'
   if model.layers == 1:
     yield 'model.stochastic_depth', 'config.model.layers=1', leave
   if data.crop != 'inception':

@@ -2,7 +2,7 @@
 
 import math
 
-from vmoe_robust.config.fields import ConfigDict, default
+from vmoe_robust.config.fields import ConfigDict
 from vmoe_robust.config.judging import NORMS
 from vmoe_robust.config.limits import at_least, choose, positive
 from vmoe_robust.errors import UserError
@@ -49,7 +49,6 @@ def validate_objective(config: ConfigDict) -> None:
       f'{size} leaves no image clean, or none to attack; use a number from '
       f'{1 / size:.6g} to {1 - 1 / size:.6g}, or 0'
     )
-  _validate_idle(objective)
   _validate_fit(config)
 
 
@@ -58,9 +57,9 @@ def clean_images(images: int, share: float) -> int:
   return math.floor(images * share + 1e-9)  # 41 times 1 / 41 is 1
 
 
-def _validate_idle(objective: ConfigDict):
-  """Refuses fields that would have no effect."""
-  name, usual = objective.name, default().train.objective
+def idle_fields(objective: ConfigDict) -> list[str]:
+  """Fields of `config.train.objective` that its name does not read."""
+  name = objective.name
   idle = {
     'beta': name not in _ONE_CLASS,
     'steps': name in (*_ONE_STEP, 'natural'),
@@ -69,13 +68,7 @@ def _validate_idle(objective: ConfigDict):
   }
   for other in ('norm', 'eps', 'step_size', 'ramp', 'inner'):
     idle[other] = name == 'natural'
-  for field, is_idle in idle.items():
-    if is_idle and objective[field] != usual[field]:
-      raise UserError(
-        f'config.train.objective.{field}={objective[field]!r} has no effect '
-        f'with config.train.objective.name={name!r}; leave it out, set it to '
-        f'its default of {usual[field]!r}, or choose another objective'
-      )
+  return [field for field, is_idle in idle.items() if is_idle]
 
 
 def _validate_fit(config: ConfigDict):
