@@ -6,6 +6,7 @@ import pytest
 from vmoe_robust import checkpoint
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.checkpoint import adapt
+from vmoe_robust.config import UserError
 
 BLOCK = 'Encoder/encoderblock_1'
 MLP = {f'{BLOCK}/Mlp/Dense_0/kernel': (4, 8), f'{BLOCK}/Mlp/Dense_0/bias': (8,)}
@@ -152,6 +153,25 @@ def test_each_device_reads_its_part_and_the_type_is_the_models():
   # Two devices hold each part; it is read once.
   starts = sorted(index[0].start or 0 for index in weights.indices)
   assert starts == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+  ('array', 'what'),
+  [
+    (np.ones((8, 3), np.int8), 'memory has a/w as int8'),
+    (np.ones((8, 3), bool), 'memory has a/w as bool'),
+    (np.full((8, 3), 1e60), r'a/w has 1e\+60, which is beyond float32'),
+  ],
+)
+def test_what_is_no_weight_is_refused(array, what):
+  with pytest.raises(UserError, match=what):
+    taken({'a/w': array}, {'a/w': (8, 3)}, (2, 4, 1))
+
+
+def test_what_is_not_finite_stays_so():
+  array = np.array([[1.0, np.nan, -np.inf]] * 8)
+  found, _ = taken({'a/w': array}, {'a/w': (8, 3)}, (2, 4, 1))
+  np.testing.assert_array_equal(found['a/w'], array.astype(np.float32))
 
 
 def test_positions_of_half_precision_are_resized():

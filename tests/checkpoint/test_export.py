@@ -309,8 +309,29 @@ def test_damaged_safetensors(tmp_path, peak_of, content, match):
   assert peak_of(refused) < 1 << 20
 
 
+def test_no_flipped_bit_of_an_export_stays_unseen(tmp_path, flipped):
+  arrays = {
+    'a': np.arange(6.0),
+    'b': np.ones((2, 3), np.float32),
+    'c': np.array(2, np.float32),
+  }
+  theirs, ours = tmp_path / 'theirs.safetensors', tmp_path / 'a.safetensors'
+  names = {'vmoe_robust.class_names': json.dumps(['cat', 'dog'])}
+  safetensors.numpy.save_file(arrays, theirs, names)
+  export(open_weights(theirs), ours)
+  assert open_weights(ours).class_names == ('cat', 'dog')
+  assert flipped(ours, [ours], arrays, 300) <= {'refused', 'equal'}
+  content = ours.read_bytes()
+  changed = bytearray(content)
+  changed[-5] ^= 1  # before the four bytes of c
+  ours.write_bytes(changed)
+  weights = open_weights(ours)
+  with pytest.raises(UserError, match='damaged: b is not as it was written'):
+    weights.read('b', (slice(0, 1),))  # of which nothing changed
+
+
 def test_any_bit_may_flip(tmp_path, flipped):
-  """There are no checksums; but values, or a name, are all that may differ."""
+  """Other programs write no checksums: values, or a name, may differ."""
   arrays = {'a': np.arange(6.0), 'b': np.ones((2, 3), np.float32)}
   path = tmp_path / 'a.safetensors'
   safetensors.numpy.save_file(arrays, path)

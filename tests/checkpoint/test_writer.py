@@ -193,6 +193,47 @@ def test_the_best_is_one_that_was_written(tmp_path):
   assert checkpoints.steps() == [1, 4]
 
 
+def test_a_best_whose_seal_is_damaged_stays_and_is_not_replaced(tmp_path):
+  config = config_lib.default()
+  config.save.update(dict(keep=1, best='eval_loss', every_steps=1))
+  save_config(tmp_path, config)
+  checkpoints = Checkpoints(tmp_path, config.save)
+  best = tmp_path / 'checkpoints' / 'best'
+  for step, loss in {1: 0.9, 2: 0.3, 3: 0.6}.items():
+    save(checkpoints, step, {'eval_loss': loss})
+  checkpoints.close()
+  assert checkpoints.steps() == [2, 3] and locate(best)[1] == 2
+  seal = tmp_path / 'checkpoints' / '2' / 'CHECKSUMS.json'
+  text = bytearray(seal.read_bytes())
+  text[30] ^= 1
+  seal.write_bytes(text)
+  with pytest.raises(UserError, match=r'damaged checkpoints of steps \[2\]'):
+    locate(best)
+  assert locate(tmp_path)[1] == 3
+  checkpoints = Checkpoints(tmp_path, config.save)
+  save(checkpoints, 4, {'eval_loss': 0.5})
+  checkpoints.close()
+  # 2 may be the best, 4 is the best of the others and the newest.
+  assert checkpoints.steps() == [2, 4]
+
+
+def test_copies_that_somebody_made_by_hand_stay(tmp_path):
+  names = ['1.bak', '1.tar.gz', '7.copy-before', '2026.notes.txt', '3.old']
+  left = [
+    '5.unsealed',
+    '4.removed',
+    '6.probe',
+    '5.unsealed.orbax-checkpoint-tmp',
+  ]
+  for name in names + left:
+    (tmp_path / 'checkpoints' / name).mkdir(parents=True)
+  checkpoints = Checkpoints(tmp_path, settings())
+  save(checkpoints, 1, now=True)
+  checkpoints.close()
+  there = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert there == {'1', *names}
+
+
 def test_without_a_measure_there_is_no_best(tmp_path):
   save_config(tmp_path, config_lib.default())
   checkpoints = Checkpoints(tmp_path, settings())

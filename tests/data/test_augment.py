@@ -29,6 +29,28 @@ def test_evaluation_margin(make_data):
   assert kept.max() == 255 and cut.max() == 0
 
 
+def test_the_far_ends_of_a_thin_image_cost_nothing(make_data, monkeypatch):
+  thin = np.tile(np.arange(2000) % 256, (2, 1)).astype(np.uint8)[..., None]
+  sizes, resize = [], augment.resize
+
+  def spy(image, height, width):
+    sizes.append(height * width)
+    return resize(image, height, width)
+
+  monkeypatch.setattr(augment, 'resize', spy)
+  for image in (thin, thin.transpose(1, 0, 2)):
+    found = augment.evaluation_image(image, make_data(image_size=64))
+    assert found.shape == (64, 64, 1)
+    # The middle of the whole image, the pixels 999 and 1,000.
+    assert abs(float(found.mean()) - 999.5 % 256) < 1
+  assert sizes == [64 * 256, 256 * 64]  # the whole would be 64 x 64,000
+  wide = np.random.default_rng(0).integers(0, 256, (9, 36, 3), np.uint8)
+  data = make_data(image_size=9)
+  np.testing.assert_array_equal(
+    augment.evaluation_image(wide, data), wide[:, 13:22]
+  )
+
+
 def test_evaluation_never_rounds_below_the_crop(make_data):
   for side in range(17, 60):
     image = augment.evaluation_image(

@@ -122,6 +122,17 @@ def test_a_rare_subsampling_is_decoded():
   assert np.abs(image.astype(int) - 77).max() <= 2
 
 
+@pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'tiff_deflate'])
+def test_the_alpha_of_another_program_s_tiff_is_left_out(compression):
+  pixels = np.zeros((6, 5, 4), np.uint8) + np.uint8([10, 100, 200, 128])
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'TIFF', compression=compression)
+  found = decode_image(buffer.getvalue(), 3)
+  np.testing.assert_array_equal(found, pixels[:, :, :3])
+  grey = decode_image(buffer.getvalue(), 1)
+  assert grey.shape == (6, 5, 1) and (grey == 84).all()  # .299 R + .587 G + ...
+
+
 def test_the_alpha_of_a_tiff_is_left_out():
   pixels = np.full((4, 5, 4), 200, np.uint8)
   pixels[..., 3] = 0

@@ -31,6 +31,7 @@ def test_rows_by_number_are_those_of_the_source():
 def test_a_corrupt_image_is_named():
   class Damaged:
     num_classes, channels, multi_label = 2, 1, False
+    fingerprint = 'of a test'
     class_names = ('0', '1')
 
     def __len__(self):
@@ -53,7 +54,7 @@ def test_examples_are_from_all_over_the_split(image_folder, make_data):
   source = open_source(data, 'train')
   images, labels = examples(source, data, 4)
   assert images.shape == (4, 16, 16, 3) and images.dtype == np.uint8
-  assert labels.tolist() == [0, 1, 2, 3]
+  assert labels.tolist() == [source[i]['label'] for i in range(0, 20, 5)]
   with contextlib.closing(Rows(source, data)) as rows:
     np.testing.assert_array_equal(images, rows(np.arange(0, 20, 5))['image'])
   assert len(examples(source, data, 99)[1]) == len(source)
@@ -63,7 +64,7 @@ def test_examples_lack_what_is_skipped(image_folder, make_data):
   (image_folder / 'test' / 'dog' / '0.jpg').write_bytes(b'no jpeg')
   data = make_data(name='folder', dir=str(image_folder), on_corrupt='skip')
   images, labels = examples(open_source(data, 'test'), data, 6)
-  assert labels.tolist() == [0, 0, 1, 3, 3] and len(images) == 5
+  assert sorted(labels.tolist()) == [0, 0, 1, 3, 3] and len(images) == 5
   data.on_corrupt = 'error'
   with pytest.raises(UserError, match='0.jpg is corrupt'):
     examples(open_source(data, 'test'), data, 6)

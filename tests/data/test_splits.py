@@ -23,6 +23,20 @@ def test_ranges_are_those_of_tfds(make_data, split, expected):
   assert list(splits.ranges(make_data(), split, LENGTHS)) == expected
 
 
+@pytest.mark.parametrize(
+  ('split', 'what'),
+  [
+    ('test+test', "the examples 0 to 9 of 'test' twice"),
+    ('train[:60%]+train[600:]', "the examples 600 to 602 of 'train' twice"),
+    ('train[7:]+test+train[2:8]', "the examples 7 to 7 of 'train' twice"),
+    ('train[:9]+train[3:4]', "the examples 3 to 3 of 'train' twice"),
+  ],
+)
+def test_no_example_is_there_twice(make_data, split, what):
+  with pytest.raises(UserError, match=what):
+    splits.ranges(make_data(split=split), split, LENGTHS)
+
+
 def test_an_unknown_split_names_those_there_are(make_data):
   data = make_data(split='valid')
   with pytest.raises(UserError) as error:

@@ -152,6 +152,29 @@ def test_an_exported_run(run, tmp_path):
   assert clf.config == same.config and clf.step is None
 
 
+@pytest.mark.parametrize(
+  ('field', 'value', 'what'),
+  [
+    ('model.heads', 0, 'config.model.heads=0'),
+    ('model.compute_dtype', 'int3', "config.model.compute_dtype='int3'"),
+    ('model.std', (0.0,), 'config.model.std='),
+    ('data.image_size', 9, 'config.data.image_size=9 is not divisible'),
+  ],
+)
+def test_a_file_with_a_configuration_of_no_model(
+  run, tmp_path, field, value, what
+):
+  path = tmp_path / 'run.safetensors'
+  with contextlib.closing(checkpoint.open_weights(run[0])) as weights:
+    config = weights.config.copy_and_resolve_references()
+    with config.ignore_type():
+      config.update_from_flattened_dict({field: value})
+    weights.config = config
+    export(weights, path)
+  with pytest.raises(UserError, match=f"path='{path}': {what}"):
+    vmoe_robust.load(path, mesh=ONE)
+
+
 def test_any_number_of_images_and_either_type(run):
   clf = vmoe_robust.load(run[0], mesh=ONE)
   logits = clf(IMAGES)

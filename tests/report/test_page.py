@@ -11,9 +11,11 @@ import pytest
 import vmoe_robust
 from tests.report.conftest import CONDITION
 from vmoe_robust.config import UserError
-from vmoe_robust.report import page, writing
+from vmoe_robust.report import page, verdicts, writing
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.page.runs import Problems
+from vmoe_robust.report.results import read_results
+from vmoe_robust.report.verdicts import judged_of
 
 _VOID = {'meta', 'link', 'input', 'img', 'br'}
 _ADDRESSES = ('src', 'href', 'action', 'data', 'poster', 'srcset')
@@ -308,6 +310,42 @@ def test_two_steps_or_copies_of_one_training_are_no_seeds(save_run):
   runs += [save_run('other', [0, 1, 9, 9], **other)]
   assert 'Over 3 seeds' not in made(*runs)[0]
   assert 'Over 2 seeds' in made(runs[0], runs[2])[0]
+
+
+@pytest.mark.parametrize(
+  ('prints', 'same'),
+  [(('x', 'y'), False), (('x', 'x'), True), (('x', None), True)],
+)
+def test_examples_are_known_by_their_fingerprint(save_run, prints, same):
+  """As far as it is there: older results have none."""
+  runs = [
+    save_run(
+      f'seed{i}', after, weights__checksum=str(i), asked__config__seed=i,
+      **({'data__fingerprint': prints[i]} if prints[i] else {}),
+    )
+    for i, after in enumerate(([0, 1, 2, 3], [0, 1, 2, 9]))
+  ]  # fmt: skip
+  text, lines = made(*runs)
+  assert ('Over 2 seeds' in text) == ('(A) against' in text) == same
+  assert same or 'other images, x and y' in lines[0]
+  one, other = (judged_of(read_results(run))['clean'] for run in runs)
+  assert one.is_of_same_images(other) == same
+  if not same:
+    with pytest.raises(UserError, match='of other images'):
+      verdicts.union([one, other])
+
+
+def test_a_folder_that_was_moved_is_the_same_data(save_run):
+  runs = [
+    save_run(
+      name, [0, 1, 2, 9 if i else 3], data__name='folder',
+      data__fingerprint='x', weights__checksum=name,
+      asked__config__data={'dir': f'/data/{name}'},
+    )
+    for i, name in enumerate(('here', 'there'))
+  ]  # fmt: skip
+  text, lines = made(*runs)
+  assert not lines and '(A) against' in text
 
 
 def test_of_folders_the_directory_is_the_data(save_run):

@@ -16,11 +16,13 @@ from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
+from vmoe_robust.data import open_source
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import restore
 from vmoe_robust.evaluate.identity import identity
 from vmoe_robust.models import build, unbox
 from vmoe_robust.report.records import read_records
+from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.studies import STUDIES, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,14 +81,51 @@ def of_study(name, saved, **more):
 
 def test_of_a_folder_the_directory_is_the_data():
   config = config_lib.default()
+  source = open_source(config.data, 'test')
   config.data.update(name='folder', dir='here')
-  before = identity(config, 1, None)
+  before = identity(config, 1, None, source)
   config.data.dir = 'there'
-  assert identity(config, 1, None) != before
+  assert identity(config, 1, None, source) != before
   config.data.name = 'cifar10'
-  before = identity(config, 1, None)
+  before = identity(config, 1, None, source)
   config.data.dir = 'here'
-  assert identity(config, 1, None) == before
+  assert identity(config, 1, None, source) == before
+  part = open_source(config_lib.default().data, 'test[1:]')
+  assert identity(config, 1, None, part) != before
+
+
+def test_examples_that_changed_are_noticed(
+  saved, tmp_path, capsys, monkeypatch
+):
+  config = of_study('corruptions', saved)
+  put = Unfinished.put
+
+  def stop(self, name, arrays):
+    put(self, name, arrays)
+    self.wait()
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Unfinished, 'put', stop)
+  with pytest.raises(KeyboardInterrupt):
+    run.run(config, tmp_path)
+  monkeypatch.undo()
+  other = lambda data, split: open_source(data, 'test[1:51]')
+  monkeypatch.setattr(job, 'open_source', other)
+  with pytest.raises(UserError, match='the fingerprint of the examples is '):
+    run.run(config, tmp_path)
+  monkeypatch.undo()
+  run.run(config, tmp_path)
+  monkeypatch.setattr(job, 'open_source', other)
+  with pytest.raises(UserError, match="examples of 'digits' that changed"):
+    run.run(config, tmp_path)
+
+  def gone(data, split):
+    raise UserError('no such directory')
+
+  monkeypatch.setattr(job, 'open_source', gone)
+  capsys.readouterr()
+  run.run(config, tmp_path)
+  assert 'is finished' in capsys.readouterr().out
 
 
 def test_every_study_has_its_fields():

@@ -130,3 +130,16 @@ def test_what_is_measured_stays_the_same_when_a_run_goes_on(config):
   assert changed() == ['config.attack.norm']
   other.save.best = 'robust_accuracy/0.1'
   assert sorted(changed()) == ['config.attack.norm', 'config.attack.steps']
+  other.train.monitor.eps = 0
+  other.save.best = 'eval_accuracy'
+  other.eval.update(batch_size=7, every_steps=3)
+  assert changed() == []
+  other.eval.experts = 'capacity'
+  other.data.eval_split = 'test[:9]'
+  assert sorted(changed()) == [
+    'config.data.eval_split',
+    'config.eval.batch_size',
+    'config.eval.experts',
+  ]
+  other.data.validation = 0.1  # which is then measured, not the test
+  assert 'config.data.eval_split' not in changed()

@@ -6,12 +6,14 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 from scipy import ndimage
 
 from vmoe_robust.checkpoint.trees import Shapes, name_of
 from vmoe_robust.checkpoint.weights import Weights
+from vmoe_robust.config import UserError
 
 # Weights of the task and of the way of pooling, not of the encoder: they may
 # differ without being named.
@@ -106,6 +108,10 @@ def take(
     noise: of upcycled weights, normal, relative to each array's deviation. It
       follows the seed, the weight and the expert, so no mesh changes it.
     seed: of the noise.
+
+  Raises:
+    UserError: a weight is no floating-point number, as in a quantised file, or
+      too large for the model's.
   """
 
   def one(keys, leaf):
@@ -113,6 +119,12 @@ def take(
     if plan.how[name] == 'fresh':
       return leaf
     source, read = plan.source[name], weights.read
+    kind = weights.shapes[source].dtype
+    if not jnp.issubdtype(kind, jnp.floating):
+      raise UserError(
+        f'{weights.where} has {source} as {kind}, and weights are floating-'
+        'point numbers; scale quantised ones back first'
+      )
     if plan.how[name] == 'resized':
       # SciPy has no bfloat16.
       whole = np.asarray(read(source), np.float32)
@@ -125,7 +137,7 @@ def take(
       part = _experts(read(source), leaf.shape[0], name, noise, seed)
     else:
       part = lambda index: read(source, index)
-    return _place(part, leaf)
+    return _place(part, leaf, f'{weights.where}: {source}')
 
   return jax.tree_util.tree_map_with_path(one, params)
 
@@ -193,16 +205,34 @@ def _experts(
   return part
 
 
-def _place(part: Callable, leaf) -> jax.Array:
+def _place(part: Callable, leaf, what: str) -> jax.Array:
   read = {}  # devices that hold the same part read it once
 
   def on_device(index):
     key = tuple((s.start, s.stop) for s in index)
     if key not in read:
-      read[key] = np.asarray(part(index)).astype(leaf.dtype)
+      read[key] = _narrowed(np.asarray(part(index)), leaf.dtype, what)
     return read[key]
 
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, on_device)
+
+
+def _narrowed(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+  """Of another type.
+
+  Raises:
+    UserError: a number has no place in it.
+  """
+  with np.errstate(over='ignore'):
+    found = array.astype(dtype)
+  if found.itemsize < array.itemsize:
+    lost = np.isfinite(array) & ~np.isfinite(found)
+    if lost.any():
+      raise UserError(
+        f'{what} has {array[lost].flat[0]:.3g}, which is beyond {found.dtype}; '
+        'weights so large are damaged'
+      )
+  return found
 
 
 def _side(count: int) -> int:

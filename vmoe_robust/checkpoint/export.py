@@ -11,7 +11,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vmoe_robust.checkpoint.npz import RENAMED
-from vmoe_robust.checkpoint.safe_tensors import CLASSES, CONFIG, NAMES
+from vmoe_robust.checkpoint.safe_tensors import (
+  CHECKSUMS,
+  CLASSES,
+  CONFIG,
+  NAMES,
+  Checksum,
+  as_bytes,
+  text_checksum,
+)
 from vmoe_robust.checkpoint.weights import Weights
 from vmoe_robust.config import UserError, to_json
 from vmoe_robust.files import path
@@ -72,13 +80,16 @@ def export(
 def _write_safetensors(weights, names, file: BinaryIO):
   """The format's own library would need all arrays at once."""
   header: dict[str, Any] = {}
-  metadata, end = {}, 0
+  metadata: dict[str, str] = {}
+  end = 0
   if weights.config is not None:
     metadata[CONFIG] = to_json(weights.config)
   if weights.class_names:
     metadata[CLASSES] = json.dumps(weights.class_names)
-  if metadata:
-    header['__metadata__'] = metadata
+  checksums = {name: text_checksum(text) for name, text in metadata.items()}
+  # Those of arrays are known when all is written.
+  checksums |= dict.fromkeys(names, '0' * 8)
+  header['__metadata__'] = metadata
   # The widest first, so that each array begins where its type may.
   order = sorted(names, key=lambda n: (-weights.shapes[n].dtype.itemsize, n))
   for name in order:
@@ -86,11 +97,22 @@ def _write_safetensors(weights, names, file: BinaryIO):
     begin, end = end, end + math.prod(leaf.shape) * leaf.dtype.itemsize
     code = _CODES[leaf.dtype]
     header[name] = dict(dtype=code, shape=leaf.shape, data_offsets=(begin, end))
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
-  file.write(len(text).to_bytes(8, 'little') + text)
+
+  def write_header():
+    metadata[CHECKSUMS] = json.dumps(checksums)
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    file.seek(0)
+    file.write(len(text).to_bytes(8, 'little') + text)
+
+  write_header()
   for name in order:
-    file.write(_as_bytes(weights.read(name)).data)
+    array, found = weights.read(name), Checksum(weights.shapes[name])
+    found.add(array)
+    checksums[name] = found.text
+    file.write(as_bytes(array).data)
+    del array  # two at a time are one too many
+  write_header()
 
 
 def _write_npz(weights, names, file: BinaryIO):
@@ -101,10 +123,6 @@ def _write_npz(weights, names, file: BinaryIO):
         array = _named_by_numpy(weights.read(name))
         np.lib.format.write_array(member, array, allow_pickle=False)
         del array  # two at a time are one too many
-
-
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _named_by_numpy(array: np.ndarray) -> np.ndarray:

@@ -174,7 +174,16 @@ class Checkpoints:
     return good
 
   def best(self, name: str) -> int | None:
-    """The step with the best metric `name`; None if none has been measured."""
+    """The step with the best metric `name`; None if none has been measured.
+
+    Raises:
+      UserError: the best one may be one that is damaged.
+    """
+    if name and (lost := writer.unreadable(self._directory)):
+      raise UserError(
+        f'{self._directory} has damaged checkpoints of steps {lost}, any of '
+        'which may be the best; restore them from a copy, or name another step'
+      )
     step = writer.best_step(self._directory, name)
     step = agreed(-1 if step is None else step)
     return None if step < 0 else step

@@ -1,8 +1,15 @@
-"""Weights in the safetensors format: a header, and arrays that are mapped."""
+"""Weights in the safetensors format: a header, and arrays that are mapped.
+
+The format has no checksums. Files that `export` writes have a CRC-32C of each
+array, of the configuration and of the names of the classes in their header, and
+are refused where one differs.
+"""
 
 import contextlib
 import json
+import math
 
+import google_crc32c
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +21,9 @@ from vmoe_robust.config import ConfigDict, UserError, from_json
 CONFIG = 'vmoe_robust.config'
 # Under this key the names of the classes, as JSON.
 CLASSES = 'vmoe_robust.class_names'
+# Under this key a checksum of each array and of these two texts, as JSON.
+CHECKSUMS = 'vmoe_robust.checksums'
+_CHUNK = 1 << 24  # bytes read at once to check them
 # Names of types in the header.
 NAMES = {
   'BF16': jnp.bfloat16,
@@ -46,14 +56,20 @@ class SafeTensorsWeights:
       self._file = stack.enter_context(safetensors.safe_open(where, 'np'))
       self.shapes = {name: self._shape(name) for name in self._file.keys()}
       metadata = self._file.metadata() or {}
+      self._checksums = _checksums(metadata, self.shapes)
       self.config, self.class_names = _config(metadata), _classes(metadata)
+      # The processes of a pod share the work: what one finds ends all.
+      names = sorted(self.shapes if self._checksums else ())
+      self._unchecked = set(names[jax.process_index() :: jax.process_count()])
       self._stack = stack.pop_all()
 
   def read(
     self, name: str, index: tuple[slice, ...] | None = None
   ) -> np.ndarray:
-    """An array, or a part of it."""
+    """An array, or a part of it; the first time it is checked as a whole."""
     with self._explained():
+      if name in self._unchecked:
+        self._check(name)
       if index is None:
         return self._file.get_tensor(name)
       return self._file.get_slice(name)[index]
@@ -61,6 +77,20 @@ class SafeTensorsWeights:
   def close(self) -> None:
     """Closes the file."""
     self._stack.close()
+
+  def _check(self, name):
+    array, leaf = self._file.get_slice(name), self.shapes[name]
+    found = Checksum(leaf)
+    if leaf.shape:
+      row = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
+      rows = max(_CHUNK // max(row, 1), 1)
+      for first in range(0, leaf.shape[0], rows):
+        found.add(array[first : min(first + rows, leaf.shape[0])])
+    else:
+      found.add(self._file.get_tensor(name))
+    if found.text != self._checksums[name]:
+      raise ValueError(f'it is damaged: {name} is not as it was written')
+    self._unchecked.remove(name)
 
   def _shape(self, name):
     array = self._file.get_slice(name)
@@ -77,6 +107,57 @@ class SafeTensorsWeights:
       raise UserError(
         f'{self._field}={self.where!r} cannot be read as safetensors: {error}'
       ) from error
+
+
+class Checksum:
+  """Of an array with its type and shape, from its parts in their order."""
+
+  def __init__(self, leaf: jax.ShapeDtypeStruct):
+    """Begins with type and shape."""
+    kind = f'{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}'
+    self._found = google_crc32c.value(kind.encode())
+
+  def add(self, part: np.ndarray) -> None:
+    """Goes on with the next part."""
+    part = as_bytes(part)
+    for first in range(0, part.size, _CHUNK):  # the library takes copies alone
+      copy = part[first : first + _CHUNK].tobytes()
+      self._found = google_crc32c.extend(self._found, copy)
+
+  @property
+  def text(self) -> str:
+    """It, in eight digits."""
+    return f'{self._found:08x}'
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+  """An array as uint8 [bytes], in the order of the format."""
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def text_checksum(text: str) -> str:
+  """The checksum of a text of the header."""
+  return f'{google_crc32c.value(text.encode()):08x}'
+
+
+def _checksums(metadata: dict[str, str], shapes) -> dict[str, str]:
+  """Those of the header, of which those of its texts are compared here.
+
+  Raises:
+    ValueError: they are of other arrays or texts.
+  """
+  if CHECKSUMS not in metadata:
+    return {}
+  found = json.loads(metadata[CHECKSUMS])
+  texts = {
+    name: metadata[name] for name in (CONFIG, CLASSES) if name in metadata
+  }
+  if not isinstance(found, dict) or found.keys() != {*shapes, *texts}:
+    raise ValueError('it is damaged: its checksums are of other arrays')
+  for name, text in texts.items():
+    if found[name] != text_checksum(text):
+      raise ValueError(f'it is damaged: {name} is not as it was written')
+  return found
 
 
 def _config(metadata: dict[str, str]) -> ConfigDict | None:

@@ -12,6 +12,7 @@ and removed first.
 
 import contextlib
 import itertools
+import re
 import threading
 import time
 
@@ -32,6 +33,11 @@ CONFIG = 'config.json'
 # Seconds between attempts at a checkpoint that nothing comes after.
 _PAUSES = (1, 4)
 _PATIENCE = 1200  # seconds to wait for the checksums of other processes
+# Names of what is left when this, or Orbax for it, is cut short. Other names
+# are of other people, such as copies that somebody made by hand.
+_LEFT = re.compile(
+  r'\d+(\.unsealed|\.removed|\.probe)?(\.orbax-checkpoint-tmp.*)?'
+)
 # The processes of a pod number their saves alike.
 _numbers = itertools.count()
 
@@ -70,7 +76,7 @@ class Writer:
     """Whether to save now, the same answer on every process."""
     if self._best is None:
       there = _metrics(self._directory).values()
-      scores = [policy.score(self._save.best, found) for found in there]
+      scores = [policy.score(self._save.best, found or {}) for found in there]
       self._best = max(scores, default=-np.inf)
     score = policy.score(self._save.best, metrics)
     if self._pending and score > self._best:
@@ -195,7 +201,10 @@ class Writer:
     """Removes what need not stay, by a name that says so."""
     with _as_warning('old checkpoints cannot be removed'):
       best = best_step(self._directory, self._save.best)
-      for step in policy.surplus(self._save, steps(self._directory), best):
+      surplus = policy.surplus(self._save, steps(self._directory), best)
+      # The best one may be among those of which nothing is known.
+      unknown = unreadable(self._directory) if self._save.best else []
+      for step in [s for s in surplus if s not in unknown]:
         path = self._directory / str(step)
         if is_address(path):
           (path / integrity.SEAL).unlink()
@@ -220,7 +229,7 @@ def unfinished(directory: epath.Path) -> list[epath.Path]:
   if not directory.exists():
     return []
   there = [path for path in directory.iterdir() if not _is_whole(path)]
-  return sorted(p for p in there if p.name.split('.')[0].isdecimal())
+  return sorted(path for path in there if _LEFT.fullmatch(path.name))
 
 
 def _is_whole(path: epath.Path) -> bool:
@@ -231,18 +240,30 @@ def _is_whole(path: epath.Path) -> bool:
 
 
 def best_step(directory: epath.Path, name: str) -> int | None:
-  """The step whose metric is best; None if none has it, or `name` is ''."""
-  return policy.best(name, _metrics(directory)) if name else None
+  """The step whose metric is best; None if none has it, or `name` is ''.
+
+  Steps that are `unreadable` are left out.
+  """
+  if not name:
+    return None
+  found = _metrics(directory).items()
+  return policy.best(name, {s: metrics for s, metrics in found if metrics})
 
 
-def _metrics(directory: epath.Path) -> dict[int, dict[str, float]]:
-  """What was measured at each step; nothing where the seal is damaged."""
+def unreadable(directory: epath.Path) -> list[int]:
+  """Steps with a damaged seal, of which it is not known what was measured."""
+  found = _metrics(directory).items()
+  return [step for step, metrics in found if metrics is None]
+
+
+def _metrics(directory: epath.Path) -> dict[int, dict[str, float] | None]:
+  """What was measured at each step; None where the seal is damaged."""
   found = {}
   for step in steps(directory):
     try:
       found[step] = integrity.read_seal(directory / str(step))['metrics']
     except ValueError:
-      found[step] = {}
+      found[step] = None
   return found
 
 

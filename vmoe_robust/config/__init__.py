@@ -19,7 +19,7 @@ from vmoe_robust.config.fields import (
 )
 from vmoe_robust.config.judging import require_routers_loss, validate_attack
 from vmoe_robust.config.limits import choose
-from vmoe_robust.config.model import ROUTERS
+from vmoe_robust.config.model import ROUTERS, validate_model
 from vmoe_robust.config.objective import clean_images
 from vmoe_robust.config.saved import from_json, to_json
 from vmoe_robust.config.studies import (
@@ -57,4 +57,5 @@ __all__ = [
   'validate',
   'validate_attack',
   'validate_mesh',
+  'validate_model',
 ]

@@ -1,5 +1,6 @@
 """Encoded image bytes to uint8 pixels, fast enough to feed accelerators."""
 
+import io
 import struct
 import zlib
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
+from PIL import Image
 
 # Images are decoded by many threads at once; OpenCV's own pool would fight
 # them for the cores.
@@ -86,15 +88,28 @@ def _check_png(image: bytes):
 def _decode_other(image: bytes, channels: int) -> np.ndarray:
   color = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
   pixels = _decode_by_opencv(image, color | cv2.IMREAD_IGNORE_ORIENTATION)
-  if image.startswith(_TIFF_STARTS):  # whose alpha would be multiplied in
-    whole = _decode_by_opencv(image, cv2.IMREAD_UNCHANGED)
-    if whole.ndim == 3 and whole.shape[2] == 4 and whole.dtype == np.uint8:
-      pixels = whole[:, :, :3]
-      if channels == 1:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+  if image.startswith(_TIFF_STARTS):
+    pixels = _without_alpha(image, pixels, channels)
   if channels == 1:
     return pixels[:, :, None]
   return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _without_alpha(
+  image: bytes, pixels: np.ndarray, channels: int
+) -> np.ndarray:
+  """The pixels of a TIFF, into which OpenCV multiplies the alpha it has."""
+  try:
+    with Image.open(io.BytesIO(image)) as found:
+      if found.mode not in ('RGBA', 'RGBa'):
+        return pixels
+      bgr = np.asarray(found)[:, :, 2::-1]
+  except OSError as error:  # of a kind that Pillow does not know
+    whole = _decode_by_opencv(image, cv2.IMREAD_UNCHANGED)
+    if whole.ndim < 3 or whole.shape[2] != 4:
+      return pixels
+    raise CorruptImage(f'its alpha cannot be left out: {error}') from error
+  return bgr if channels == 3 else cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
 
 
 def _decode_by_opencv(image: bytes, flags: int) -> np.ndarray:

@@ -29,7 +29,13 @@ def _one_epoch(examples: int, seed: int) -> grain.MapDataset:
 
 def identity(data: ConfigDict, source: Source, seed: int) -> dict:
   """What decides the order, as a checkpoint keeps it."""
-  return dict(name=data.name, split=data.split, examples=len(source), seed=seed)
+  return dict(
+    name=data.name,
+    split=data.split,
+    examples=len(source),
+    seed=seed,
+    fingerprint=source.fingerprint,
+  )
 
 
 def consumed(identity: dict, state: dict | None) -> int:
@@ -49,8 +55,12 @@ def consumed(identity: dict, state: dict | None) -> int:
     split='config.data.split',
     examples='the number of examples of config.data.split',
     seed='config.seed',
+    fingerprint='the fingerprint of the examples',
   )
   for name, field in fields.items():
+    # Versions before this one kept no fingerprint.
+    if name == 'fingerprint' and name not in state:
+      continue
     if state.get(name) != identity[name]:
       raise UserError(
         f'{field}={identity[name]!r} was {state.get(name)!r} when the '

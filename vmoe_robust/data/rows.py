@@ -114,7 +114,7 @@ def examples(
   """
   count = min(count, len(source))
   with contextlib.closing(Rows(source, data)) as rows:
-    # Not the first: folders are sorted by class.
+    # Not the first, which may be alike.
     found = rows(np.arange(count) * len(source) // count)
   good = found['mask']
   return found['image'][good], found['label'][good]

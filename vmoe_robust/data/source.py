@@ -1,5 +1,7 @@
 """What a data set looks like to the pipeline, whatever it is stored in."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -35,6 +37,17 @@ def check_label(label: int | np.integer | np.ndarray, num_classes: int) -> None:
       )
 
 
+def digest(parts: Iterable[str | bytes]) -> str:
+  """A number of 64 bits, as text, that other parts would not have."""
+  found = hashlib.blake2b(digest_size=8)
+  for part in parts:
+    part = (
+      part.encode(errors='surrogateescape') if isinstance(part, str) else part
+    )
+    found.update(len(part).to_bytes(8, 'little') + part)
+  return found.hexdigest()
+
+
 @runtime_checkable
 class Source(Protocol):
   """Random access to the examples of a split; safe to share by threads."""
@@ -59,6 +72,14 @@ class Source(Protocol):
     """1 (grey) or 3 (RGB)."""
     ...
 
+  @property
+  def fingerprint(self) -> str:
+    """By which the same examples are known again, wherever they are.
+
+    Another one if examples came, went, or changed their name, label or place.
+    """
+    ...
+
   def __len__(self) -> int:
     """The number of examples."""
     ...
@@ -80,6 +101,7 @@ class Part:
     self._source, self._numbers = source, numbers
     self.num_classes, self.channels = source.num_classes, source.channels
     self.class_names, self.multi_label = source.class_names, source.multi_label
+    self.fingerprint = digest([source.fingerprint, numbers.tobytes()])
 
   def __len__(self) -> int:
     """The number of examples."""

@@ -4,6 +4,7 @@
 https://www.tensorflow.org/datasets/splits
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -31,13 +32,20 @@ def ranges(
     lengths: the number of examples of each split there is.
 
   Raises:
-    UserError: there is no such split, or it holds no examples.
+    UserError: there is no such split, it holds no examples, or some twice.
   """
   if split in lengths:  # the usual case needs no import of a second
     found = (Range(split, 0, lengths[split]),)
   else:
     found = _parse(data, split, lengths)
   found = tuple(r for r in found if r.stop > r.start)
+  for one, other in itertools.pairwise(sorted(found)):
+    if one.split == other.split and other.start < one.stop:
+      raise UserError(
+        f'{_field(data, split)}={split!r} has the examples {other.start} to '
+        f'{min(one.stop, other.stop) - 1} of {one.split!r} twice, which would '
+        'count as others; name each once'
+      )
   if not found:
     raise UserError(
       f'{_field(data, split)}={split!r} of config.data.name={data.name!r} '

@@ -154,7 +154,7 @@ def attack(
     needed = 2 * 4 * pixels * len(config.attack.eps)
     require_space(job.workdir, needed, 'config.attack.save_images=True')
   folder = Path(job.workdir, progress) if progress else None
-  same = identity(config, subject.step, subject.checksum)
+  same = identity(config, subject.step, subject.checksum, source)
   unfinished = Unfinished(folder, same)
   swept = attacker(subject.params, source, unfinished, archive, on_turn)
   swept, experts = token_experts.of_shown(subject, config, swept)

@@ -52,7 +52,7 @@ class Rows:
       UserError: the work directory has the beginning of another run.
     """
     self._job, subject = job, job.classifier
-    same = identity(job.config, subject.step, subject.checksum)
+    same = identity(job.config, subject.step, subject.checksum, job.source)
     self._unfinished = Unfinished(Path(job.workdir, PROGRESS), same)
     self._rows: list[Columns] = []
     while row := self._unfinished.get(str(len(self))):

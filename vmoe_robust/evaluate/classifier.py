@@ -32,6 +32,7 @@ from vmoe_robust.config import (
   default,
   mesh_shape,
   validate_mesh,
+  validate_model,
 )
 from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import routing
@@ -192,6 +193,10 @@ def load(
   try:
     config = weights.config or recognised(weights)
     select(config, num_selected or 0, 'num_selected')
+    try:
+      validate_model(config)
+    except UserError as error:
+      raise UserError(f'path={str(path)!r}: {error}') from error
     return restore(weights, config, _mesh(mesh, config))
   finally:
     weights.close()

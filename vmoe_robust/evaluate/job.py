@@ -36,7 +36,7 @@ from vmoe_robust.robustness.resume import release
 # In the work directory, what a run that is cut short leaves.
 PROGRESS = 'unfinished'
 # Of a study that draws its data.
-_OWN_DATA = {'name': 'random', 'split': ''}
+_OWN_DATA = {'name': 'random', 'split': '', 'fingerprint': None}
 
 Restored = Callable[[Weights, ConfigDict], Classifier]
 
@@ -135,6 +135,7 @@ def finished(
   render: Render,
   step: int | None,
   checksum: str | None = None,
+  examples: Callable[[], str | None] = lambda: None,
 ) -> bool:
   """Whether a work directory has these very results; if so, shows them.
 
@@ -144,6 +145,8 @@ def finished(
     render: see `Render`.
     step: of the weights that are judged, if they are of a run.
     checksum: of these weights; None: not compared.
+    examples: finds the fingerprint of the examples, or None where they are not
+      to be compared. It is called where there are results.
 
   Raises:
     UserError: it has other results.
@@ -155,6 +158,8 @@ def finished(
   if training and before is not None and before < step:
     return False  # of an attack while training
   changed = changes(config, results, step, checksum)
+  if not changed and _other_examples(results, examples()):
+    changed = [f'examples of {config.data.name!r} that changed since']
   called = staging.name(workdir)
   if changed:
     way = (
@@ -193,6 +198,11 @@ def changes(
   elif checksum not in (None, weights['checksum']):
     changed.append('weights that changed since')
   return changed
+
+
+def _other_examples(results: dict, examples: str | None) -> bool:
+  before = results['data'].get('fingerprint')  # no older version has it
+  return None not in (before, examples) and before != examples
 
 
 def require_examples(config: ConfigDict, examples: int, skipped: int) -> None:
@@ -245,19 +255,31 @@ def assemble(job: Job, findings: Findings) -> dict:
     )
   skipped = sorted(set(findings.skipped))
   data = job.config.data
-  alone = job.classifier is None
+  asked = _OWN_DATA
+  if job.source is not None:
+    asked = {'name': data.name, 'split': data.split}
+    asked['fingerprint'] = job.source.fingerprint
   return writing.assemble(
     findings,
     asked=_asked(job.config),
     weights=_weights(job),
-    data=_OWN_DATA if alone else {'name': data.name, 'split': data.split},
+    data=asked,
     skipped=[describe_skipped(job.source, i) for i in skipped],
   )
 
 
 def _is_shown(config, workdir, render: Render, weights: Weights | None) -> bool:
-  _, step, checksum = origin(weights) if weights else 3 * (None,)
-  return finished(config, workdir, render, step, checksum)
+  if weights is None:
+    return finished(config, workdir, render, None)
+  _, step, checksum = origin(weights)
+
+  def examples() -> str | None:
+    try:
+      return open_source(config.data, config.data.split).fingerprint
+    except UserError:  # results are shown where the data are no more, too
+      return None
+
+  return finished(config, workdir, render, step, checksum, examples)
 
 
 def _asked(config: ConfigDict) -> dict:

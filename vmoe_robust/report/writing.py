@@ -35,7 +35,7 @@ def assemble(
     findings: what was found.
     asked: the part of that name.
     weights: the part of that name.
-    data: 'name' and 'split'.
+    data: 'name', 'split' and 'fingerprint'.
     skipped: names of the examples that could not be read.
   """
   columns = findings.columns

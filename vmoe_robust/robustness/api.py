@@ -85,7 +85,7 @@ class Result:
       weights=dict.fromkeys(
         ('checkpoint', 'step', 'checksum', 'parameters', 'flops_per_image')
       ),
-      data={'name': 'arrays', 'split': ''},
+      data={'name': 'arrays', 'split': '', 'fingerprint': None},
     )
     write(folder, results, self.findings)
     np.save(folder / 'x_adv.npy', self.x_adv)

@@ -74,7 +74,8 @@ def _is_finished(
   """Whether there is nothing left to do; if so, shows the results."""
   check_same_run(config, workdir, splits.train.class_names)
   steps = config.train.steps
-  return finished(attacked(config), workdir, render, steps)
+  examples = lambda: splits.test.fingerprint
+  return finished(attacked(config), workdir, render, steps, examples=examples)
 
 
 def _run(config, workdir, splits):

@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 from vmoe_robust import staging
 from vmoe_robust.checkpoint import open_weights, read_class_names, read_config
 from vmoe_robust.checkpoint.writer import steps
-from vmoe_robust.config import UserError, differences, machine_fields
+from vmoe_robust.config import (
+  UserError,
+  differences,
+  flatten,
+  machine_fields,
+)
 from vmoe_robust.data import (
   Source,
   hold_out,
@@ -104,16 +109,23 @@ def _measured_otherwise(config: ConfigDict, saved: ConfigDict) -> list[str]:
   """Free fields that what is measured while training depends on."""
   fields = []
   if config.train.monitor.eps:
-    fields = ['norm']
+    fields = ['attack.norm']
   if config.save.best.startswith('robust_accuracy'):
     own = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
-    fields = [name for name in config.attack if name not in own]
+    fields = [f'attack.{name}' for name in config.attack if name not in own]
+  if config.save.best:
+    fields += ['eval.experts']
+    if config.eval.experts == 'capacity':  # which images of a batch share
+      fields += ['eval.batch_size']
+    if not config.data.validation:
+      fields += ['data.eval_split']
+  now, before = flatten(config), flatten(saved)
   return [
-    f'config.attack.{name}={config.attack[name]!r} (was '
-    f'{saved.attack[name]!r}), by which config.train.monitor and '
+    f'config.{name}={now[f"config.{name}"]!r} (was '
+    f'{before[f"config.{name}"]!r}), by which config.train.monitor and '
     'config.save.best measure'
     for name in fields
-    if config.attack[name] != saved.attack[name]
+    if now[f'config.{name}'] != before[f'config.{name}']
   ]
 
 

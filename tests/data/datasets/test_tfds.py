@@ -64,6 +64,37 @@ def test_several_labels_an_image_become_a_vector(make_data, multi_label_root):
   assert decode_image(source[0]['image'], 1).shape == (20, 30, 1)
 
 
+def test_images_that_are_no_bytes_are_refused(make_data, tfds_root):
+  (path,) = tfds_root.rglob('features.json')
+  text = path.read_text().replace('"jpeg"', '"png"')
+  assert '"uint8"' in text and '"png"' in text
+  path.write_text(text.replace('"uint8"', '"uint16"'))
+  with pytest.raises(UserError, match="'image'.* of uint16, and pixels"):
+    open_source(make_data(name='pets', dir=str(tfds_root)), 'train')
+
+
+def test_the_fingerprint_is_of_the_examples_not_of_the_place(
+  make_data, tfds_root, tmp_path
+):
+  shutil.copytree(tfds_root, tmp_path / 'copy')
+  one, copy, part, other = (
+    open_source(make_data(name='pets', dir=str(root)), split).fingerprint
+    for root, split in (
+      (tfds_root, 'train'),
+      (tmp_path / 'copy', 'train'),
+      (tfds_root, 'train[:5]'),
+      (tfds_root, 'test'),
+    )
+  )
+  assert one == copy and len({one, part, other}) == 3
+
+
+def test_a_directory_that_cannot_be_is_named(make_data):
+  for where, why in (('~nosuch/x', 'unknown user'), ('gs://b/x', 'an address')):
+    with pytest.raises(UserError, match=f"config.data.dir='{where}'.* {why}"):
+      open_source(make_data(name='pets', dir=where), 'train')
+
+
 def test_a_source_travels_to_another_process(make_data, tfds_root):
   source = open_source(make_data(name='pets', dir=str(tfds_root)), 'train[3:]')
   twin = pickle.loads(pickle.dumps(source))

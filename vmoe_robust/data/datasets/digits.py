@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from vmoe_robust.data import splits
-from vmoe_robust.data.source import Example, Source
+from vmoe_robust.data.source import Example, Source, digest
 
 _WHITE = 16  # the brightest value in the file
 _TEST_EVERY = 5
@@ -22,6 +22,11 @@ class _Digits:
   class_names: tuple[str, ...] = tuple('0123456789')
   multi_label: bool = False
   channels: int = 1
+
+  @property
+  def fingerprint(self) -> str:
+    labels = np.asarray(self.labels, np.int64)
+    return digest([self.images.tobytes(), labels.tobytes()])
 
   def __len__(self) -> int:
     return len(self.labels)

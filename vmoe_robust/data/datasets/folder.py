@@ -1,6 +1,8 @@
 """A folder of image files: <data.dir>/<split>/<class>/<image>."""
 
 import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
 from vmoe_robust.data.decode import CorruptImage
-from vmoe_robust.data.source import Example, Source
+from vmoe_robust.data.source import Example, Source, digest
+from vmoe_robust.files import local_path
 
 _ENDINGS = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp'),
@@ -24,6 +27,7 @@ _LAYOUT = '<config.data.dir>/<split>/<class>/<image>.jpg'
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
+  root: str
   paths: tuple[str, ...]
   labels: tuple[int, ...]
   class_names: tuple[str, ...]
@@ -33,6 +37,11 @@ class _Folder:
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    # Names alone: to ask for the sizes of a million files takes minutes.
+    return digest(path.removeprefix(self.root) for path in self.paths)
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -60,13 +69,16 @@ def open_split(data: ConfigDict, split: str) -> Source:
   """Opens a split; classes are numbered by name, over all splits together.
 
   Names that are all whole numbers are in the order of the numbers, others in
-  that of their characters. Whatever is not read is named in a warning.
+  that of their characters. The images of a split are in an order that looks
+  random and follows from their names alone, as TFDS has them, so that a part
+  such as 'test[:1000]' is a sample of all classes. Whatever is not read is
+  named in a warning.
 
   Raises:
     UserError: there is no such folder or split, or none of the files of a class
       is an image.
   """
-  root = pathlib.Path(data.dir).expanduser()
+  root = local_path(data.dir, 'config.data.dir')
   if not data.dir or not root.is_dir():
     raise UserError(
       f'config.data.dir={data.dir!r} is no directory, and config.data.name='
@@ -84,27 +96,38 @@ def open_split(data: ConfigDict, split: str) -> Source:
       f"config.data.name='folder' reads {_LAYOUT}"
     )
   names = _in_order({name for part in parts.values() for name in part.images})
-  files = {
-    name: [
-      (path, label)
-      for label, c in enumerate(names)
-      for path in part.images.get(c, ())
-    ]
-    for name, part in parts.items()
+  lengths = {
+    name: sum(map(len, part.images.values())) for name, part in parts.items()
   }
-  lengths = {part: len(found) for part, found in files.items()}
   found = splits.ranges(data, split, lengths)
-  _tell(root, [parts[name] for name in dict.fromkeys(r.split for r in found)])
+  used = {r.split: parts[r.split] for r in found}
+  _tell(root, list(used.values()))
+  files = {
+    name: sorted(
+      (
+        (path, label)
+        for label, c in enumerate(names)
+        for path in part.images.get(c, ())
+      ),
+      key=lambda file: _place(file[0], root),
+    )
+    for name, part in used.items()
+  }
   chosen = [f for r in found for f in files[r.split][r.start : r.stop]]
   paths, labels = zip(*chosen, strict=True)
   lost = len(names) - len(set(labels))
   if '[' in split and lost:
     logging.warning(
-      '%s of %s has images of %d of %d classes, for they come class by class; '
-      'take a whole split, or write one of all classes',
+      '%s of %s has images of %d of %d classes; take more images',
       split, root, len(names) - lost, len(names),
     )  # fmt: skip
-  return _Folder(paths=paths, labels=labels, class_names=names)
+  return _Folder(str(root), paths=paths, labels=labels, class_names=names)
+
+
+def _place(path: str, root: pathlib.Path) -> bytes:
+  """What the images of a split are sorted by: noise, but always the same."""
+  name = os.fsencode(path.removeprefix(str(root)))
+  return hashlib.blake2b(name, digest_size=8).digest()
 
 
 def _look_through(split: str) -> _Split:

@@ -7,14 +7,15 @@ import difflib
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
-from vmoe_robust.data.source import Example, Source, check_label
+from vmoe_robust.data.source import Example, Source, check_label, digest
+from vmoe_robust.files import local_path
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _INFO = 'dataset_info.json'
@@ -26,6 +27,12 @@ class _Tfds:
   """A split of a data set in ArrayRecord; pickles as what opens it again."""
 
   def __init__(self, path: str, split: str):
+    """Opens what `split` names, whole splits and parts of them, for reading.
+
+    Raises:
+      UserError: it has no images and classes, or images of other pixels than
+        0 to 255.
+    """
     import tensorflow_datasets as tfds  # takes a second
 
     self._path, self._split = path, split
@@ -34,6 +41,7 @@ class _Tfds:
     keys = builder.info.supervised_keys or ()
     self._image = _find(path, features, keys, _is_image, 'image')
     self._label = _find(path, features, keys, _classes, 'label')
+    _require_bytes(path, self._image, features[self._image])
     skip = {self._image: tfds.decode.SkipDecoding()}
     self._examples = builder.as_data_source(split=split, decoders=skip)
     self._text = next((n for n in _NAMES if n in features), None)
@@ -42,6 +50,7 @@ class _Tfds:
     self.class_names = tuple(map(str, classes.names))
     self.multi_label = features[self._label] is not classes
     self.channels = 1 if features[self._image].shape[-1] == 1 else 3
+    self.fingerprint = digest([builder.info.full_name, split, *_sizes(builder)])
 
   def __reduce__(self):
     return _Tfds, (self._path, self._split)
@@ -113,13 +122,36 @@ def _builder(path: str):
   return builder
 
 
+def _sizes(builder) -> Iterator[str]:
+  """What tells two preparations of a data set of one name and version apart."""
+  for name, info in sorted(builder.info.splits.items()):
+    yield f'{name} {info.shard_lengths} {info.num_bytes}'
+
+
+def _require_bytes(path: str, name: str, feature):
+  """Refuses images that are stored as bytes of something else.
+
+  TFDS writes a number of 32 bits as the four channels of a PNG, and one of 16
+  bits in a scale that the file does not say.
+
+  Raises:
+    UserError: they are such images.
+  """
+  kind = np.dtype(feature.np_dtype)
+  if kind != np.uint8:
+    raise UserError(
+      f'{path} has images ({name!r}) of {kind}, and pixels must be '
+      'uint8, 0 to 255; write them so, as PNG in a folder for example '
+      "(config.data.name='folder')"
+    )
+
+
 # --- Finding the directory --------------------------------------------------
 
 
 def _find_directory(data: ConfigDict, built_in: Sequence[str]) -> str:
-  root = pathlib.Path(
-    data.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+  usual = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  root = local_path(data.dir or usual, 'config.data.dir')
   name, _, version = data.name.partition(':')
   path = root.joinpath(*name.split('/'))
   if version:

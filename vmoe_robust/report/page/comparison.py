@@ -121,7 +121,8 @@ def _pair(a: Run, b: Run, first, second) -> Table:
     str(run.config.get('config.data.dir')) if d['name'] == 'folder' else ''
     for run, d in zip((a, b), data, strict=True)
   ]
-  for one, other in (places, folders):
+  known = [d.get('fingerprint') for d in data]  # None of older versions
+  for one, other in (places, folders if None in known else known):
     if one != other:
       raise UserError(f'other images, {one} and {other}')
   norms = [_settings(run).get('norm') for run in (a, b)]

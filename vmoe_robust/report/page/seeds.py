@@ -35,6 +35,9 @@ def seeds(runs: Sequence[Run]) -> list[Shown]:
   for group in groups.values():
     if len({run.weights for run in group}) < len(group) or len(group) < 2:
       continue
+    data = {run.results['data'].get('fingerprint') for run in group} - {None}
+    if len(data) > 1:  # None is of older versions, and may be any
+      continue
     out.append(_over_seeds(group))
   return out
 

@@ -1,0 +1,41 @@
+"""What tells that weights of others changed since they were judged."""
+
+import os
+
+import numpy as np
+import safetensors.numpy
+
+from tests.checkpoint import official_writer
+from vmoe_robust.checkpoint import open_weights, stamp
+from vmoe_robust.checkpoint.export import export
+
+
+def test_content_counts_where_size_and_time_are_the_same(tmp_path):
+  stamps = set()
+  for value in (1, 2):
+    arrays = {'a': np.full(1 << 16, 0, np.float32)}
+    arrays['a'][1 << 15] = value  # far from both ends
+    first = tmp_path / 'first.safetensors'
+    safetensors.numpy.save_file(arrays, first)
+    out = tmp_path / 'out.safetensors'
+    export(open_weights(first), out, overwrite=True)
+    os.utime(out, (1e9, 1e9))
+    stamps.add(stamp(str(out)))
+  assert len(stamps) == 2
+
+
+def test_all_files_of_an_official_checkpoint_count(tmp_path):
+  prefix = tmp_path / 'p'
+  arrays = {'a': np.zeros(3, np.float32), 'b': np.zeros(3, np.float32)}
+  official_writer.write(prefix, arrays, {'a': 0, 'b': 1})
+  for other in ('p2.index', 'p.txt'):
+    (tmp_path / other).write_bytes(b'of something else')
+  files = sorted(tmp_path.glob('p.*-*'))
+  assert len(files) == 2
+  stamps = [stamp(str(prefix))]
+  for file in files:
+    content, time = file.read_bytes(), file.stat().st_mtime
+    file.write_bytes(content.replace(bytes(4), b'1234', 1))
+    os.utime(file, (time, time))
+    stamps.append(stamp(str(prefix)))
+  assert len(set(stamps)) == 3
