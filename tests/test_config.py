@@ -85,6 +85,17 @@ def test_groups_must_survive_accumulation():
   config_lib.validate(config, 1)
 
 
+def test_groups_of_an_even_number_hold_whole_pairs():
+  """`test_accumulation_matches_the_whole_batch` trains in such ones."""
+  config = sparse(**{'train.accumulate': 4, 'train.batch_size': 16})
+  config.data.mixup = 0.5
+  config_lib.validate(config, 1)
+  config.model.router.group_images = 3
+  config.train.batch_size = 12
+  with pytest.raises(UserError, match='12 is not divisible by 24, .* pairs'):
+    config_lib.validate(config, 1)
+
+
 def test_two_ways_to_place_blocks():
   config = sparse(**{'model.moe_last': 1})
   with pytest.raises(

@@ -24,6 +24,10 @@ IDLE = [
     {'model.router.gate': 'uniform', 'model.router.batch_priority': True},
     'batch_priority=True .* all alike',
   ),
+  (
+    {'model.router.batch_priority': True, 'train.experts': 'dropless'},
+    'batch_priority=True .* no queues',
+  ),
   ({'model.router.noise_std': 0.0}, 'load_weight=0.005 is of choices under'),
   ({'model.router.renormalize': True}, 'every gate 1.*selected=2'),
   ({'model.layers': 1, 'model.moe_every': 1, 'model.stochastic_depth': 0.1},
@@ -77,11 +81,14 @@ def test_what_has_no_effect_is_refused_in_training_alone(changes, words):
     {'model.router.name': 'hash', 'model.router.load_weight': 0.0},
     {'model.router.noise_std': 0.0, 'model.router.load_weight': 0.0},
     {'model.experts': 0, 'model.router.slots': 4},  # of a sparse base
+    {'model.router.batch_priority': True},
+    {'model.router.batch_priority': True, 'train.experts': 'dropless',
+     'attack.experts': 'capacity'},
     {'save.keep_every': 3000},
     {'train.optimizer.name': 'adafactor', 'train.optimizer.momentum': 0.5},
   ],
   ids=str,
-)
+)  # fmt: skip
 def test_what_has_an_effect_or_says_nothing_passes(changes):
   config_lib.validate(changed(changes), 1)
 

@@ -1,6 +1,7 @@
 """The whole model: what one image owes to another, to the mesh, to chance."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from tests.evaluate.conftest import small_config
 from tests.slow import all_slow_but
+from vmoe_robust.config import UserError
 from vmoe_robust.mesh import create
 from vmoe_robust.models import build, unbox
 
@@ -174,6 +176,26 @@ def test_other_routers_on_any_mesh(vmoe, weights_of, images, close, name):
   expected = pulled(model, 'capacity')(params, images, key)
   found = pulled(make((2, 2, 2)), 'capacity')(params, images, key)
   close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda x: x.reshape(-1, 16, 4, 3), r'takes one or more of \[8, 8, 3\]'),
+    (lambda x: x[:0], r'images are \[0, 8, 8, 3\]'),
+    (lambda x: (255 * x).astype(np.uint8), 'images are uint8'),
+  ],
+)
+def test_images_of_another_kind_are_refused(
+  vmoe, weights_of, images, change, words
+):
+  model = vmoe()
+  # Without the checks of types that tests switch on.
+  apply = functools.partial(inspect.unwrap(type(model).apply), model)
+  with pytest.raises(UserError, match=words):
+    apply(weights_of(model), change(images))
+  with pytest.raises(UserError, match="experts='Dropless' .*dropless"):
+    apply(weights_of(model), images, experts='Dropless')
 
 
 def test_without_a_key_nothing_is_random(vmoe, weights_of, images):

@@ -17,7 +17,11 @@ from vmoe_robust.config.fields import (
   machine_fields,
   moe_blocks,
 )
-from vmoe_robust.config.judging import require_routers_loss, validate_attack
+from vmoe_robust.config.judging import (
+  EXPERT_MODES,
+  require_routers_loss,
+  validate_attack,
+)
 from vmoe_robust.config.limits import choose
 from vmoe_robust.config.model import ROUTERS, validate_model
 from vmoe_robust.config.objective import clean_images
@@ -33,6 +37,7 @@ from vmoe_robust.errors import UserError
 
 __all__ = [
   'CORRUPTIONS',
+  'EXPERT_MODES',
   'MACHINE_FIELDS',
   'ROUTERS',
   'ConfigDict',

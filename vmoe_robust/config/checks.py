@@ -216,15 +216,17 @@ def validate_mesh(config: ConfigDict, devices: int) -> None:
 
 def _validate_batch(config: ConfigDict, use: str, unit: int):
   why, router = f'the {unit} devices that share the batch', config.model.router
-  accumulate = config.train.accumulate
+  accumulate, whole = config.train.accumulate, 1
   if use == 'train' and accumulate > 1:
     unit *= accumulate
     why += f' x config.train.accumulate={accumulate}'
     # Microbatches must hold the groups that the whole batch has.
     if config.model.experts and router.name != 'soft':
-      unit *= router.group_images
+      whole = router.group_images
+      unit *= whole
       why += f' x config.model.router.group_images={router.group_images}'
-  if use == 'train' and config.data.mixup:
+  # Groups of an even number hold whole pairs already.
+  if use == 'train' and config.data.mixup and whole % 2:
     unit, why = 2 * unit, why + ' x 2 images that config.data.mixup pairs'
   size = batch_size(config, use)
   field = f'study.{config.study.name}' if use == 'study' else use

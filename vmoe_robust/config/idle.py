@@ -59,6 +59,10 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
     name = f'config.model.router.name={router.name!r}'
     for field in _ROUTER[router.name]:
       yield f'model.router.{field}', name, leave
+    modes = [config[use].experts for use in ('train', 'eval', 'attack')]
+    if 'capacity' not in modes:
+      none = "config.train.experts='dropless', whose experts have no queues"
+      yield 'model.router.batch_priority', none, leave
     if router.gate == 'uniform':
       field = "config.model.router.gate='uniform', whose gates are all alike"
       yield 'model.router.batch_priority', field, leave

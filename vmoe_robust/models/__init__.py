@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vmoe_robust.errors import UserError
+from vmoe_robust.config import EXPERT_MODES, UserError, choose
 from vmoe_robust.models.intervene import Intervention, without_padding
-from vmoe_robust.models.moe import Grouping, Record, padded_batch
+from vmoe_robust.models.moe import Grouping, Record
+from vmoe_robust.models.moe import padded_batch as padded_batch
 from vmoe_robust.models.recognise import recognise as recognise
 from vmoe_robust.models.vit import VisionTransformer
 
@@ -71,8 +72,9 @@ class Model:
       key: what is drawn follows it; None is deterministic. Without
         `gate_noise` it means training: noise of the routers' logits, dropout
         and stochastic depth, as the config has them.
-      plain: differentiable in forward mode (`jax.jvp`) too, at some cost in
-        speed and memory.
+      plain: differentiable in forward mode (`jax.jvp`), at some cost in speed
+        and memory. With 'dropless' it is then not in reverse mode; products
+        with the Hessian are `jax.jvp` of `jax.grad` without `plain`.
       gate_noise: with a `key`, noise of the routers' logits by itself: no
         dropout, no stochastic depth, and with 'dropless' each image is still
         routed alone. 1.0 has the standard deviation of training,
@@ -85,11 +87,15 @@ class Model:
       labels: each image's class, which the router 'oracle' alone is told.
 
     Raises:
-      UserError: `gate_noise` is asked for without a key, is negative or not
-        finite, or of a model that draws none; `intervene` returned other
-        shapes or types than it was given; or the oracle has no labels.
+      UserError: the images are of another shape than the model's, or no
+        floating-point numbers; `experts` is neither of its values;
+        `gate_noise` is asked for without a key, is negative or not finite, or
+        of a model that draws none; `intervene` returned other shapes or types
+        than it was given; or the oracle has no labels.
     """
     config, batch = self.module.config, images.shape[0]
+    _check_images(images, self.image_shape)
+    choose('experts', experts, EXPERT_MODES)
     if gate_noise is not None:
       gate_noise = _checked_noise(gate_noise, key, config)
     if config.experts and config.router.name == 'oracle' and labels is None:
@@ -148,6 +154,19 @@ def _run(module, params, images, grouping, rngs):
 # seconds each time. JAX keeps a trace by the module and the shapes, and with it
 # no weights.
 _run_traced_once = jax.jit(_run, static_argnums=0)
+
+
+def _check_images(images, shape: tuple[int, int, int]):
+  if images.shape[1:] != shape or not len(images):
+    raise UserError(
+      f'images are {list(images.shape)}; the model takes one or more of '
+      f'{list(shape)}'
+    )
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise UserError(
+      f'images are {images.dtype}, and the model takes pixels in [0, 1] as '
+      'floating-point numbers; divide bytes by 255'
+    )
 
 
 def _checked_noise(gate_noise, key, config):

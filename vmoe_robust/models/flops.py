@@ -12,7 +12,9 @@ def forward(model: ConfigDict, image_size: int, channels: int = 3) -> float:
 
   A training step is three of these, a PGD step two. Multiplications and
   additions of the matrix products are counted; normalisations are not.
-  Capacity left empty and recomputation do not count as active.
+  Capacity left empty and recomputation do not count as active. Choices that
+  are dropped for want of capacity do: the numbers are those of 'dropless', and
+  above what is done with `router.capacity_factor` below 1.
   """
   dim, patches = model.hidden, (image_size // model.patch) ** 2
   tokens = patches + (model.head == 'token')

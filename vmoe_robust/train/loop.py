@@ -21,7 +21,7 @@ from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.distributed import fetch, pod
 from vmoe_robust.evaluate.job import finished
 from vmoe_robust.files import local_path, locked, require_writable
-from vmoe_robust.models import build, flops
+from vmoe_robust.models import build, flops, padded_batch
 from vmoe_robust.report.closing import closing
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
@@ -94,8 +94,8 @@ def _run(config, workdir, splits):
       say(f'finished; checkpoints are in {staging.name(workdir)}/checkpoints')
 
 
-def _expected(config: ConfigDict) -> Iterator[str]:
-  """What the lengths that were asked for mean, where few would want it."""
+def _expected(config: ConfigDict, mesh: Mesh) -> Iterator[str]:
+  """What sizes that were asked for mean, where few would want it."""
   train, warmup = config.train, config.train.optimizer.warmup_steps
   left = train.ema**train.steps
   if left > _DRAWN and not config.init_from:
@@ -108,6 +108,15 @@ def _expected(config: ConfigDict) -> Iterator[str]:
     yield (
       f'config.train.optimizer.warmup_steps={warmup} of {train.steps} steps: '
       'the learning rate rises to the end and does not fall'
+    )
+  router, size = config.model.router, train.batch_size
+  whole = padded_batch(size, router.group_images, mesh)
+  if config.model.experts and router.name != 'soft' and whole > size:
+    yield (
+      f'config.model.router.group_images={router.group_images} leaves each of '
+      f'{mesh_lib.batch_shards(mesh)} devices less than a group of '
+      f'config.train.batch_size={size}: the model runs on {whole} images a '
+      'step, with empty ones; use smaller groups, or larger batches'
     )
 
 
@@ -240,7 +249,7 @@ class Trainer:
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
       f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
-    for line in _expected(self.config):
+    for line in _expected(self.config, self.mesh):
       say(line)
     if is_told(self.config):
       say(

@@ -11,6 +11,7 @@ import pytest
 from tests.slow import all_slow_but
 from vmoe_robust.config import UserError
 from vmoe_robust.models.routers.hash import experts_of
+from vmoe_robust.models.routers.top_k import summing_to_one
 
 IMAGES, TOKENS, DIM, EXPERTS, GROUP = 16, 5, 8, 4, 2
 LABELS = np.arange(IMAGES) * 7 % 10
@@ -161,6 +162,41 @@ def test_who_learns_of_the_output(layer_of, layer_inputs, variant):
     learns = name == 'dense' and variant != 'uniform'
     for value in jax.tree.leaves(leaf):
       assert np.any(value) == learns, name
+
+
+@pytest.mark.parametrize('shift', [-20, -44, -50, -87, -200])
+@pytest.mark.parametrize('gate', ['sigmoid', 'softmax'])
+def test_gates_that_sum_to_one_are_so_where_all_are_small(gate, shift):
+  """A shift of all scores is all but none of the gates over their sum."""
+  logits = jnp.asarray([[[0.3, -0.2, 0.1, -1.0]]])
+  found = lambda shift: summing_to_one(logits + shift, gate == 'sigmoid')
+  np.testing.assert_allclose(found(shift), jax.nn.softmax(logits), rtol=1e-4)
+  slope = jax.jacrev(lambda x: summing_to_one(x, gate == 'sigmoid'))
+  expected = jax.jacrev(jax.nn.softmax)(logits)
+  np.testing.assert_allclose(slope(logits + shift), expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize('renormalize', [False, True])
+def test_sigmoid_gates_have_gradients_where_all_are_small(
+  layer_of, layer_inputs, renormalize
+):
+  fields = dict(selected=2, gate='sigmoid', renormalize=renormalize)
+  fields |= dict(importance_weight=1.0, gshard_weight=0.0, load_weight=0.0)
+  params, x, dy = layer_inputs(IMAGES, TOKENS, LEARNT)
+  # One direction of the tokens lowers all scores alike.
+  x = jnp.concatenate([x[..., :-1], jnp.ones_like(x[..., :1])], -1)
+  kernel = params['Router']['dense']['kernel']
+  params['Router']['dense']['kernel'] = kernel.at[-1].set(-60.0)
+  layer = layer_of(fields, 1, dropless=True)
+
+  def loss(params, x):
+    y, record = layer(params, x)
+    return (y * dy).sum() + record.routing.auxiliary_loss.sum()
+
+  slopes = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+  assert np.any(slopes[0]['Router']['dense']['kernel'])
+  assert not renormalize or np.any(slopes[1])
 
 
 def test_losses_of_sigmoid_gates_are_of_their_shares(layer_of, layer_inputs):

@@ -71,8 +71,8 @@ class Router(nn.Module):
     clean = gates_of(logits, config.gate)
     gates = clean if noisy is logits else gates_of(noisy, config.gate)
     found = {
-      'importance': losses.importance(self._shares(clean), mask),
-      'gshard': losses.gshard(self._shares(gates), mask),
+      'importance': losses.importance(self._shares(logits, clean), mask),
+      'gshard': losses.gshard(self._shares(noisy, gates), mask),
       'z': losses.router_z(logits, mask),
     }
     order = gates + self._bias() if config.balance_rate else noisy
@@ -82,7 +82,8 @@ class Router(nn.Module):
     if drawn_to_train and not config.balance_rate:  # else it is not defined
       found['load'] = losses.load(logits, at(noisy)[-1], mask, noise_std)
     total = sum(config[f'{name}_weight'] * v for name, v in found.items())
-    top = jnp.where(mask[..., None], self._weigh(jnp.stack(at(gates), -1)), 0)
+    chosen = jnp.stack(at(noisy), -1), jnp.stack(at(gates), -1)
+    top = jnp.where(mask[..., None], self._weigh(*chosen), 0)
     experts = jnp.where(mask[..., None], experts, self.num_experts)
     return Routing(logits, experts, top, found, total, gates)
 
@@ -101,10 +102,10 @@ class Router(nn.Module):
     kernel = jax.lax.stop_gradient(kernel)
     return jnp.einsum('gtd,de->gte', x, kernel, precision='highest')
 
-  def _shares(self, gates):
+  def _shares(self, logits, gates):
     """Gates of all experts that sum to one, as those of a softmax do."""
     if self.config.gate == 'sigmoid':
-      return gates / gates.sum(-1, keepdims=True)
+      return summing_to_one(logits, sigmoid=True)
     return gates
 
   def _bias(self):
@@ -113,14 +114,25 @@ class Router(nn.Module):
     bias = self.param('bias', zeros, (self.num_experts,), jnp.float32)
     return jax.lax.stop_gradient(bias)
 
-  def _weigh(self, gates):
+  def _weigh(self, logits, gates):
     """Gates of the chosen experts, as they weigh these experts' outputs."""
     if self.config.gate == 'uniform':
       return jnp.full_like(gates, 1 / self.config.selected)
     if self.config.renormalize:
-      whole = gates.sum(-1, keepdims=True)
-      return gates / jnp.maximum(whole, jnp.finfo(gates.dtype).tiny)
+      return summing_to_one(logits, self.config.gate == 'sigmoid')
     return gates
+
+
+def summing_to_one(
+  logits: Float[Array, 'groups tokens experts'], sigmoid: bool
+) -> Float[Array, 'groups tokens experts']:
+  """Gates over their sum, of some experts or of all.
+
+  In logarithms: where all gates are small, below 1e-19, the square of their sum
+  is 0 in float32, and the gradient of the quotient is not finite.
+  """
+  # A softmax over all experts, over the sum of some, is that of these alone.
+  return jax.nn.softmax(jax.nn.log_sigmoid(logits) if sigmoid else logits)
 
 
 def gates_of(
