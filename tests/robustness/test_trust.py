@@ -144,6 +144,30 @@ def test_warnings_follow_the_loss_in_use():
   assert not run(flat, images, labels, attack='square').warnings
 
 
+def test_images_without_gradient_are_found_where_they_stand():
+  """None of the first batch, all of those that no attack breaks."""
+  fn, images, labels = problem()
+  images, late = np.array(images), np.arange(len(images)) >= 24
+  images[:, 0, 0, 0] = np.where(late, 1.0, 0.0)
+
+  def masked(x):
+    logits = fn(x)
+    flat = jax.lax.stop_gradient(logits)
+    return jnp.where(x[:, :1, 0, 0] > 0.5, flat, logits)
+
+  labels = np.asarray(fn(jnp.asarray(images)).argmax(-1))
+  found = run(masked, images, labels, attack='pgd', eps=0.4, batch_size=8)
+  assert found.robust[late].sum() > 8 and not found.robust[~late].any()
+  assert '8 of the standing 8 images have no gradient of ' in str(
+    found.warnings
+  )
+  honest = run(fn, images, labels, attack='pgd', eps=0.01, batch_size=8)
+  assert honest.robust.any() and 'no gradient' not in str(honest.warnings)
+  # What the first batch has shown is not said twice.
+  found = run(masked, images, labels, attack='pgd', eps=0.4, batch_size=48)
+  assert str(found.warnings).count('no gradient') == 1
+
+
 @pytest.mark.slow
 def test_random_models_with_certain_predictions_are_finite():
   """The logarithm of a mean probability that rounds to 0 is not finite."""

@@ -134,18 +134,24 @@ class Measure:
   def batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, dict]]:
     """All examples in order: their numbers, -1 in padding, and a batch."""
     size, count = self.batch_rows.batch_size, len(rows)
-    mine = self.batch_rows.mine
     steps = np.arange(-(-count // size) * size, dtype=np.int32)
     steps = np.where(steps < count, steps, -1).reshape(-1, size)
     for number, indices in enumerate(steps):
-      here = rows(indices[mine])
+      batch = self.batch(rows, indices)
       if number + 1 < len(steps):
-        rows.ahead(steps[number + 1][mine].tolist())
-      batch = {
-        name: self.batch_rows.put(np.asarray(here[name]))
-        for name in ('image', 'label', 'mask')
-      }
-      yield indices, batch | {'index': self.batch_rows.spread(indices)}
+        rows.ahead(steps[number + 1][self.batch_rows.mine].tolist())
+      yield indices, batch
+
+  def batch(
+    self, rows: Rows, indices: Int[np.ndarray, 'batch']
+  ) -> dict[str, Array]:
+    """One batch of examples by their numbers, -1 in padding."""
+    here = rows(indices[self.batch_rows.mine])
+    batch = {
+      name: self.batch_rows.put(np.asarray(here[name]))
+      for name in ('image', 'label', 'mask')
+    }
+    return batch | {'index': self.batch_rows.spread(indices)}
 
   def score(
     self, params: PyTree, batch: dict[str, Array], x_adv: Array, eps: float

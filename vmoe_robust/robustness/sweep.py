@@ -145,6 +145,7 @@ def run(
     parts.append(columns)
     shown = shown or _shown(rows, seen, columns, folder)
   unfinished.wait()
+  warnings += _without_gradient(programs, rows, parts, warnings)
   return Swept(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
     loads,
@@ -154,6 +155,30 @@ def run(
     warnings,
     shown,
   )
+
+
+def _without_gradient(
+  programs: Programs, rows: Rows, parts: Sequence[Columns], before: list[str]
+) -> list[str]:
+  """What images show that stand, at the radius that the fewest withstand.
+
+  One batch of them, from all over the split, so that it costs a few passes.
+  """
+  standing = []
+  for columns in parts:
+    right = [
+      is_right(columns[f'prediction_{when}'], columns['label'])
+      for when in ('before', 'after')
+    ]
+    standing.append(columns['index'][np.logical_and(*right)])
+  few = min((s for s in standing if len(s)), key=len, default=None)
+  if few is None:
+    return []
+  indices = np.full(programs.measure.batch_rows.batch_size, -1, np.int32)
+  count = min(len(indices), len(few))
+  indices[:count] = few[np.arange(count) * len(few) // count]
+  batch = programs.measure.batch(rows, indices)
+  return programs.checks.standing(programs.target.params, batch, before)
 
 
 def _easier(columns: Columns) -> int:

@@ -100,7 +100,29 @@ class Checks:
       out += self._foreign(
         params, np.asarray(self._whole(as_floats(batch['image']))), there
       )
-    return out + self._flat(params, batch, there)
+    return out + [text for _, text in self._flat(params, batch, there, 'first')]
+
+  def standing(
+    self, params: PyTree, batch: dict[str, Array], before: list[str]
+  ) -> list[str]:
+    """What a batch of images shows that no attack broke.
+
+    Where a part of the images has no gradient, attacks leave just these, and
+    the first batch may have none of them.
+
+    Args:
+      params: the weights.
+      batch: 'image', 'label' and 'mask'.
+      before: what is known; of the same loss nothing is said again.
+    """
+    if self._target.together > 1:
+      return []
+    there = np.asarray(self._whole(batch['mask']))
+    return [
+      text
+      for name, text in self._flat(params, batch, there, 'standing')
+      if not any(f'have no gradient of {name}:' in known for known in before)
+    ]
 
   def _foreign(self, params, images, there) -> list[str]:
     """What is known of our own models by how they are built."""
@@ -127,8 +149,8 @@ class Checks:
       )
     return out
 
-  def _flat(self, params, batch, there) -> list[str]:
-    """Images on which the gradient that an attack follows is 0."""
+  def _flat(self, params, batch, there, which) -> list[tuple[str, str]]:
+    """Losses whose gradient is 0 on some images, and the warning."""
     out, seen = [], set()
     for stage in self._ensemble.stages:
       loss = _SINGLE.get(stage.loss, stage.loss)
@@ -139,10 +161,11 @@ class Checks:
       lost = int(((steep == 0) & there).sum())
       if lost:
         name = loss if isinstance(loss, str) else f'the loss of {stage.name}'
-        out.append(
-          f'{lost} of the first {there.sum()} images have no gradient of '
+        words = (
+          f'{lost} of the {which} {there.sum()} images have no gradient of '
           f'{name}: attacks that follow it mislead'
         )
+        out.append((name, words))
     return out
 
   def _slope(self, stage: Stage):
