@@ -34,7 +34,7 @@ def forgotten():
 
 
 def attacked(config, source, model, params, archive=None, folder=None, **how):
-  unfinished = Unfinished(folder, identity(config, 3, None))
+  unfinished = Unfinished(folder, identity(config, 3, None, source))
   kind = (str(config), model.module.mesh.devices.shape)
   if kind not in _attackers:
     _attackers[kind] = Attacker(model, config.copy_and_resolve_references())

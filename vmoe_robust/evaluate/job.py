@@ -255,15 +255,18 @@ def assemble(job: Job, findings: Findings) -> dict:
     )
   skipped = sorted(set(findings.skipped))
   data = job.config.data
-  asked = _OWN_DATA
+  about = _OWN_DATA
   if job.source is not None:
-    asked = {'name': data.name, 'split': data.split}
-    asked['fingerprint'] = job.source.fingerprint
+    about = {
+      'name': data.name,
+      'split': data.split,
+      'fingerprint': job.source.fingerprint,
+    }
   return writing.assemble(
     findings,
     asked=_asked(job.config),
     weights=_weights(job),
-    data=asked,
+    data=about,
     skipped=[describe_skipped(job.source, i) for i in skipped],
   )
 
