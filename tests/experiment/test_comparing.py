@@ -37,7 +37,7 @@ def attacked(
   }
   place.mkdir(parents=True)
   write_records(place / 'records.parquet', columns)
-  found = dict.fromkeys(('asked', 'weights', 'data'))
+  found = dict.fromkeys(('asked', 'weights')) | {'data': {}}
   found |= dict(format='vmoe_robust results', format_version=1, warnings=[])
   found['summary'] = {'clean_accuracy': rate(np.arange(n) < clean)}
   found['rows'] = [

@@ -20,8 +20,15 @@ from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding, replicated
 from vmoe_robust.models import Model
 from vmoe_robust.models.routers.routing import Routing
-from vmoe_robust.models.routers.top_k import gates_of, highest, pick
+from vmoe_robust.models.routers.top_k import (
+  gates_of,
+  highest,
+  pick,
+  summing_to_one,
+)
 from vmoe_robust.robustness.target import as_floats, log_probabilities
+
+_NO_GATE = -1e30  # a logit whose gate is exactly 0
 
 
 def chosen_again(
@@ -58,13 +65,15 @@ def chosen_again(
   choices = routing.experts.shape[-1]
   experts = highest(order, choices)
   there = jnp.arange(choices) < jnp.minimum(selected, kept.sum())
-  top = [pick(gates, expert) for expert in jnp.moveaxis(experts, -1, 0)]
-  top = jnp.where(there, jnp.stack(top, -1), 0)
+  at = lambda x: jnp.stack(
+    [pick(x, expert) for expert in jnp.moveaxis(experts, -1, 0)], -1
+  )
+  top = jnp.where(there, at(gates), 0)
   if router.gate == 'uniform':
     top = jnp.broadcast_to(there / there.sum(), top.shape)
   elif router.renormalize:
-    whole = top.sum(-1, keepdims=True)
-    top = top / jnp.maximum(whole, jnp.finfo(top.dtype).tiny)
+    chosen = jnp.where(there, at(logits), _NO_GATE)
+    top = summing_to_one(chosen, router.gate == 'sigmoid')
   return routing._replace(
     experts=jnp.where(there, experts, count).astype(routing.experts.dtype),
     gates=top.astype(routing.gates.dtype),

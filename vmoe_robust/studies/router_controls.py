@@ -22,7 +22,7 @@ from vmoe_robust.models import Model, build
 from vmoe_robust.models.intervene import Tokens
 from vmoe_robust.models.routers.hash import experts_of
 from vmoe_robust.models.routers.routing import Routing, at_least_float32
-from vmoe_robust.models.routers.top_k import highest
+from vmoe_robust.models.routers.top_k import highest, summing_to_one
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, paired
@@ -199,13 +199,10 @@ def routed(
     x = jnp.broadcast_to(x.mean(1, keepdims=True), x.shape)
   logits = jnp.einsum('gtd,de->gte', x, kernel, precision='highest')
   chosen = highest(logits, model.router.selected)
-  logits = jnp.take_along_axis(logits, chosen, -1)
-  gates = {
-    'softmax': jnp.exp(logits - logits[..., :1]),
-    'sigmoid': jax.nn.sigmoid(logits),
-    'uniform': jnp.ones_like(logits),
-  }[model.router.gate]
-  return chosen, gates / gates.sum(-1, keepdims=True)
+  logits, gate = jnp.take_along_axis(logits, chosen, -1), model.router.gate
+  if gate == 'uniform':
+    return chosen, jnp.full_like(logits, 1 / model.router.selected)
+  return chosen, summing_to_one(logits, gate == 'sigmoid')
 
 
 def uniform(model: Model, config: ConfigDict) -> adversarial.Forward:
