@@ -106,8 +106,9 @@ def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:
   """
   if is_address(text):
     raise UserError(
-      f'{field}={os.fspath(text)!r} is an address, where a folder is '
-      'needed; give a local or mounted one (gcsfuse mounts a bucket)'
+      f'{field}={os.fspath(text)!r} is an address, and this has to be on '
+      "this machine's disks; give a local or mounted folder (gcsfuse mounts a "
+      'bucket)'
     )
   return pathlib.Path(path(text, field))
 
