@@ -156,13 +156,13 @@ def test_encoded_images_are_seen(notebook, colours, capsys):
     if cell.cell_type == 'code':
       exec(TransformerManager().transform_cell(cell.source), values)
     if 'parameters' in cell.metadata.get('tags', ()):
-      values.update(CHECKPOINT=str(colours), IMAGES=6)
-  assert sorted(values['labels'].tolist()) == [0, 0, 1, 1, 2, 2]
-  assert values['images'].shape == (6, 8, 8, 3)
+      values.update(CHECKPOINT=str(colours), IMAGES=18)
+  assert sorted(values['labels'].tolist()) == 6 * [0] + 6 * [1] + 6 * [2]
+  assert values['images'].shape == (18, 8, 8, 3)
   main = np.array([2, 1, 0])[values['labels']]  # blue, green, red
   assert (values['images'].mean((1, 2)).argmax(-1) == main).all()
   assert 'accuracy 33.3%' in capsys.readouterr().out
   looks, experts = map(pyplot.figure, pyplot.get_fignums())
-  assert [ax.get_title() for ax in looks.axes] == ['blue: 33%'] * 6
-  assert len(experts.axes) == 2 * 6 + 1
+  assert [ax.get_title() for ax in looks.axes] == ['blue: 33%'] * 8
+  assert len(experts.axes) == 2 * 8 + 1
   pyplot.close('all')

@@ -115,19 +115,18 @@ class Checksum:
   def __init__(self, leaf: jax.ShapeDtypeStruct):
     """Begins with type and shape."""
     kind = f'{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}'
-    self._found = google_crc32c.value(kind.encode())
+    self._found = google_crc32c.Checksum(kind.encode())
 
   def add(self, part: np.ndarray) -> None:
     """Goes on with the next part."""
     part = as_bytes(part)
     for first in range(0, part.size, _CHUNK):  # the library takes copies alone
-      copy = part[first : first + _CHUNK].tobytes()
-      self._found = google_crc32c.extend(self._found, copy)
+      self._found.update(part[first : first + _CHUNK].tobytes())
 
   @property
   def text(self) -> str:
     """It, in eight digits."""
-    return f'{self._found:08x}'
+    return self._found.hexdigest().decode()
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
@@ -137,7 +136,7 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 def text_checksum(text: str) -> str:
   """The checksum of a text of the header."""
-  return f'{google_crc32c.value(text.encode()):08x}'
+  return google_crc32c.Checksum(text.encode()).hexdigest().decode()
 
 
 def _checksums(metadata: dict[str, str], shapes) -> dict[str, str]:

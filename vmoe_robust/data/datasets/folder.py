@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -109,7 +108,8 @@ def open_split(data: ConfigDict, split: str) -> Source:
         for label, c in enumerate(names)
         for path in part.images.get(c, ())
       ),
-      key=lambda file: _place(file[0], root),
+      # Noise, but always the same.
+      key=lambda file: digest([file[0].removeprefix(str(root))]),
     )
     for name, part in used.items()
   }
@@ -122,12 +122,6 @@ def open_split(data: ConfigDict, split: str) -> Source:
       split, root, len(names) - lost, len(names),
     )  # fmt: skip
   return _Folder(str(root), paths=paths, labels=labels, class_names=names)
-
-
-def _place(path: str, root: pathlib.Path) -> bytes:
-  """What the images of a split are sorted by: noise, but always the same."""
-  name = os.fsencode(path.removeprefix(str(root)))
-  return hashlib.blake2b(name, digest_size=8).digest()
 
 
 def _look_through(split: str) -> _Split:
