@@ -102,6 +102,9 @@ def test_what_is_cut_short_goes_on_to_the_same_end(tmp_path, updates):
   assert [f.robust_after for f in found.falls.values()] == [
     f.robust_after for f in expected.falls.values()
   ]
+  assert [f.blind for f in found.falls.values()] == [
+    {'pgd': 0, 'apgd_t': 0}
+  ] * 2
   again, _ = swept(tmp_path, killed_after(1))  # nothing is attacked
   np.testing.assert_array_equal(archived(tmp_path, again), x_adv)
   assert again.images_per_second is None and expected.images_per_second > 0
@@ -282,6 +285,26 @@ def radius(examples, together=1):
   label, mask = np.zeros(examples, np.int32), np.ones(examples, bool)
   clean = {'prediction_before': label}
   return Radius(0.1, Clean(label, mask, label[:, None], clean), together)
+
+
+def test_steps_without_a_gradient_are_counted_for_each_stage():
+  first = radius(4)
+  first.enter(0)
+  first.count(np.array([0, 1, 1]), 11, np.array([11, 5, 5]))  # twice image 1
+  # Cut short, it goes on with what it had.
+  here = Radius.read(first.arrays(), first.clean, 1)
+  here.count(np.array([0, 2]), 11, np.array([0, 6]))
+  here.end_stage('apgd_t', 1.0, follows=True)
+  assert here.blind['apgd_t'].tolist() == [False, True, False, False]
+  here.enter(1)
+  here.count(np.array([0]), 50, np.array([0]))
+  here.end_stage('square', 1.0, follows=False)
+  here.enter(2)
+  here.count(np.array([0]), 2, np.array([1]))  # the last point is looked at
+  here.end_stage('apgd_t', 1.0, follows=True)
+  here = Radius.read(here.arrays(), here.clean, 1)
+  assert list(here.blind) == ['apgd_t', 'apgd_t#2']
+  assert not here.blind['apgd_t#2'].any() and here.blind['apgd_t'][1]
 
 
 def test_of_two_attempts_that_end_together_the_one_that_broke_it_counts():

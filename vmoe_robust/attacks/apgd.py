@@ -110,7 +110,7 @@ class Apgd:
     # What breaks the image outside of the ball does not count.
     final = own.phase == len(self._lengths()) - 1
     state = record(
-      state, jnp.where(final, values, -jnp.inf), broken & final
+      state, jnp.where(final, values, -jnp.inf), broken & final, slope
     ).replace(own=self._remember(own, state.x, values, slope))
     state, slope = self._check(state, slope, eps)
     move = self._move_l1 if self.norm == 'l1' else self._move

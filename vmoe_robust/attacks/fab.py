@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe_robust.attacks import hyperplane, norms
-from vmoe_robust.attacks.interface import Images, Keys, State, fresh, where
+from vmoe_robust.attacks.interface import (
+  Images,
+  Keys,
+  State,
+  fresh,
+  leads,
+  where,
+)
 
 # The authors' settings: the most that a step is biased towards the image, how
 # far beyond the hyperplane it goes, what is left of the way after going back.
@@ -82,7 +89,8 @@ class Fab:
     x = (1 - bias) * (x + _BEYOND * onto)
     x = jnp.clip(x + bias * (clean + _BEYOND * onto_clean), 0, 1)
     _, broken = loss(x)
-    return self._keep(state.replace(x=x), broken, eps)
+    led = state.led + leads(weights)
+    return self._keep(state.replace(x=x, led=led), broken, eps)
 
   def _keep(self, state: State, broken: Bool[Array, 'batch'], eps) -> State:
     x, clean, own = state.x, state.clean, state.own

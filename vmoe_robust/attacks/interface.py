@@ -37,6 +37,7 @@ class State(flax.struct.PyTreeNode):
   value: Values  # its loss
   broken: Bool[Array, 'batch']  # whether it is
   turn: Int[Array, 'batch']  # how often the loss was asked
+  led: Int[Array, 'batch']  # how often it had a gradient to follow
   own: PyTree  # what the attack remembers besides, batch first
 
 
@@ -81,16 +82,29 @@ def fresh(clean: Images, x: Images, own: PyTree) -> State:
     value=jnp.full(batch, -jnp.inf, clean.dtype),
     broken=jnp.zeros(batch, bool),
     turn=jnp.zeros(batch, jnp.int32),
+    led=jnp.zeros(batch, jnp.int32),
     own=own,
   )
 
 
-def record(state: State, values: Values, broken: Bool[Array, 'batch']) -> State:
+def record(
+  state: State,
+  values: Values,
+  broken: Bool[Array, 'batch'],
+  slope: Images | None = None,
+) -> State:
   """Keeps `state.x` where it does more harm than `state.x_adv`.
 
   Losses may come in another float type than that of the images, which is the
   type of everything that a state holds.
+
+  Args:
+    state: before the step.
+    values: of the loss at `state.x`.
+    broken: whether the images are broken there.
+    slope: the gradient there; None: it was not asked for.
   """
+  led = state.led if slope is None else state.led + leads(slope)
   values = values.astype(state.value.dtype)
   better = broken & ~state.broken
   better |= (broken == state.broken) & (values > state.value)
@@ -99,7 +113,13 @@ def record(state: State, values: Values, broken: Bool[Array, 'batch']) -> State:
     value=jnp.where(better, values, state.value),
     broken=jnp.where(better, broken, state.broken),
     turn=state.turn + 1,
+    led=led,
   )
+
+
+def leads(slope: Images) -> Bool[Array, 'batch']:
+  """Whether a gradient, as `gradient` gives it, points anywhere."""
+  return (slope != 0).any((1, 2, 3))
 
 
 def gradient(

@@ -17,6 +17,7 @@ from vmoe_robust.attacks.interface import (
   State,
   fresh,
   gradient,
+  leads,
 )
 
 
@@ -57,4 +58,5 @@ class Paper:
       value=jnp.full_like(state.value, -jnp.inf),
       broken=jnp.zeros_like(state.broken),
       turn=state.turn + 1,
+      led=state.led + leads(slope),
     )

@@ -63,7 +63,7 @@ class Pgd:
   def step(self, loss: Loss, state: State, eps: Float[Array, '']) -> State:
     """See `interface.Attack`."""
     values, broken, slope = gradient(loss, state.x)
-    state = record(state, values, broken)
+    state = record(state, values, broken, slope)
     eps = eps.astype(state.x.dtype)
     velocity = self.momentum * state.own + norms.unit(slope, 'l1')
     ascent = velocity

@@ -60,8 +60,9 @@ def attack(
       save()
 
     _Turns(programs, work, number).run(on_turn, is_due, save_with_time)
-    name = programs.ensemble.stages[number].name
-    radius.end_stage(name, time.perf_counter() - begun)
+    stage = programs.ensemble.stages[number]
+    seconds = time.perf_counter() - begun
+    radius.end_stage(stage.name, seconds, stage.needs_gradient)
 
 
 class _Turns:
@@ -205,7 +206,9 @@ class _Turns:
     """Takes what is done out of its slots."""
     stays, index = self._stage.stays, self._index
     broken = active & report['broken']
-    done = active & (report['turn'] >= self._stage.attack.steps)
+    steps = self._stage.attack.steps
+    done = active & (report['turn'] >= steps)
+    self._radius.count(index[done], steps, report['led'][done])
     leaves = done if stays else done | broken
     # Of those that stand, the first x_adv is that of the first attempt.
     first = ~self._radius.attacked[np.maximum(index, 0)] & (self._tried == 0)

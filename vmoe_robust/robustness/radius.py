@@ -40,12 +40,16 @@ class Radius:
     eps: in units of pixels in [0, 1].
     clean: what the model says of the images as they are.
     together: consecutive images that are judged as one group.
+    columns: of the judge, of the x_adv that counts.
+    blind: of each stage that follows a gradient, the images that had none in
+      most of its steps.
   """
 
   eps: float
   clean: Clean
   together: int = 1
   columns: Columns = dataclasses.field(default_factory=dict)
+  blind: Columns = dataclasses.field(default_factory=dict)
   robust_after: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   stage: int = -1  # -1: not begun
@@ -64,21 +68,43 @@ class Radius:
     self.attacked = np.zeros(len(mask), bool)
     self.broken = np.zeros(len(mask), bool)
     self.value = np.full(len(mask), -np.inf, np.float32)
+    # Of this stage, steps that were taken, and those with a gradient.
+    self.steps, self.led = np.zeros((2, len(mask)), np.int32)
 
   def enter(self, stage: int) -> None:
     """Begins a stage."""
     self.stage, self.attempt, self.position, self.again = stage, 0, 0, []
     self.spent = 0.0
+    self.steps[:] = self.led[:] = 0
 
   def accuracy(self) -> float:
     """The share of images that are right, by what the judge found."""
     return float((~self.broken[self.clean.mask]).mean())
 
-  def end_stage(self, name: str, seconds: float) -> None:
-    """Notes what a stage left."""
+  def count(self, index: np.ndarray, steps: int, led: np.ndarray) -> None:
+    """Notes attempts that came to their end.
+
+    Args:
+      index: the images' numbers, one as often as it had attempts.
+      steps: of an attempt.
+      led: the steps of each that had a gradient to follow.
+    """
+    np.add.at(self.steps, index, steps)
+    np.add.at(self.led, index, led)
+
+  def end_stage(self, name: str, seconds: float, follows: bool) -> None:
+    """Notes what a stage left.
+
+    Args:
+      name: of the attack.
+      seconds: that it took.
+      follows: whether it follows a gradient.
+    """
     name = _unique(name, self.robust_after)
     self.robust_after[name] = self.accuracy()
     self.seconds[name] = seconds
+    if follows:
+      self.blind[name] = 2 * self.led < self.steps
 
   def record(
     self, left: Left, columns: Columns, stays: bool
@@ -161,8 +187,10 @@ class Radius:
     """All that `read` needs, as arrays of its own."""
     about = {name: getattr(self, name) for name in _ABOUT}
     each = {name: getattr(self, name).copy() for name in _EACH}
-    columns = {f'column {k}': v.copy() for k, v in self.columns.items()}
-    return each | columns | {'about': np.array(to_json(about))}
+    for group in _GROUPS:
+      found = getattr(self, group)
+      each |= {f'{group} {k}': v.copy() for k, v in found.items()}
+    return each | {'about': np.array(to_json(about))}
 
   @classmethod
   def read(cls, found: Columns, clean: Clean, together: int) -> 'Radius':
@@ -173,8 +201,9 @@ class Radius:
     for name in _EACH:
       setattr(out, name, found[name])
     for name in found:
-      if name.startswith('column '):
-        out.columns[name.removeprefix('column ')] = found[name]
+      group, _, key = name.partition(' ')
+      if group in _GROUPS:
+        getattr(out, group)[key] = found[name]
     return out
 
 
@@ -182,7 +211,8 @@ _ABOUT = (
   *('eps', 'robust_after', 'seconds', 'stage', 'attempt', 'position'),
   *('tick', 'again', 'spent'),
 )
-_EACH = ('fallen', 'attacked', 'broken', 'value')
+_EACH = ('fallen', 'attacked', 'broken', 'value', 'steps', 'led')
+_GROUPS = ('columns', 'blind')
 
 
 def _unique(name: str, names: dict) -> str:

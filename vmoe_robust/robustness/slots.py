@@ -115,8 +115,7 @@ class Program:
       turn: how far to go.
 
     Returns:
-      The slots, and of each slot its 'turn', whether it is 'broken' and the
-      'value' of its loss.
+      The slots, and what `report` says of them.
     """
     fill = lambda slots: self.fill(params, slots, items, enter, active, turn)
     slots = jax.lax.cond(turn.begins, fill, lambda slots: slots, slots)
@@ -277,7 +276,8 @@ def objective(stage: Stage) -> Callable[[Array, PyTree, Goal], Array]:
 def report(slots: Slots) -> dict[str, Array]:
   """What the host has to know of each slot."""
   state = slots.state
-  return {'turn': state.turn, 'broken': state.broken, 'value': state.value}
+  names = 'turn', 'led', 'broken', 'value'
+  return {name: getattr(state, name) for name in names}
 
 
 @flax.struct.dataclass

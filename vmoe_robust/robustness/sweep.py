@@ -17,7 +17,7 @@ from vmoe_robust.robustness import engine, trust
 from vmoe_robust.robustness.images import Archive, Keeper, read
 from vmoe_robust.robustness.measure import Clean, Columns, Rows
 from vmoe_robust.robustness.programs import Programs, Work
-from vmoe_robust.robustness.radius import Radius
+from vmoe_robust.robustness.radius import STANDS, Radius
 from vmoe_robust.robustness.resume import Unfinished
 
 _SAVE_EVERY = 60.0  # seconds, at least
@@ -43,6 +43,8 @@ class Fall:
   eps: float
   robust_after: dict[str, float]  # accuracy after each attack
   seconds: dict[str, float]  # of each attack, also before it was cut short
+  # Of images that stand, those without a gradient in most steps of an attack.
+  blind: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +142,12 @@ def run(
         falls[eps].robust_after,
         int((columns['prediction_after'] == NO_CLASS).sum()),
         _easier(columns),
+        falls[eps].blind,
       )
     ]
     parts.append(columns)
     shown = shown or _shown(rows, seen, columns, folder)
   unfinished.wait()
-  warnings += _without_gradient(programs, rows, parts, warnings)
   return Swept(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
     loads,
@@ -155,30 +157,6 @@ def run(
     warnings,
     shown,
   )
-
-
-def _without_gradient(
-  programs: Programs, rows: Rows, parts: Sequence[Columns], before: list[str]
-) -> list[str]:
-  """What images show that stand, at the radius that the fewest withstand.
-
-  One batch of them, from all over the split, so that it costs a few passes.
-  """
-  standing = []
-  for columns in parts:
-    right = [
-      is_right(columns[f'prediction_{when}'], columns['label'])
-      for when in ('before', 'after')
-    ]
-    standing.append(columns['index'][np.logical_and(*right)])
-  few = min((s for s in standing if len(s)), key=len, default=None)
-  if few is None:
-    return []
-  indices = np.full(programs.measure.batch_rows.batch_size, -1, np.int32)
-  count = min(len(indices), len(few))
-  indices[:count] = few[np.arange(count) * len(few) // count]
-  batch = programs.measure.batch(rows, indices)
-  return programs.checks.standing(programs.target.params, batch, before)
 
 
 def _easier(columns: Columns) -> int:
@@ -263,7 +241,9 @@ def _read(found: Columns, clean: Clean, eps: float):
       columns[name] = column[index]
     else:
       sums[name] = column[index].sum(0)
-  fall = Fall(eps, radius.robust_after, radius.seconds)
+  stands = radius.fallen == STANDS
+  blind = {k: int((v & stands).sum()) for k, v in radius.blind.items()}
+  fall = Fall(eps, radius.robust_after, radius.seconds, blind)
   return columns, sums, fall, _pictures(found)
 
 

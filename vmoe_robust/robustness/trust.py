@@ -12,6 +12,7 @@ the batch's size, weaker than a twentieth.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,6 @@ class Checks:
   def __init__(self, target: Target, ensemble: Ensemble):
     """Compiles nothing yet."""
     self._target, self._ensemble = target, ensemble
-    self._steepnesses = {}
 
     def logits(params, x, mask, key):
       subject = dataclasses.replace(target, params=params)
@@ -72,12 +72,16 @@ class Checks:
 
   def slopes(self, params: PyTree, batch: dict[str, Array]) -> bytes:
     """The largest entries of gradients that attacks follow, to compare."""
-    found = [
-      np.asarray(self._slope(stage)(params, batch))
+    stages = {
+      _SINGLE.get(stage.loss, stage.loss): stage
       for stage in self._ensemble.stages
       if stage.needs_gradient
+    }
+    found = [
+      self._steepness(dataclasses.replace(stage, loss=loss))(params, batch)
+      for loss, stage in stages.items()
     ]
-    return b''.join(one.tobytes() for one in found)
+    return b''.join(np.asarray(one).tobytes() for one in found)
 
   def __call__(self, params: PyTree, batch: dict[str, Array]) -> list[str]:
     """What a batch shows.
@@ -100,29 +104,7 @@ class Checks:
       out += self._foreign(
         params, np.asarray(self._whole(as_floats(batch['image']))), there
       )
-    return out + [text for _, text in self._flat(params, batch, there, 'first')]
-
-  def standing(
-    self, params: PyTree, batch: dict[str, Array], before: list[str]
-  ) -> list[str]:
-    """What a batch of images shows that no attack broke.
-
-    Where a part of the images has no gradient, attacks leave just these, and
-    the first batch may have none of them.
-
-    Args:
-      params: the weights.
-      batch: 'image', 'label' and 'mask'.
-      before: what is known; of the same loss nothing is said again.
-    """
-    if self._target.together > 1:
-      return []
-    there = np.asarray(self._whole(batch['mask']))
-    return [
-      text
-      for name, text in self._flat(params, batch, there, 'standing')
-      if not any(f'have no gradient of {name}:' in known for known in before)
-    ]
+    return out
 
   def _foreign(self, params, images, there) -> list[str]:
     """What is known of our own models by how they are built."""
@@ -148,33 +130,6 @@ class Checks:
         'outputs look like probabilities: give logits, or gradients vanish'
       )
     return out
-
-  def _flat(self, params, batch, there, which) -> list[tuple[str, str]]:
-    """Losses whose gradient is 0 on some images, and the warning."""
-    out, seen = [], set()
-    for stage in self._ensemble.stages:
-      loss = _SINGLE.get(stage.loss, stage.loss)
-      if not stage.needs_gradient or loss in seen:
-        continue
-      seen.add(loss)
-      steep = np.asarray(self._slope(stage)(params, batch))
-      lost = int(((steep == 0) & there).sum())
-      if lost:
-        name = loss if isinstance(loss, str) else f'the loss of {stage.name}'
-        words = (
-          f'{lost} of the {which} {there.sum()} images have no gradient of '
-          f'{name}: attacks that follow it mislead'
-        )
-        out.append((name, words))
-    return out
-
-  def _slope(self, stage: Stage):
-    """`_steepness` of a stage's loss for one target, compiled once."""
-    loss = _SINGLE.get(stage.loss, stage.loss)
-    if loss not in self._steepnesses:
-      wanted = dataclasses.replace(stage, loss=loss)
-      self._steepnesses[loss] = self._steepness(wanted)
-    return self._steepnesses[loss]
 
   def _steepness(self, stage: Stage):
     """The largest entry of the gradient of a loss, of each image."""
@@ -309,7 +264,10 @@ def before(predictions: Int[np.ndarray, 'examples']) -> list[str]:
 
 
 def after(
-  robust_after: dict[str, float], not_finite: int, easier: int = 0
+  robust_after: dict[str, float],
+  not_finite: int,
+  easier: int,
+  blind: Mapping[str, int],
 ) -> list[str]:
   """What the attacks showed.
 
@@ -317,6 +275,8 @@ def after(
     robust_after: accuracy after each attack, in their order.
     not_finite: attacked images with logits that are not finite.
     easier: images that are right under the attack and wrong without it.
+    blind: of the images that stand, those on which an attack had no gradient to
+      follow in most of its steps.
   """
   out, names = [], list(robust_after)
   if not_finite:
@@ -328,6 +288,12 @@ def after(
     out.append(
       f'{easier} images are right under the attack and wrong without it, so '
       'that this is no worst case: a target may lead through the right class'
+    )
+  if any(blind.values()):
+    told = ', '.join(f'{name} on {n}' for name, n in blind.items() if n)
+    out.append(
+      'attacks had no gradient to follow in most of their steps on images that '
+      f'stand ({told}): the accuracy may be too high'
     )
   if 'square' in names and names.index('square'):
     place = names.index('square')
