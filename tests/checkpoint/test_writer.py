@@ -24,6 +24,7 @@ from vmoe_robust.checkpoint import (
   save_config,
 )
 from vmoe_robust.checkpoint import writer as writer_lib
+from vmoe_robust.checkpoint.verify import verify
 from vmoe_robust.config import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -203,6 +204,8 @@ def test_a_best_whose_seal_is_damaged_stays_and_is_not_replaced(tmp_path):
     save(checkpoints, step, {'eval_loss': loss})
   checkpoints.close()
   assert checkpoints.steps() == [2, 3] and locate(best)[1] == 2
+  remarks = lambda: [(s.name, s.remarks) for s in verify(tmp_path)[1:]]
+  assert remarks() == [('2', 'best'), ('3', '')]
   seal = tmp_path / 'checkpoints' / '2' / 'CHECKSUMS.json'
   text = bytearray(seal.read_bytes())
   text[30] ^= 1
@@ -215,6 +218,8 @@ def test_a_best_whose_seal_is_damaged_stays_and_is_not_replaced(tmp_path):
   checkpoints.close()
   # 2 may be the best, 4 is the best of the others and the newest.
   assert checkpoints.steps() == [2, 4]
+  seal = 'CHECKSUMS.json has changed'
+  assert remarks() == [('2', seal), ('4', 'best of the others')]
 
 
 def test_copies_that_somebody_made_by_hand_stay(tmp_path):

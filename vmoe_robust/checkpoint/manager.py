@@ -179,12 +179,12 @@ class Checkpoints:
     Raises:
       UserError: the best one may be one that is damaged.
     """
-    if name and (lost := writer.unreadable(self._directory)):
+    step, lost = writer.best_step(self._directory, name)
+    if lost:
       raise UserError(
         f'{self._directory} has damaged checkpoints of steps {lost}, any of '
         'which may be the best; restore them from a copy, or name another step'
       )
-    step = writer.best_step(self._directory, name)
     step = agreed(-1 if step is None else step)
     return None if step < 0 else step
 

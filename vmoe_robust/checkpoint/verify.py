@@ -48,9 +48,11 @@ def verify(where: str | os.PathLike) -> list[State]:
   if (path / CONFIG).exists():
     size = (path / CONFIG).stat().length
   found = [State(CONFIG, 'good' if whole else 'damaged', size)]
-  best = best_step(saved, read_config(path).save.best) if whole else None
+  name = read_config(path).save.best if whole else ''
+  best, unknown = best_step(saved, name)
+  remark = 'best of the others' if unknown else 'best'
   for step in steps(saved):
-    found.append(_state(saved / str(step), 'best' * (step == best)))
+    found.append(_state(saved / str(step), remark * (step == best)))
   found = [state for state in found if state]
   if not steps(saved) and not unfinished(saved):
     raise UserError(

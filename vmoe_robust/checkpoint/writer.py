@@ -200,10 +200,8 @@ class Writer:
   def _prune(self):
     """Removes what need not stay, by a name that says so."""
     with _as_warning('old checkpoints cannot be removed'):
-      best = best_step(self._directory, self._save.best)
+      best, unknown = best_step(self._directory, self._save.best)
       surplus = policy.surplus(self._save, steps(self._directory), best)
-      # The best one may be among those of which nothing is known.
-      unknown = unreadable(self._directory) if self._save.best else []
       for step in [s for s in surplus if s not in unknown]:
         path = self._directory / str(step)
         if is_address(path):
@@ -239,21 +237,23 @@ def _is_whole(path: epath.Path) -> bool:
   return not is_address(path) or (path / integrity.SEAL).exists()
 
 
-def best_step(directory: epath.Path, name: str) -> int | None:
-  """The step whose metric is best; None if none has it, or `name` is ''.
+def best_step(directory: epath.Path, name: str) -> tuple[int | None, list[int]]:
+  """The step whose metric is best, and steps that may be better.
 
-  Steps that are `unreadable` are left out.
+  Args:
+    directory: of the checkpoints.
+    name: of the metric; '': none is best, and none may be.
+
+  Returns:
+    The step, None if none has the metric; and the steps with a damaged seal, of
+    which it is not known what was measured.
   """
   if not name:
-    return None
-  found = _metrics(directory).items()
-  return policy.best(name, {s: metrics for s, metrics in found if metrics})
-
-
-def unreadable(directory: epath.Path) -> list[int]:
-  """Steps with a damaged seal, of which it is not known what was measured."""
-  found = _metrics(directory).items()
-  return [step for step, metrics in found if metrics is None]
+    return None, []
+  found = _metrics(directory)
+  known = {step: metrics for step, metrics in found.items() if metrics}
+  unknown = [step for step, metrics in found.items() if metrics is None]
+  return policy.best(name, known), unknown
 
 
 def _metrics(directory: epath.Path) -> dict[int, dict[str, float] | None]:
