@@ -84,11 +84,29 @@ def test_with_room_for_all_neighbours_decide_nothing(
   assert f'neighbours attacked, eps {RADIUS}' in shown
 
 
+def test_padding_is_nobodys_new_neighbour():
+  mask = np.array([True, False, True, True, False, True, False, False])
+  for seed in range(5):
+    draw = np.random.default_rng(seed).permutation(8)
+    order = np.asarray(study.drawn_order(jnp.asarray(mask), draw))
+    assert mask[order].tolist() == 4 * [True] + 4 * [False]
+    assert sorted(order) == list(range(8))
+    real = [i for i in np.argsort(draw) if mask[i]]
+    assert order[:4].tolist() == real
+
+
+def test_one_group_has_no_other_neighbours(config, in_memory, model_of, opened):
+  config.study.batch_dependence.batch_size = 2
+  model, params = model_of(config)
+  with pytest.raises(UserError, match='batch_size=2 is not 2 or more .* 4 or'):
+    study.run(opened(config, in_memory(8), model, params))
+
+
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
     (dict(group_images=1), 'group_images=1; nothing can change'),
-    (dict(group_images=3), 'batch_size=8 has no whole groups.*use 6 or 9'),
+    (dict(group_images=3), 'batch_size=8 is not 2 or more groups.*use 6 or 9'),
     (dict(name='soft'), 'is about routers top_k, expert_choice'),
   ],
 )
@@ -131,7 +149,7 @@ def test_neighbours_can_want_the_experts_of_the_held_image(
   ('fields', 'examples', 'words'),
   [
     (dict(selected=4), 8, 'selected=4 are all experts'),
-    ({}, 1, 'has 1 examples, fewer than config.model.router.group_images=2'),
+    ({}, 1, 'has 1 examples, which are not 2 or more groups.*group_images=2'),
   ],
 )
 def test_what_nothing_can_change_is_refused(

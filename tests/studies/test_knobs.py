@@ -163,7 +163,7 @@ def test_noise_is_judged_by_mean_probabilities():
     (
       'router',
       dict(group_images=3),
-      r'knobs\.batch_size=8 has no whole groups',
+      r'knobs\.batch_size=8 is not 1 or more groups',
     ),
     ('train', dict(loss='sigmoid'), "train.loss='sigmoid', for its verdict"),
     ('attack', dict(auxiliary_weight=1.0), 'auxiliary_weight=1.0, for routers'),

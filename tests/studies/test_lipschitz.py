@@ -102,8 +102,13 @@ def test_slopes_within_a_cell_are_those_of_its_expert():
 
 
 @pytest.mark.slow
-def test_a_model_whose_jump_is_known(config, in_memory, two_experts, opened):
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_model_whose_jump_is_known(
+  config, in_memory, two_experts, opened, dtype
+):
+  """In bfloat16 rounding would be as large as the jump."""
   config.mode, config.study.name = 'study', 'lipschitz'
+  config.model.compute_dtype = dtype
   config.study.lipschitz.update(dict(pairs=2, iterations=2))
   config.attack.update(dict(steps=3, eps=(0.3,)))
   c, a = 4.0, 3.0

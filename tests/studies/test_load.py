@@ -163,8 +163,13 @@ def test_balance():
     (0, {}, 8, 'asks about experts.*is dense'),
     (4, dict(name='expert_choice'), 8, 'routers top_k, hash.*expert_choice'),
     (4, dict(name='soft'), 8, "routers top_k, hash.*'soft'"),
-    (4, dict(images=3), 8, r'load\.batch_size=8 has no whole groups.* 6 or 9'),
-    (4, {}, 1, 'has 1 examples, fewer than .*group_images=2'),
+    (
+      4,
+      dict(images=3),
+      8,
+      r'load\.batch_size=8 is not 1 or more groups.* 6 or 9',
+    ),
+    (4, {}, 1, 'has 1 examples, which are not 1 or more .*group_images=2'),
   ],
 )
 def test_what_does_not_fit_is_told(

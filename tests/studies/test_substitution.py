@@ -67,8 +67,8 @@ def test_what_each_change_makes_of_a_decision():
   routing = Routing(probabilities, experts, gates, {}, nothing, probabilities)
   keys = jax.random.split(jax.random.key(0), 1)
 
-  def of(kind, number=0):
-    options = substitution._options(routing, probabilities, number, keys)
+  def of(kind, number=0, unit='token'):
+    options = substitution._options(routing, probabilities, number, keys, unit)
     new, weights = options[substitution._KINDS.index(kind)]()
     return new.tolist()[0], np.asarray(weights)[0]
 
@@ -80,8 +80,21 @@ def test_what_each_change_makes_of_a_decision():
   assert sorted(of('shuffled')[0]) == [[0, 2], [2, 1]]
   first = [token[0] for token in of('random')[0]]
   assert first[0] in (1, 2) and first[1] in (0, 1)
+  # Where images are routed, both tokens move alike.
+  for number in range(8):
+    keys = jax.random.split(jax.random.key(number), 1)
+    moved = [token[0] for token in of('random', unit='image')[0]]
+    steps = [(new - old) % 3 for new, old in zip(moved, (0, 2), strict=True)]
+    assert steps in ([1, 1], [2, 2])
   np.testing.assert_allclose(of('rank', 3)[1], gates[0])
   np.testing.assert_allclose(of('uniform')[1], [[0.4, 0.4], [0.45, 0.45]])
+
+
+def test_tokens_that_are_routed_alike_are_not_shuffled(config):
+  kinds = lambda: {c[0] for c in substitution._changes(config.model, ('b',))}
+  assert 'shuffled' in kinds()
+  config.model.router.unit = 'image'
+  assert 'shuffled' not in kinds() and 'random' in kinds()
 
 
 @pytest.mark.slow
@@ -144,7 +157,8 @@ def test_rank_r_is_the_routers(config, gate, logits, bias):
   keys = jax.random.split(jax.random.key(0), 1)
   ran = [experts[0, 0, 0]]
   for rank in (2, 3, 4):
-    chosen, _ = substitution._options(routing, scores, rank, keys)[1]()
+    options = substitution._options(routing, scores, rank, keys, 'token')
+    chosen, _ = options[1]()
     ran.append(chosen[0, 0, 0])
   expected = np.argsort(-np.asarray(order[0, 0]), kind='stable')
   np.testing.assert_array_equal(ran, expected)

@@ -95,6 +95,24 @@ def test_to_itself_it_is_the_models_own_attack(
       np.testing.assert_array_equal(after, known)
 
 
+def test_each_model_is_attacked_by_the_loss_that_it_was_trained_with(
+  config, model_of, opened, monkeypatch
+):
+  job = opened(config, Grey(), *model_of(config))
+  own = config.copy_and_resolve_references()
+  own.train.loss = 'sigmoid'
+  other = dataclasses.replace(job.classifier, config=own)
+  raised, attack = [], transfer.adversarial.attack
+
+  def seen(forward, config):
+    raised.append(config.train.loss)
+    return attack(forward, config)
+
+  monkeypatch.setattr(transfer.adversarial, 'attack', seen)
+  transfer.ask_of(job, [job.classifier, other])
+  assert raised == ['softmax', 'sigmoid']
+
+
 @pytest.mark.slow
 def test_a_dense_model_takes_part(config, in_memory, model_of, opened):
   job = opened(config, in_memory(8), *model_of(config))

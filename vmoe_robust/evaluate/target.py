@@ -13,7 +13,7 @@ from vmoe_robust.attacks.paper import Paper
 from vmoe_robust.attacks.pgd import Pgd
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import routing
-from vmoe_robust.models import Aux, Model, build
+from vmoe_robust.models import Aux, Model
 from vmoe_robust.robustness.slots import Goal
 from vmoe_robust.robustness.target import Compare, Target
 
@@ -70,9 +70,7 @@ def of_config(model: Model, params: PyTree, config: ConfigDict) -> Target:
   """What `config.attack` attacks."""
   attacked = None
   if config.attack.compute_dtype:
-    settings = config.model.copy_and_resolve_references()
-    settings.compute_dtype = config.attack.compute_dtype
-    attacked = build(settings, model.image_shape, model.module.mesh)
+    attacked = model.changed({'compute_dtype': config.attack.compute_dtype})
   return of_model(
     model,
     params,

@@ -135,15 +135,23 @@ class Model:
     records = jax.tree.map(lambda a: a[:groups], records)
     return logits[:batch], Aux(loss, records)
 
+  def changed(self, fields: dict[str, object]) -> 'Model':
+    """The model of the same weights with other settings.
+
+    Args:
+      fields: of `config.model` and their values, such as 'router.selected'.
+    """
+    config = self.module.config.as_configdict()
+    config.update_from_flattened_dict(fields)
+    module = self.module.clone(config=FrozenConfigDict(config))
+    return dataclasses.replace(self, module=module)
+
   def _module_for(self, params):
     # Weights in float64 are of someone who wants all of it in float64.
-    config = self.module.config
     double = any(w.dtype == jnp.float64 for w in jax.tree.leaves(params))
-    if not double or config.compute_dtype != 'float32':
+    if not double or self.module.config.compute_dtype != 'float32':
       return self.module
-    wide = config.as_configdict()
-    wide.compute_dtype = 'float64'
-    return self.module.clone(config=FrozenConfigDict(wide))
+    return self.changed({'compute_dtype': 'float64'}).module
 
 
 def _run(module, params, images, grouping, rngs):

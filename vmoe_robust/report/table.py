@@ -47,6 +47,19 @@ def written(value: float, unit: str, digits: int) -> str:
   return f'{value:.{digits}g}'
 
 
+def points(difference: dict) -> str:
+  """A difference of shares as '+2.8 (+1.2 to +4.4)', in percentage points.
+
+  Args:
+    difference: its 'value', and its 'interval', which may be None.
+  """
+  ends = difference['interval'] or ()
+  value, *ends = (
+    written(100 * x, 'points', 0) for x in (difference['value'], *ends)
+  )
+  return f'{value} ({" to ".join(ends)})' if ends else value
+
+
 def radius(norm: str, eps: float) -> str:
   """A radius as people write it: '8/255' in linf."""
   if norm == 'linf':

@@ -201,7 +201,7 @@ class Programs:
     fell &= rows.owner == jax.process_index()
     most = max(work.shown, default=-1)
     if len(work.shown) >= _MOST_SHOWN:
-      fell &= index < most
+      fell &= index <= most
     for row in np.flatnonzero(fell):
       image = np.empty((1, *x_adv.shape[1:]), np.float32)
       only = np.arange(len(kept)) == row

@@ -22,6 +22,8 @@ from vmoe_robust.files import replacing, to_json, write_json
 
 Columns = dict[str, np.ndarray]
 _IDENTITY = 'run.json'
+# To be raised when pieces get another form, so that older ones are not read.
+_FORM = {'the form of unfinished work': 2}
 
 
 class Unfinished:
@@ -42,7 +44,7 @@ class Unfinished:
     self._writer = futures.ThreadPoolExecutor(1, 'vmoe-unfinished')
     self._writing: futures.Future | None = None
     if self._folder is not None:
-      self._claim(json.loads(to_json(identity)))
+      self._claim(json.loads(to_json(identity | _FORM)))
 
   def get(self, name: str) -> Columns | None:
     """The piece of a name, on every process; None if it is not there."""

@@ -113,7 +113,7 @@ def run(
   warnings += trust.before(clean.columns['prediction_before'][clean.mask])
   parts, loads, falls = [], {}, {}
   attacked, seconds = 0, 0.0  # of radii that were not cut short
-  shown: Shown | None = None
+  shown: Shown | None = None  # at the least radius at which any fell
   for eps in radii:
     name = eps_name(eps)
     folder = archive and pathlib.Path(archive, name)
@@ -146,7 +146,8 @@ def run(
       )
     ]
     parts.append(columns)
-    shown = shown or _shown(rows, seen, columns, folder)
+    if seen and (shown is None or eps < shown.eps):
+      shown = _shown(rows, seen, columns, folder)
   unfinished.wait()
   return Swept(
     {k: np.concatenate([one[k] for one in parts]) for k in parts[0]},
@@ -247,10 +248,8 @@ def _read(found: Columns, clean: Clean, eps: float):
   return columns, sums, fall, _pictures(found)
 
 
-def _shown(rows, pictures, columns, folder) -> Shown | None:
-  """Examples at the least radius at which any fell."""
-  if not pictures:
-    return None
+def _shown(rows, pictures, columns, folder) -> Shown:
+  """Examples at a radius at which some fell."""
   pictures = {number: pictures[number] for number in sorted(pictures)}
   if folder is not None:
     pictures |= _standing(columns, folder, next(iter(pictures.values())).shape)

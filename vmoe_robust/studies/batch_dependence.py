@@ -12,12 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, batch_size
 from vmoe_robust.evaluate import adversarial, routing
 from vmoe_robust.evaluate.job import Job
-from vmoe_robust.models import Model, build
+from vmoe_robust.models import Model
 from vmoe_robust.report.figures import Bar, BarPlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import SHARE, mean, paired, rate
@@ -50,7 +51,7 @@ def run(job: Job) -> Findings:
     np.random.default_rng([config.seed, draw]).permutation(size)
     for draw in range(config.study.batch_dependence.draws)
   ]
-  small = _with_groups_of_one(model, config)
+  small = model.changed({'router.group_images': 1})
   forward, value = _of_the_held(model, group), _crowding(group, config)
   attacks = [
     adversarial.attack(forward, config, value, luck) for luck in (False, True)
@@ -64,11 +65,11 @@ def run(job: Job) -> Findings:
 
     def permuted(order):
       found = prediction(images[order], mask[order])
-      return found[np.argsort(order)]
+      return found[jnp.argsort(order)]
 
     backwards = np.arange(size).reshape(-1, group)[:, ::-1].reshape(-1)
     found = [prediction(images), permuted(backwards)]
-    found += [permuted(order) for order in draws]
+    found += [permuted(drawn_order(mask, draw)) for draw in draws]
     found.append(
       _each_held(group, lambda held: prediction(images, mask & held), size)
     )
@@ -105,7 +106,7 @@ def _check(job: Job) -> int:
       "config.study.name='batch_dependence' is about images that share slots, "
       'and the model has config.model.router.group_images=1; nothing can change'
     )
-  return under.require_whole_groups(job)
+  return under.require_whole_groups(job, least=2)  # images and other ones
 
 
 def _conditions(config: ConfigDict) -> list[under.Condition]:
@@ -126,10 +127,14 @@ def _draw(number: int) -> str:
   return f'neighbours {number + 1}'
 
 
-def _with_groups_of_one(model: Model, config: ConfigDict) -> Model:
-  settings = config.model.copy_and_resolve_references()
-  settings.router.group_images = 1
-  return build(settings, model.image_shape, model.module.mesh)
+def drawn_order(
+  mask: Bool[Array, 'batch'], draw: Int[np.ndarray, 'batch']
+) -> Int[Array, 'batch']:
+  """Images in the order of a draw, and padding behind them.
+
+  So padding is nobody's new neighbour, but of the last group.
+  """
+  return jnp.argsort(jnp.where(mask, draw, len(draw)))
 
 
 def _each_held(group: int, predictions, size: int):

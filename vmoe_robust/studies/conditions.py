@@ -21,6 +21,7 @@ from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate.batches import Batch, progress, rows_of
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.mesh import batch_sharding
+from vmoe_robust.models import Model
 from vmoe_robust.report import table
 from vmoe_robust.report.findings import Columns
 from vmoe_robust.report.statistics import SHARE, mean, rate
@@ -258,24 +259,33 @@ def require_router(job: Job, study: str, names: Sequence[str]) -> None:
     )
 
 
-def require_whole_groups(job: Job) -> int:
+def in_float32(job: Job) -> Model:
+  """The model for differences and gradients, which bfloat16 would round."""
+  return job.classifier.model.changed({'compute_dtype': 'float32'})
+
+
+def require_whole_groups(job: Job, least: int = 1) -> int:
   """The images of a group, of which a batch and the split have whole ones.
+
+  Args:
+    job: what is studied.
+    least: as many groups in a batch, and in the split.
 
   Raises:
     UserError: they have not.
   """
   config = job.config
   group, size = config.model.router.group_images, batch_size(config, 'study')
-  if size % group:
-    low = size // group * group or group
+  many = f'{least} or more groups of config.model.router.group_images={group}'
+  if size % group or size < least * group:
+    low = max(size // group, least) * group
     raise UserError(
-      f'config.study.{config.study.name}.batch_size={size} has no whole groups '
-      f'of config.model.router.group_images={group}; use {low} or {low + group}'
+      f'config.study.{config.study.name}.batch_size={size} is not {many}, all '
+      f'of them whole; use {low} or {low + group}'
     )
-  if len(job.source) < group:
+  if len(job.source) < least * group:
     raise UserError(
       f'config.data.split={config.data.split!r} has {len(job.source)} '
-      f'examples, fewer than config.model.router.group_images={group} that '
-      'share slots; use a larger split'
+      f'examples, which are not {many}; use a larger split'
     )
   return group

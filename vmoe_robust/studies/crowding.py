@@ -15,18 +15,16 @@ _Array = TypeVar('_Array', Array, np.ndarray)
 
 
 def crowded(model: Model) -> adversarial.Forward:
-  """The model with capacity, whose logits say nothing.
+  """The model with capacity, as `adversarial.without_classes`.
 
-  An attack keeps the point that breaks an image, but here a group has to keep
-  the same point for all its images. So none is more broken than it was.
+  For here a group has to keep the same point for all its images.
   """
 
   def forward(params, images, mask, context):
     del context
-    logits, aux = model.apply(params, images, experts='capacity', mask=mask)
-    return jnp.zeros_like(logits), aux
+    return model.apply(params, images, experts='capacity', mask=mask)
 
-  return forward
+  return adversarial.without_classes(forward)
 
 
 def overflow(logits, aux, goal) -> Float[Array, 'batch']:

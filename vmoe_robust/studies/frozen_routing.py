@@ -21,7 +21,7 @@ from vmoe_robust.models.routers.routing import Routing
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import paired
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, points, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import questions
@@ -220,13 +220,11 @@ def render(results: dict) -> str:
     lines.append([name, *values])
     for pair in PAIRS:
       one = found[pair]
-      low, high = one['difference']['interval'] or (float('nan'),) * 2
       compared.append(
         [
           name,
           pair.replace('_', ' '),
-          f'{100 * one["difference"]["value"]:+.1f}'
-          f' ({100 * low:+.1f} to {100 * high:+.1f})',
+          points(one['difference']),
           f'{one["only_first"]} / {one["only_second"]}',
           f'{one["p"]:.2g}',
         ]

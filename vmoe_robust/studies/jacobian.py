@@ -50,6 +50,8 @@ def run(job: Job) -> Findings:
   counts as two), and 20 + 12 x `config.study.jacobian.iterations` of each
   sparse layer alone.
 
+  The model is computed in float32, whatever it was trained in.
+
   A dense model has no layer to split: of its margin there is J alone, which
   counts as the experts' term, beside that of sparse models.
 
@@ -66,7 +68,7 @@ def run(job: Job) -> Findings:
         f'config.model.router.unit={job.config.model.router.unit!r} the other '
         "tokens of an image decide its gates; use a model of unit='token'"
       )
-  model = job.classifier.model
+  model = under.in_float32(job)
   iterations = job.config.study.jacobian.iterations
 
   def program(params, images, batch):
@@ -273,7 +275,8 @@ def _place(columns, place) -> dict:
 def _warnings(row, places) -> list[str]:
   return [
     f'the terms of {place} miss its Jacobian by {row[place]["error"]:.1e} of '
-    "their size: use a model of config.model.compute_dtype='float32'"
+    'their size, so that they are not to be trusted: gradients of the model '
+    'are too large, or not finite'
     for place in places
     if not row[place]['error'] <= _TOLERANCE
   ]

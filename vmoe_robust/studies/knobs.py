@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
-from vmoe_robust.models import Model, build
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.statistics import SHARE, mean, paired
@@ -174,13 +173,14 @@ def _settings(models, use, config: ConfigDict) -> tuple[np.ndarray, ...]:
 def _program(job: Job, blocks, models) -> under.Program:
   config, draws = job.config, job.config.study.knobs
   of = lambda name: [value for knob, value in models if knob == name]
-  router = config.model.router
-  limited = [_with(job, 'capacity_factor', float(c)) for c in of(CAPACITY)]
-  forward = choices.turned(job.classifier.model, blocks)
+  router, model = config.model.router, job.classifier.model
+  changed = lambda field, value: model.changed({f'router.{field}': value})
+  limited = [changed('capacity_factor', float(c)) for c in of(CAPACITY)]
+  forward = choices.turned(model, blocks)
   attack = adversarial.attack(forward, config)
   # More choices cost more, so that each larger K has a program of its own.
   larger = {
-    place: choices.turned(_with(job, 'selected', value), blocks)
+    place: choices.turned(changed('selected', value), blocks)
     for place, (knob, value) in enumerate(models)
     if knob == SELECTED and value > router.selected
   }
@@ -253,16 +253,6 @@ def _program(job: Job, blocks, models) -> under.Program:
     }
 
   return program
-
-
-def _with(job: Job, field: str, value: float) -> Model:
-  """The same weights in a router with another value of a field."""
-  model, settings = job.classifier.model, job.config.model
-  if settings.router[field] == value:
-    return model
-  settings = settings.copy_and_resolve_references()
-  settings.router[field] = value
-  return build(settings, model.image_shape, model.module.mesh)
 
 
 def _figure(rows: list[dict], config: ConfigDict) -> LinePlot:

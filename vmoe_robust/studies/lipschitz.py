@@ -44,9 +44,11 @@ def run(job: Job) -> Findings:
   """Slopes at each radius, and jumps at a boundary on the way to an x_adv.
 
   The point with other choices is found by PGD that raises the divergence of
-  routing, as `routing_attacks` does. It takes 1 forward pass an image, 3 + 3 x
-  `config.study.lipschitz.iterations` for the Jacobian (a gradient counts as
-  two, and so does a derivative along a direction), and a radius 4 x
+  routing, whatever becomes of the class. The model is computed in float32: of
+  neighbouring images, bfloat16's logits differ by rounding. It takes 1 forward
+  pass an image, 3 + 3 x `config.study.lipschitz.iterations` for the Jacobian (a
+  gradient counts as two, and so does a derivative along a direction), and a
+  radius 4 x
   `config.study.lipschitz.pairs` + 54 + 2 x `config.attack.steps`.
 
   Raises:
@@ -85,11 +87,13 @@ def run(job: Job) -> Findings:
 
 
 def _program(job: Job) -> under.Program:
-  config, model = job.config, job.classifier.model
+  config, model = job.config, under.in_float32(job)
   settings, norm = config.study.lipschitz, config.attack.norm
   forward = adversarial.plain(model)
   attack = adversarial.attack(
-    forward, config, lambda _, aux, goal: moved(goal.context, aux)
+    adversarial.without_classes(forward),
+    config,
+    lambda _, aux, goal: moved(goal.context, aux),
   )
 
   def program(params, images, batch):

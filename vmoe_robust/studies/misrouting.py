@@ -27,7 +27,7 @@ from vmoe_robust.mesh import batch_sharding
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, paired
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, points, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.target import as_floats
 from vmoe_robust.studies import conditions as under
@@ -271,13 +271,11 @@ def render(results: dict) -> str:
     *summary['corruptions'].items(),
     ('all', summary['overall']),
   ):
-    value = found['difference']['value']
-    low, high = found['difference']['interval'] or (float('nan'),) * 2
     lines.append(
       [
         name,
         *(percent(found[f'{way}_routing']['value']) for way in WAYS),
-        f'{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
+        points(found['difference']),
       ]
     )
   heads = ['mean accuracy', *(f'{way} routing' for way in WAYS)]

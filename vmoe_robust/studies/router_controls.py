@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.job import Job
-from vmoe_robust.models import Model, build
+from vmoe_robust.models import Model
 from vmoe_robust.models.intervene import Tokens
 from vmoe_robust.models.routers.hash import experts_of
 from vmoe_robust.models.routers.routing import Routing, at_least_float32
@@ -26,7 +26,7 @@ from vmoe_robust.models.routers.top_k import highest, summing_to_one
 from vmoe_robust.report.figures import Bar, BarPlot, Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import DIFFERENCE, SHARE, mean, paired
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, points, table
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.studies import conditions as under
 
@@ -207,21 +207,22 @@ def routed(
 
 def uniform(model: Model, config: ConfigDict) -> adversarial.Forward:
   """The model whose tokens have all experts, each with the same gate."""
-  settings = config.model.copy_and_resolve_references()
-  router, selected = settings.router, settings.router.selected
-  router.selected = settings.experts
+  router, number = config.model.router, config.model.experts
   # Of gates that sum to 1 those of all experts do, as those of K did.
   whole = router.renormalize or router.gate == 'uniform'
-  every = build(settings, model.image_shape, model.module.mesh)
+  every = model.changed({'router.selected': number})
 
   def intervene(block, tokens, routing):
     del block
     experts, gates = routing.experts, routing.gates
-    total = (gates if whole else gates[..., :selected]).sum(-1, keepdims=True)
-    number = jnp.arange(settings.experts, dtype=experts.dtype)
+    total = (gates if whole else gates[..., : router.selected]).sum(
+      -1, keepdims=True
+    )
     return tokens, routing._replace(
-      experts=jnp.broadcast_to(number, experts.shape),
-      gates=jnp.broadcast_to(total / settings.experts, gates.shape),
+      experts=jnp.broadcast_to(
+        jnp.arange(number, dtype=experts.dtype), experts.shape
+      ),
+      gates=jnp.broadcast_to(total / number, gates.shape),
     )
 
   def forward(params, images, mask, context):
@@ -308,13 +309,12 @@ def render(results: dict) -> str:
   for kind, eps, accuracy, found in _numbers(
     results['rows'], results['summary'], config
   ):
-    low, high = found['interval'] or 2 * (float('nan'),)
     lines.append(
       [
         _LABELS[kind],
         under.radius(config, eps),
         percent(accuracy['value']),
-        f'{100 * found["value"]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})',
+        points(found),
       ]
     )
   return table(['router', 'at', 'accuracy', 'less learned, points'], lines)

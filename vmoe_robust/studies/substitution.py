@@ -38,7 +38,8 @@ def run(job: Job) -> Findings:
   One program serves all: a condition is data to it.
 
   A choice keeps its gate. Rank r <= K is a choice already, so that this
-  expert then runs twice. A random expert is another one than the first. Of
+  expert then runs twice. A random expert is another one than the first, for
+  each token, or for each image where images are routed. Of
   shuffled tokens each takes the choices of a token of its image, in an order
   drawn at random, which leaves one in T tokens where it was.
   Uniform gates keep their sum.
@@ -121,7 +122,8 @@ def _changes(model: ConfigDict, blocks) -> list[tuple[str, int, str]]:
     found += [('rank', r, at) for r in range(2, model.experts + 1)]
     found += [('random', 0, at)] if model.experts > 1 else []
     found += [('dropped', j, at) for j in range(1, selected + 1)]
-    found += [('shuffled', 0, at)]
+    # Where images are routed, all tokens of one have the same choices.
+    found += [('shuffled', 0, at)] if model.router.unit == 'token' else []
     found += [('uniform', 0, at)] if selected > 1 else []
   return found
 
@@ -145,7 +147,8 @@ def _predicted(model: Model, config, blocks, params, x, mask, keys, change):
     place = blocks.index(block)
     keys_here = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
     scores = choices.scores_of(config, params, block, routing)
-    options = _options(routing, scores, number, keys_here)
+    unit = config.model.router.unit
+    options = _options(routing, scores, number, keys_here, unit)
     here = jnp.where((at < 0) | (at == place), kind, 0)
     experts, gates = jax.lax.switch(here, options)
     return tokens, routing._replace(experts=experts, gates=gates)
@@ -156,7 +159,7 @@ def _predicted(model: Model, config, blocks, params, x, mask, keys, change):
   return classes(logits)
 
 
-def _options(routing, scores, number, keys):
+def _options(routing, scores, number, keys, unit):
   """Functions to (experts, gates), in the order of `_KINDS`."""
   experts, gates, count = routing.experts, routing.gates, scores.shape[-1]
   first = experts[..., 0]
@@ -170,9 +173,11 @@ def _options(routing, scores, number, keys):
     return instead(jnp.take(order, number - 1, axis=-1))
 
   def random():
-    draw = lambda key, like: jax.random.randint(key, like.shape, 1, count)
-    step = jax.vmap(draw)(keys, by_image(first)).reshape(first.shape)
-    return instead((first + step) % count)
+    tokens = by_image(first)
+    shape = tokens.shape[1:] if unit == 'token' else (1,)
+    draw = lambda key: jax.random.randint(key, shape, 1, count)
+    step = jnp.broadcast_to(jax.vmap(draw)(keys), tokens.shape)
+    return instead((first + step.reshape(first.shape)) % count)
 
   def dropped():
     mine = jnp.arange(experts.shape[-1]) == number - 1

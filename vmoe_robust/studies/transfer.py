@@ -132,7 +132,10 @@ def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
   config, names = job.config, _names(models)
   shown = _conditions(names, config)
   forwards = [adversarial.plain(model.model) for model in models]
-  attack, *others = (adversarial.attack(one, config) for one in forwards)
+  attack, *others = (
+    adversarial.attack(forward, _with_loss_of(model, config))
+    for forward, model in zip(forwards, models, strict=True)
+  )
   radii = jnp.array(config.attack.eps, jnp.float32)
 
   def program(params, images, batch, x_adv):
@@ -162,6 +165,13 @@ def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
     attack,
     source=job.classifier,
   )
+
+
+def _with_loss_of(model: Classifier, config: ConfigDict) -> ConfigDict:
+  """As `config`, for a model that was trained with a loss of its own."""
+  config = config.copy_and_resolve_references()
+  config.train.loss = model.config.train.loss
+  return config
 
 
 def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
