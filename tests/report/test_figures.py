@@ -35,6 +35,11 @@ def test_lines_are_drawn_and_kept_as_data(tmp_path, panels):
   ]
 
 
+def test_no_lines_are_an_empty_picture(tmp_path):
+  LinePlot('none', 'none', 'eps', 'accuracy', []).draw(tmp_path / 'none.png')
+  assert (tmp_path / 'none.svg').exists()
+
+
 def test_each_line_is_named_where_it_ends(tmp_path):
   nan = float('nan')
   lines = [line('first'), line('second'), line('third', 'other panel')]

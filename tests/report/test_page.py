@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import vmoe_robust
 from tests.report.conftest import CONDITION
 from vmoe_robust.config import UserError
+from vmoe_robust.report import __main__ as command
 from vmoe_robust.report import page, verdicts, writing
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.page.runs import Problems
@@ -309,7 +311,7 @@ def test_two_steps_or_copies_of_one_training_are_no_seeds(save_run):
   runs = [first, save_run('copy', [0, 1, 2, 9], **one, **copy)]
   runs += [save_run('other', [0, 1, 9, 9], **other)]
   assert 'Over 3 seeds' not in made(*runs)[0]
-  assert 'Over 2 seeds' in made(runs[0], runs[2])[0]
+  assert 'Over 2 seeds' in made(*runs)[0]
 
 
 @pytest.mark.parametrize(
@@ -508,6 +510,16 @@ def test_an_entry_of_robustbench_takes_the_whole_attack(save_run):
   assert entry('k', asked__config__num_selected=1) is None
   coarse = {'compute_dtype': 'bfloat16'}
   assert entry('coarse', asked__settings=coarse) is None
+  model = dict(asked__config__model=coarse)
+  assert entry('coarse model', **model) is None
+  fine = dict(asked__settings={'compute_dtype': 'float32'})
+  assert entry('fine attack', **model, **fine) is not None
+  row = {'condition': CONDITION, 'attack': 'pgd', 'norm': 'linf', 'eps': 0.1}
+  row['robust_accuracy'] = {'value': 0.5, 'interval': None, 'n': 1}
+  for field in ('outside_ball', 'outside_range'):
+    for count in (0, 1):
+      found = entry(f'{field}{count}', rows=[row, row | {field: count}])
+      assert (found is None) == (count == 1)
 
 
 @pytest.mark.parametrize(
@@ -630,6 +642,27 @@ def test_the_command(save_run, tmp_path):
   assert line.startswith('left out: path=gone cannot be read')
   text = (tmp_path / 'there.html').read_text()
   assert '>python -m x --a=&#34;&lt;b&gt;&#34;</pre>' in text
+
+
+@pytest.mark.parametrize(
+  ('out', 'words'),
+  [
+    ('there', '--out=there is a folder; name a file, such as --out=/'),
+    ('a/results.json/x', '--out=a/results.json/x cannot be written ('),
+    ('/proc/x.html', '--out=/proc/x.html cannot be written ('),
+  ],
+)
+def test_a_page_that_cannot_be_written_is_one_line(
+  save_run, tmp_path, monkeypatch, out, words
+):
+  save_run('a', [0, 1, 2, 9])
+  (tmp_path / 'there').mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(command, '_OUT', types.SimpleNamespace(value=out))
+  with pytest.raises(UserError) as caught:
+    command.main(['report', 'a'])
+  assert str(caught.value).startswith(words)
+  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('paths', [(), (['a', 'b'],)])

@@ -180,6 +180,37 @@ def test_tables_are_sorted_filtered_and_saved(opened, tmp_path):
   assert rows.locator('tbody tr:visible').count() == 1
 
 
+def test_numbers_are_sorted_as_numbers_and_text_comes_last(
+  browser, save_run, tmp_path
+):
+  cells = [[0.37, 0.0028], '10', 'none', 0.05, [], '1e-05', '0.0313725', None]
+  cells.append('-2')
+  rows = [{'condition': 'c', 'x': x, 'text': str(x)} for x in cells]
+  rows[0]['text'] = [0.37, 0.0028]
+  folder = save_run('s', [0, 1, 2, 9], asked__mode='study', rows=rows)
+  page.write([folder], tmp_path / 'report.html')
+  found = browser.new_page()
+  found.goto((tmp_path / 'report.html').as_uri())
+  found.evaluate(_UNFOLD)
+  table = found.locator('.table', has_text='All numbers of s').last
+  numbers = ['-2', '1e-05', '0.0313725', '0.05', '0.37, 0.0028', '10']
+  for place, last in ((2, ['', 'none', '-']), (3, ['[]', 'none', 'None'])):
+    head = table.locator(f'th:nth-child({place}) button')
+    column = table.locator(f'tbody td:nth-child({place})')
+    head.click()
+    assert column.all_inner_texts()[:6] == numbers
+    assert sorted(column.all_inner_texts()[6:]) == sorted(last)
+    head.click()
+    assert column.all_inner_texts()[:6] == numbers[::-1]
+    assert sorted(column.all_inner_texts()[6:]) == sorted(last)
+  with found.expect_download() as download:
+    table.get_by_role('button', name='CSV').click()
+  download.value.save_as(tmp_path / 'saved')
+  # A negative number is no formula, in a column of text either.
+  assert 'c,-2,-2' in (tmp_path / 'saved').read_text()
+  found.close()
+
+
 def test_the_gallery_is_filtered_by_keyboard(opened):
   found = opened(360)
   shown = lambda: found.locator(

@@ -12,7 +12,7 @@ from vmoe_robust.report.figures import Bar, BarPlot
 USAGE = {'seconds': 3.5, 'cpu_seconds': 6.25, 'peak_bytes': 7, 'joules': None}
 
 
-def pair(first, condition, *values):
+def pair(first, condition, *values, attack='aa'):
   rate = lambda value: {'value': value, 'interval': [0.0, 1.0], 'n': 4}
   seeds = [
     {
@@ -33,7 +33,7 @@ def pair(first, condition, *values):
   return {
     'first': first,
     'second': 'dense',
-    'attack': 'aa',
+    'attack': attack,
     'condition': condition,
     'seeds': seeds,
     'difference': mean,
@@ -101,6 +101,27 @@ def test_more_than_two_pairs_are_a_table(folder):
   assert '<td>moe - dense</td>' in text and '>-2.0 [-20.0, +10.0]</td>' in text
   assert '<td>over 2 seeds</td>' in text
   assert '<td>one seed, over its images</td>' in text
+
+
+def test_a_pair_without_the_first_attack_shows_its_own(folder):
+  """Of an experiment that is not finished."""
+  rows = [
+    pair('moe', 'clean', 0.0),
+    pair('moe', 'pgd linf 1/255', 0.0),
+    pair('moe', 'pgd linf 1/255', 0.25, attack='longer'),
+    pair('wide', 'clean', 0.0, attack='longer'),
+    pair('wide', 'pgd linf 1/255', 0.125, attack='longer'),
+  ]
+  path = folder / 'comparisons.json'
+  write_json(path, rows)
+  text, _ = shown(folder)
+  moe, wide = text.split('class="verdict">')[1:]
+  assert 'under pgd linf 1/255 (aa): 50.0% and 50.0%' in moe
+  assert 'under pgd linf 1/255 (longer): 62.5% and 50.0%' in wide
+  write_json(path, [*rows, pair('hash', 'clean', 0.0)])
+  text, _ = shown(folder)
+  assert '<caption>3 pairs: accuracy</caption>' in text
+  assert '<td>pgd linf 1/255 (longer)</td>' in text
 
 
 def test_numbers_of_pairs_are_saved_whole(folder):

@@ -24,6 +24,16 @@ def test_a_rate_says_its_interval_and_its_images():
   assert found['interval'] == statistics.wilson(np.ones(20, bool))
 
 
+@pytest.mark.filterwarnings('error')
+def test_of_no_images_nothing_is_known():
+  nothing = {'value': None, 'interval': None, 'n': 0}
+  assert statistics.rate(np.zeros(0, bool)) == nothing
+  assert statistics.mean(np.zeros(0)) == nothing
+  assert statistics.mean(np.zeros(0), statistics.SHARE) == nothing
+  none = np.zeros(0, bool)
+  assert statistics.paired(none, none)['difference'] == nothing
+
+
 def test_bootstrap_agrees_with_the_normal_interval_of_many_images():
   values = np.random.default_rng(1).normal(3, 2, 4000)
   found = statistics.mean(values)

@@ -21,7 +21,19 @@ def main(argv: list[str]) -> None:
       'python -m vmoe_robust.report runs/digits_moe runs/digits_vit'
     )
   out = local_path(_OUT.value, '--out').absolute()
-  for line in page.write(argv[1:], out):
+  try:
+    if out.is_dir():
+      raise UserError(
+        f'--out={_OUT.value} is a folder; name a file, such as '
+        f'--out={out / page.REPORT}'
+      )
+    lines = page.write(argv[1:], out)
+  except OSError as error:
+    raise UserError(
+      f'--out={_OUT.value} cannot be written ({error.strerror}); name a file '
+      'in a folder in which you may write'
+    ) from error
+  for line in lines:
     print(f'left out: {line}', file=sys.stderr)
   print(out)
   if _OPEN.value:

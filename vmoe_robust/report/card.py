@@ -7,6 +7,7 @@ data, and a `model-index` with what was measured.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ _HUB = {
   'imagenet2012': 'ILSVRC/imagenet-1k',
   'folder': '',
 }
+# Of JSON a text, or what stands before an exponent if it has no dot.
+_TEXT_OR_WHOLE = re.compile(r'"(?:\\.|[^"\\])*"|(?<![\d.])(\d+)(?=e)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +178,15 @@ def _cell(text: object) -> str:
   return ' '.join(str(text).split()).replace('|', '\\|').replace('<', '&lt;')
 
 
+def _json(value: object) -> str:
+  """JSON is YAML, so that no name can end a field.
+
+  But of YAML 1.1, a float without a dot, such as 2e-05, is text.
+  """
+  text = json.dumps(value, ensure_ascii=False)
+  return _TEXT_OR_WHOLE.sub(lambda m: m[0] + '.0' * (m[1] is not None), text)
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
   found = jinja2.Environment(
@@ -184,7 +196,6 @@ def _environment() -> jinja2.Environment:
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
-  # JSON is YAML, so that no name can end a field.
-  found.filters['json'] = functools.partial(json.dumps, ensure_ascii=False)
+  found.filters['json'] = _json
   found.filters['cell'] = _cell
   return found

@@ -208,7 +208,7 @@ class LinePlot(_Numbers):
 
   def draw(self, path: str | os.PathLike) -> None:
     """Writes the picture as PNG, and as SVG beside it."""
-    panels = list(dict.fromkeys(line.panel for line in self.lines))
+    panels = list(dict.fromkeys(line.panel for line in self.lines)) or ['']
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     width, height = (7.6, 4.2) if len(panels) == 1 else (6.0, 3.4)

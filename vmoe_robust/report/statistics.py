@@ -21,8 +21,10 @@ Estimate = dict[str, Any]
 def rate(right: Bool[np.ndarray, 'images']) -> Estimate:
   """A share of the images, with Wilson's score interval.
 
-  Wilson 1927; Newcombe 1998, method 3.
+  Wilson 1927; Newcombe 1998, method 3. Of no images both are null.
   """
+  if not len(right):
+    return {'value': None, 'interval': None, 'n': 0}
   value = float(np.mean(right))
   return {'value': value, 'interval': wilson(right), 'n': len(right)}
 
@@ -42,12 +44,12 @@ def mean(
     limits: between which numbers each value lies, such as `SHARE`.
 
   Returns:
-    'value', null where an image's is not finite; 'interval', null then too, of
+    'value', null of none and where one is not finite; 'interval', null then, of
     fewer than two images, and of values that are all alike without `limits`;
     'n' (images).
   """
   values = np.asarray(values, np.float64)
-  if not np.isfinite(values).all():
+  if not len(values) or not np.isfinite(values).all():
     return {'value': None, 'interval': None, 'n': len(values)}
   interval = None
   if len(values) > 1 and (values != values[0]).any():

@@ -53,6 +53,8 @@ def points(difference: dict) -> str:
   Args:
     difference: its 'value', and its 'interval', which may be None.
   """
+  if difference['value'] is None:
+    return '-'
   ends = difference['interval'] or ()
   value, *ends = (
     written(100 * x, 'points', 0) for x in (difference['value'], *ends)

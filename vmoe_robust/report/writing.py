@@ -90,7 +90,7 @@ def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
 def _report(folder: Path):
   """Writes the page of a run; one that cannot be made is a warning."""
   try:
-    page.write([folder], folder / page.REPORT)
+    page.write([folder / RESULTS], folder / page.REPORT)
   except Exception as error:  # no picture ends a run
     logging.warning('%s was not written: %s', page.REPORT, error)
 

@@ -121,7 +121,7 @@ def render(
     shown = [r for r in runs if not any(e.has(r) for e in experiments)]
   parts = _parts(shown, problems, compared) | {
     'experiments': experiments,
-    'warnings': _warnings(runs),
+    'warnings': _warnings(runs, problems),
   }
   page = _html(shown, problems, parts)
   images = gallery.size(parts['examples'])
@@ -134,11 +134,17 @@ def render(
   return page
 
 
-def _warnings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _warnings(
+  runs: Sequence[Run], problems: Problems
+) -> list[tuple[str, list[str]]]:
   """Each warning, and the names of the runs that have it."""
   found: dict[str, list[str]] = {}
   for run in runs:
-    for warning in run.results['warnings']:
+    own = problems.guard(
+      f'the warnings of {run.name}',
+      functools.partial(dict.fromkeys, run.results['warnings']),
+    )
+    for warning in own or ():
       found.setdefault(warning, []).append(run.name)
   return list(found.items())
 
@@ -156,6 +162,7 @@ def _parts(
     or []
   ]
   whole = lambda name, make: problems.guard(name, lambda: make(runs)) or []
+  of_seeds = functools.partial(seeds.seeds, problems=problems)
   return {
     'verdicts': verdict.verdicts(runs, problems),
     'accuracy': whole('robust accuracy', attacks.accuracy),
@@ -167,7 +174,7 @@ def _parts(
       'the study', functools.partial(studies.studies, problems=problems)
     ),
     'pairs': comparison.pairs(runs, problems) if compared else [],
-    'seeds': whole('seeds', seeds.seeds) if compared else [],
+    'seeds': whole('seeds', of_seeds) if compared else [],
     'differing': problems.guard('configs', lambda: comparison.differing(runs)),
     'examples': gallery.examples(runs, problems),
     'recipes': each('how to reproduce', reproduce.recipes),

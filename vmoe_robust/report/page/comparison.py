@@ -10,18 +10,17 @@ from vmoe_robust.config import UserError
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.tables import (
-  Cell,
   Table,
   cell,
+  fields,
   points,
-  short,
   table,
 )
 from vmoe_robust.report.verdicts import Judged
 
 _MOST_PAIRS, _MOST_CONDITIONS = 10, 30
 # Settings that do not change what is done under a condition.
-_NOT_ATTACK = ('at_end', 'batch_size', 'eps', 'every_steps', 'save_images')
+_NOT_ATTACK = ('at_end', 'eps', 'every_steps', 'save_images')
 
 
 def judged(run: Run) -> dict[str, Judged]:
@@ -79,14 +78,13 @@ def differing(runs: Sequence[Run]) -> Table | None:
   """The fields of the configs in which runs differ; None if in none."""
   runs = [run for run in runs if run.config]
   names = dict.fromkeys(name for run in runs for name in run.config)
-  absent = object()
   lines = []
   for name in names:
-    values = [run.config.get(name, absent) for run in runs]
-    if any(value != values[0] for value in values[1:]):
-      lines.append(
-        [name, *('-' if v is absent else Cell(short(v)) for v in values)]
-      )
+    own = [run for run in runs if name in run.config]
+    values = [run.config[name] for run in own]
+    if len(own) < len(runs) or any(v != values[0] for v in values[1:]):
+      cells = dict(zip([run.name for run in own], fields(values), strict=True))
+      lines.append([name, *(cells.get(run.name, '-') for run in runs)])
   if not lines or len(runs) < 2:
     return None
   return table(
@@ -166,12 +164,12 @@ def _unlike(a: Run, b: Run) -> str:
     | {'num_selected': run.selected}
     for run in (a, b)
   )
+  alone = 'capacity' not in (first['experts'], second['experts'])
+  unread = (*_NOT_ATTACK, 'batch_size') if alone else _NOT_ATTACK
   found = [
-    f'{name} {short(first[name])} and {short(second[name])}'
-    for name in first
-    if name in second
-    and first[name] != second[name]
-    and name not in _NOT_ATTACK
+    name + ' ' + ' and '.join(c.text for c in fields([value, second[name]]))
+    for name, value in first.items()
+    if name in second and value != second[name] and name not in unread
   ]
   return f' Asked of A and B otherwise: {"; ".join(found)}.' if found else ''
 

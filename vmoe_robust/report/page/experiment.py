@@ -23,7 +23,7 @@ from vmoe_robust.report.page.tables import (
   several,
   table,
 )
-from vmoe_robust.report.table import percent
+from vmoe_robust.report.table import percent, written
 
 # In the folder of an experiment.
 SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
@@ -137,16 +137,21 @@ def _shown(folder: epath.Path, about: Mapping[str, str]) -> Shown:
 
 
 def _sentences(rows: Sequence[Mapping]) -> list[Difference]:
-  """Of each pair under the first attack, at its last condition."""
-  first = rows[0]['attack'] if rows else ''
-  last = {
-    (row['first'], row['second']): row for row in rows if row['attack'] == first
-  }
+  """Of each pair under its first attack that is known, at the last condition.
+
+  Where pairs have other attacks, the condition tells which.
+  """
+  pair = lambda row: (row['first'], row['second'])
+  attacks: dict[tuple[str, str], str] = {}
+  for row in rows:
+    attacks.setdefault(pair(row), row['attack'])
+  last = {pair(r): r for r in rows if r['attack'] == attacks[pair(r)]}
+  told = len(set(attacks.values())) > 1
   return [
     Difference(
       first=row['first'],
       second=row['second'],
-      condition=row['condition'],
+      condition=row['condition'] + (f' ({row["attack"]})' if told else ''),
       accuracies=[
         Cell(percent(mean['value']), mean['value']) for mean in _accuracies(row)
       ],
@@ -194,7 +199,7 @@ def _comparisons(rows: Sequence[Mapping]) -> Table:
       + [row['condition']]
       + [rate(mean) for mean in _accuracies(row)]
       + [points(row['difference']), row['difference']['n']]
-      + [several(each, lambda value: f'{100 * value:+.1f}')]
+      + [several(each, lambda value: written(100 * value, 'points', 0))]
       + [several(ps, lambda p: f'{p:.2g}')]
     )
   headers = ('A', 'B', 'attack', 'condition', 'accuracy of A', 'of B')

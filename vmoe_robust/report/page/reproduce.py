@@ -27,6 +27,8 @@ _BENCHES = {
   'cifar100': _Bench('cifar100', 'test', 10_000, 32, {'linf': '8/255'}),
   'imagenet2012': _Bench('imagenet', 'validation', 5_000, 0, {'linf': '4/255'}),
 }
+# Fields of a row: how many x_adv are no valid ones.
+_OUTSIDE = ('outside_ball', 'outside_range')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ def robustbench(run: Run) -> str | None:
 
   It has to be the authors' AutoAttack at full length and precision, at the
   benchmark's radius and on as many images of its split and size as it asks for,
-  each judged alone by the model as it was trained.
+  each judged alone by the model as it was trained, and no x_adv may have left
+  the ball or the range of pixels.
   """
   results, data = run.results, run.results['data']
   bench = _BENCHES.get(data['name'])
@@ -74,12 +77,16 @@ def robustbench(run: Run) -> str | None:
     return None
   config = results['asked']['config'] or {}
   size = (config.get('data') or {}).get('image_size')
+  dtype = results['asked']['settings'].get('compute_dtype') or (
+    config.get('model') or {}
+  ).get('compute_dtype', 'float32')
   if (
     data['examples'] < bench.images
     or data['split'].split('[')[0] != bench.split
     or bench.size not in (0, size)
     or results['summary']['attack'] != 'autoattack'
-    or results['asked']['settings'].get('compute_dtype')
+    or dtype != 'float32'
+    or any(row.get(n) for row in results['rows'] for n in _OUTSIDE)
     or results['asked']['experts'] == 'capacity'
     or run.selected
   ):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,13 +21,15 @@ from vmoe_robust.report.results import RESULTS, Results, read_results
 METRICS = 'metrics.jsonl'
 # What a file of another form, or a damaged one, raises where it is used.
 DAMAGE = (
-  *(ArithmeticError, AttributeError, LookupError, OSError, TypeError),
-  *(UserError, ValueError, zipfile.BadZipFile),
+  *(ArithmeticError, AttributeError, EOFError, LookupError, OSError),
+  *(RuntimeError, TypeError, UserError, ValueError),
+  *(zipfile.BadZipFile, zlib.error),
 )
 # How deep below a path runs are looked for, and what is never one.
 _DEPTH = 4
 _ASKED = ('attacks', 'studies')  # folders in a run's, of an experiment
-_NOT_RUNS = ('checkpoints', 'figures', 'tensorboard', 'unfinished', 'x_adv')
+_NOT_RUNS = ('checkpoints', 'figures', 'profile', 'tensorboard')
+_NOT_RUNS += ('unfinished', 'x_adv')
 _Made = TypeVar('_Made')
 
 
@@ -87,7 +90,11 @@ class Run:
     The same weights are another function with other numbers of experts a token,
     and with experts of limited capacity.
     """
-    return *self.weights, self.selected, self.results['asked']['experts']
+    asked = self.results['asked']
+    router = ((asked['config'] or {}).get('model') or {}).get('router') or {}
+    # The router's is the number that was asked for, or else the trained one.
+    selected = self.selected or router.get('selected')
+    return *self.weights, selected, asked['experts']
 
   @functools.cached_property
   def config(self) -> dict[str, object]:
@@ -193,16 +200,17 @@ def flat(found: Mapping, prefix: str = '', by: str = '/') -> dict[str, object]:
 
 def _read(path, found: dict[str, Results], problems: Problems):
   top = files.path(path, 'path')
-  if not top.is_dir() or (top / RESULTS).exists():
+  if not top.is_dir():
     _add(read_results(path), found)
     return
-  below = list(_below(top, _DEPTH))
-  if not below:
+  folders = [top] if (top / RESULTS).exists() else []
+  folders += _below(top, _DEPTH)
+  if not folders:
     problems.add(
       f'path={top} has no {RESULTS}, nor has a folder below it; give the '
       'folder of a finished run, or one that has such folders'
     )
-  for folder in below:
+  for folder in folders:
     try:
       _add(read_results(folder), found)
     except UserError as error:
@@ -215,7 +223,7 @@ def _below(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
       continue
     if (inner / RESULTS).exists():
       yield inner
-    elif depth > 1:
+    if depth > 1:
       yield from _below(inner, depth - 1)
 
 
@@ -255,6 +263,8 @@ def _names(folders: Sequence[epath.Path]) -> list[str]:
   if len(parts) > 1 and len(ends) == 1 and min(map(len, parts)) > 2:
     if next(iter(ends))[0] in _ASKED:
       parts = [one[:-2] for one in parts]
+  shared = len(os.path.commonprefix([one[:-1] for one in parts]))
+  parts = [one[shared:] for one in parts]
   longest = max(map(len, parts), default=1)
   for length in range(1, longest + 1):
     names = ['/'.join(one[-length:]) for one in parts]

@@ -28,7 +28,12 @@ class Scale:
     last = math.floor(self.high / self.step + 1e-6)
     found = [number * self.step for number in range(first, last + 1)]
     times, unit = (100, '%') if self.is_rate else (1, '')
-    return [(value, f'{value * times:.4g}{unit}') for value in found]
+    digits = 4  # and more where these would say other numbers
+    while any(
+      abs(float(f'{v:.{digits}g}') - v) > self.step / 10 for v in found
+    ):
+      digits += 1
+    return [(value, f'{value * times:.{digits}g}{unit}') for value in found]
 
 
 def scale(
@@ -42,7 +47,8 @@ def scale(
   low, high = float(min(known)), float(max(known))
   if high - low < 1e-9 * max(abs(low), abs(high), 1e-3):
     around = abs(low) / 10 or 0.1
-    low, high = low - around, high + around
+    ends = (min(low, 0), max(high, 1)) if is_rate else (-math.inf, math.inf)
+    low, high = max(low - around, ends[0]), min(high + around, ends[1])
   step = _round((high - low) / 4)
   if step * math.floor(low / step) >= low - step / 3:
     low = step * math.floor(low / step)

@@ -2,27 +2,35 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from vmoe_robust.config import machine_fields
 from vmoe_robust.report import statistics
-from vmoe_robust.report.page.runs import Run
+from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import rate, table
 from vmoe_robust.report.verdicts import CLEAN
 
 # By which runs of several seeds may differ, besides the machine's.
 _SEEDS = ('config.seed', 'config.checkpoint')
+# And a part of the path of the weights that an experiment's run starts from.
+_START, _SEED = 'config.init_from', re.compile(r'_seed\d+(?=/checkpoints/)')
 
 
-def seeds(runs: Sequence[Run]) -> list[Shown]:
-  """Mean and interval over runs that differ in nothing but seed and weights."""
+def seeds(runs: Sequence[Run], problems: Problems) -> list[Shown]:
+  """Mean and interval over runs that differ in nothing but seed and weights.
+
+  Args:
+    runs: of which those are looked for.
+    problems: gets a line for each that is left out as a copy of another one.
+  """
   groups = collections.defaultdict(list)
   for run in runs:
     if run.is_attack and run.config:
       own = (*_SEEDS, *machine_fields(run.results['data']['name']))
       same = (
-        f'{name}={value!r}'
+        f'{name}={_of_any_seed(name, value)!r}'
         for name, value in run.config.items()
         if not name.startswith(own)
       )
@@ -32,14 +40,29 @@ def seeds(runs: Sequence[Run]) -> list[Shown]:
       # Two steps of one training are no two seeds.
       groups[(*same, data, run.results['weights']['step'])].append(run)
   out = []
-  for group in groups.values():
-    if len({run.weights for run in group}) < len(group) or len(group) < 2:
-      continue
+  for found in groups.values():
+    kept: dict[tuple[object, ...], Run] = {}
+    for run in found:
+      kept.setdefault(run.weights, run)
+    group = list(kept.values())
     data = {run.results['data'].get('fingerprint') for run in group} - {None}
-    if len(data) > 1:  # None is of older versions, and may be any
+    # None is of older versions, and may be any.
+    if len(group) < 2 or len(data) > 1:
       continue
+    for run in found:
+      if run is not kept[run.weights]:
+        problems.add(
+          f'{run.name} in the mean over seeds, for its weights are those of '
+          f'{kept[run.weights].name}'
+        )
     out.append(_over_seeds(group))
   return out
+
+
+def _of_any_seed(name: str, value: object) -> object:
+  if name == _START and isinstance(value, str):
+    return _SEED.sub('_seed', value)
+  return value
 
 
 def _over_seeds(group: Sequence[Run]) -> Shown:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vmoe_robust.files import to_json
 from vmoe_robust.report.page.runs import flat
-from vmoe_robust.report.table import percent
+from vmoe_robust.report.table import percent, written
 
 _MOST_ROWS = 500
 
@@ -111,10 +111,13 @@ def rate(estimate: Mapping[str, Any] | None) -> Cell:
 def points(difference: Mapping[str, Any]) -> Cell:
   """A difference of shares in percentage points, with its interval."""
   value, interval = difference['value'], difference['interval']
+  if value is None:
+    return Cell('-')
   low, high = interval or (None, None)
-  text = f'{100 * value:+.1f}'
-  if low is not None:
-    text += f' [{100 * low:+.1f}, {100 * high:+.1f}]'
+  text, *ends = (
+    written(100 * x, 'points', 0) for x in (value, *(interval or ()))
+  )
+  text += f' [{", ".join(ends)}]' if ends else ''
   return Cell(text, value, low, high, difference['n'])
 
 
@@ -136,10 +139,26 @@ def of_values(caption: str, found: Mapping[str, object]) -> Table:
   return table(caption, ('name', 'value'), flat(found).items())
 
 
-def short(value: object) -> str:
-  """A field of a config as Python has it, its floats with six digits."""
+def fields(values: Sequence[object]) -> list[Cell]:
+  """Values of a field of configs as Python has them, with the exact numbers.
+
+  Floats have six digits, and all where other values would look the same.
+  """
+  texts, whole = list(map(_short, values)), list(map(repr, values))
+  if len(set(texts)) < len(set(whole)):
+    texts = whole
+  return [_field(*both) for both in zip(texts, values, strict=True)]
+
+
+def _field(text: str, value: object) -> Cell:
   if isinstance(value, list | tuple):
-    return f'[{", ".join(map(short, value))}]'
+    return Cell(text, whole=to_json(value))
+  return Cell(text, value if isinstance(value, float) else None)
+
+
+def _short(value: object) -> str:
+  if isinstance(value, list | tuple):
+    return f'[{", ".join(map(_short, value))}]'
   return f'{value:.6g}' if isinstance(value, float) else repr(value)
 
 

@@ -10,10 +10,24 @@
     const is_number = cell.classList.contains('number') && !Number.isNaN(Number(exact));
     return is_number ? Number(exact) : exact;
   };
-  const compare = (a, b) => {
-    if (a === null || b === null) return 0;
-    if (typeof a === 'number' && typeof b === 'number') return a - b;
-    return String(a).localeCompare(String(b), 'en', { numeric: true });
+  // By which a cell is sorted: the number that its text is, or the first of a list.
+  const rank = (cell) => {
+    const value = key(cell);
+    if (typeof value !== 'string') return value;
+    try {
+      const [first] = [JSON.parse(value)].flat(Infinity);
+      return typeof first === 'number' ? first : value;
+    } catch {
+      return value;
+    }
+  };
+  // Numbers come first, what is not known last, whatever the direction.
+  const kinds = ['number', 'string', 'object'];
+  const compare = (a, b, sign) => {
+    if (typeof a !== typeof b) return kinds.indexOf(typeof a) - kinds.indexOf(typeof b);
+    if (a === null) return 0;
+    if (typeof a === 'number') return sign * (a - b);
+    return sign * a.localeCompare(b, 'en', { numeric: true });
   };
   const sort = (button) => {
     const head = button.closest('th');
@@ -21,11 +35,9 @@
     const down = head.getAttribute('aria-sort') === 'ascending';
     for (const other of head.parentNode.cells) other.removeAttribute('aria-sort');
     head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-    const rows = [...body.rows].map((row) => [key(row.cells[head.cellIndex]), row]);
-    const known = rows.filter(([value]) => value !== null);
-    known.sort(([a], [b]) => (down ? compare(b, a) : compare(a, b)));
-    const unknown = rows.filter(([value]) => value === null);
-    body.append(...[...known, ...unknown].map(([, row]) => row));
+    const rows = [...body.rows].map((row) => [rank(row.cells[head.cellIndex]), row]);
+    rows.sort(([a], [b]) => compare(a, b, down ? -1 : 1));
+    body.append(...rows.map(([, row]) => row));
   };
 
   const filter = (input) => {
@@ -64,7 +76,7 @@
     const quote = (value) => {
       let text = value === null || value === undefined ? '' : String(value);
       // A spreadsheet would take it for a formula.
-      if (typeof value === 'string' && /^[=+@\t\r-]/.test(text)) text = "'" + text;
+      if (/^[=+@\t\r-]/.test(text) && Number.isNaN(Number(text))) text = "'" + text;
       return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
     };
     const rows = lines.map((line) => names.map((name) => line[name]));
