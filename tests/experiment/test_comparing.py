@@ -1,6 +1,7 @@
 """Pairs of runs on records made by hand."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -37,7 +38,7 @@ def attacked(
   }
   place.mkdir(parents=True)
   write_records(place / 'records.parquet', columns)
-  found = dict.fromkeys(('asked', 'weights')) | {'data': {}}
+  found = {'asked': {}, 'weights': {}, 'data': {}}
   found |= dict(format='vmoe_robust results', format_version=1, warnings=[])
   found['summary'] = {'clean_accuracy': rate(np.arange(n) < clean)}
   found['rows'] = [
@@ -154,6 +155,25 @@ def test_what_cannot_be_compared_is_said(experiment, tmp_path):
   # What is asked of one alone is no comparison.
   assert compared(experiment, parts[:1]) == []
   assert comparing.show([]) == ''
+
+
+def test_results_of_another_form_are_a_line(experiment, tmp_path):
+  experiment.seeds = (0,)
+  for change in (
+    lambda found: found['rows'][0].pop('condition'),
+    lambda found: found.update(weights=None),
+    lambda found: found['files']['records'].pop('name'),
+  ):
+    parts = [
+      attacked(tmp_path / str(id(change)), run, 0, [(0,), ()])
+      for run in ('moe', 'dense')
+    ]
+    path = parts[1].folder / 'results.json'
+    found = json.loads(path.read_text())
+    change(found)
+    files.write_json(path, found)
+    [row] = compared(experiment, parts)
+    assert row['missing'][0].startswith(f'seed 0: {parts[1].name}: ')
 
 
 def test_records_of_another_run_are_not_compared(experiment, tmp_path):

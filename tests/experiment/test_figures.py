@@ -98,6 +98,7 @@ def test_differences_are_in_points_at_the_last_condition():
   moe, two = first.bars
   assert moe.label == 'moe - dense' and moe.value == pytest.approx(2)
   assert moe.dots == [1, 3] and first.unit == 'points'
+  assert (moe.group, two.group) == ('over seeds', 'one seed, over images')
   assert (two.value, two.dots) == (-25, [])  # one seed: the point itself
   assert (two.low, two.high) == pytest.approx((-35, -15))
   assert union.name == 'difference_union'
@@ -106,7 +107,7 @@ def test_differences_are_in_points_at_the_last_condition():
 def part_of(folder, seed, accuracy):
   """An attack that is finished, of which a model keeps this accuracy."""
   name = f'moe_seed{seed}/attacks/aa'
-  found = dict.fromkeys(('asked', 'weights', 'data', 'files'))
+  found = {'asked': {}, 'weights': {}, 'data': {}, 'files': {}}
   found |= dict(format='vmoe_robust results', format_version=1, warnings=[])
   found['summary'] = dict(norm='linf', clean_accuracy=dict(RATE, value=1.0))
   found['rows'] = [

@@ -17,7 +17,7 @@ def test_tables_of_what_was_found(tmp_path):
   parts = [part_of(tmp_path, seed, 0.5) for seed in (0, 1)]
   for part in parts:
     found = dict(read_results(part.folder))
-    found['weights'] = {'parameters': 1234, 'flops_per_image': 5}
+    found['weights'] = {'parameters': 1234, 'flops_per_image': 5.0 + part.seed}
     found['software'] = {'jax': f'0.{part.seed}'}
     found['hardware'] = {'kind': 'cpu'}
     write_json(part.folder / 'results.json', found)
@@ -41,7 +41,8 @@ def test_tables_of_what_was_found(tmp_path):
   assert '| dense | 75.0% (0.0 to 100.0) |  |' in text
   assert 'over images). On 4 images.' in text and '## Warnings' not in text
   assert '| moe | dense | aa | aa linf 16/255 | 45.0% | 50.0% | -5.0 |' in text
-  assert '| moe | 1,234 | 5 | 15 | 2.00 GiB |' in text
+  # FLOPs differ where programs of two versions count them.
+  assert '| moe | 1,234 | 5 or 6 | 15 | 2.00 GiB |' in text
 
 
 def test_warnings_and_numbers_of_images_are_told(tmp_path):

@@ -209,6 +209,8 @@ STUDY = dict(name='s', base='configs/study.py')
     (dict(runs=[dict(RUN, start='a')]), ["'a'", 'itself']),
     (dict(attacks=[dict(PGD, of=('z',))]), ["'pgd': of='z'", "'a', 'b'"]),
     (dict(attacks=[dict(PGD, of='a')]), ["of='a'", 'tuple']),
+    (dict(attacks=[dict(PGD, name='x_adv')]), ["'x_adv'", 'of this name']),
+    (dict(studies=[dict(STUDY, name='figures')]), ["'figures'", 'folder of']),
     (dict(unions=[dict(name='u', of=('pgd', 'l'))]), ["'u': of='l'", 'pgd']),
     (dict(unions=[dict(name='u', of=('pgd',))]), ["'u'", 'two attacks']),
     (dict(unions=[dict(name='pgd', of=('pgd',))]), ['an attack has the name']),
@@ -363,8 +365,49 @@ def test_checkpoints_may_be_deleted_when_all_is_done(tmp_path):
   write_results(judging, training, checksum='same')
   found = states([training, judging, other])
   assert {state.name for state in found.values()} == {'finished'}
-  (judging.folder / 'results.json').write_text('{')
-  assert states([training, judging])[training.name].name == 'not started'
+  # What is damaged is named, and takes nothing else with it.
+  for text in ('{', '[]', '{"format": "vmoe_robust results"}'):
+    (judging.folder / 'results.json').write_text(text)
+    found = states([training, judging, other])
+    assert found[judging.name].name == 'failed'
+    assert 'results.json' in found[judging.name].detail
+    assert found[training.name].name == found['b'].name == 'finished'
+    # Where nothing is known, it begins again.
+    found = states([training, judging])
+    assert found[training.name].name == 'not started'
+  weights = dict(weights={'step': 9}, asked={})
+  write_results(judging, training, checksum='same')
+  known = json.loads((judging.folder / 'results.json').read_text())
+  files.write_json(judging.folder / 'results.json', known | weights)
+  found = states([training, judging, other])
+  assert found[judging.name].name == 'failed'
+  assert 'is damaged' in found[judging.name].detail
+
+
+def test_what_failed_may_be_told_in_another_form(tmp_path):
+  training = one(dict(train=dict(steps=9)), tmp_path)[0]
+  training.folder.mkdir(parents=True)
+  for text in ('{}', '[]', 'null', '{'):
+    (training.folder / 'failed.json').write_text(text)
+    assert look(training).name == 'not started'
+
+
+def test_a_folder_that_moved_is_that_of_the_same_fine_tuning(tmp_path):
+  ends = dict(attack=dict(at_end=False), train=dict(steps=9))
+  config = experiment.describe(
+    runs=[
+      dict(RUN, changes=ends),
+      dict(RUN, name='b', start='a', changes=ends),
+    ],
+  )
+  for training in parts(config, tmp_path / 'here'):
+    trained(training, 9)
+  (tmp_path / 'here').rename(tmp_path / 'there')
+  there = parts(config, tmp_path / 'there')
+  assert {state.name for state in states(there).values()} == {'finished'}
+  _, second = there
+  second.config.init_from = str(tmp_path / 'there/c_seed0/checkpoints/9')
+  assert look(second).name == 'changed'
 
 
 def test_an_attack_at_the_end_keeps_its_training_finished(tmp_path):
@@ -406,8 +449,9 @@ def write_results(judging, training, checksum=None):
   config.attack = judging.config.attack.copy_and_resolve_references()
   config.data.split = config.data.eval_split
   checksum = checksum or checkpoint.fingerprint(training.folder, 9)
-  names = ('data', 'rows', 'summary', 'warnings', 'files')
-  found = dict.fromkeys(names) | {
+  found = {name: {} for name in ('data', 'summary', 'files')} | {
+    'rows': [],
+    'warnings': [],
     'format': 'vmoe_robust results',
     'format_version': 1,
     'asked': {'config': config.to_dict()},

@@ -267,7 +267,13 @@ def test_usage_of_several_attempts_adds_up(part):
   assert usage.of(one).joules is None
 
 
-@pytest.mark.parametrize('text', ['', '[1]', '{"seconds": 1, "years": 2}'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('', '[1]', '{"seconds": 1, "years": 2}'),
+    '{"seconds": "12", "cpu_seconds": null}',
+  ],
+)
 def test_usage_that_is_damaged_stays_unknown(part, text):
   one = part('one', '')
   one.folder.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """`python -m vmoe_robust.experiment --config=configs/experiments/NAME.py`."""
 
 import collections
+import json
 import os
 import re
 import shlex
@@ -138,10 +139,11 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   command = ['python', '-m', 'vmoe_robust.experiment', *asked]
   about = {'name': command_line.name(), 'command': shlex.join(command)}
 
-  def write_summary(accuracies=(), figures=()):
-    found = summary(
-      config, every, runner.states, of_each(every), accuracies, figures
-    )
+  # Of what was finished before, until there are new ones.
+  known = _known(workdir)
+
+  def write_summary():
+    found = summary(config, every, runner.states, of_each(every), **known)
     found = about | found
     try:
       write_json(workdir / SUMMARY, found)
@@ -156,7 +158,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   write_json(workdir / COMPARISONS, rows)
   found = attacked(every, runner.states, _say)
   means = accuracies(config, found)
-  write_summary(means, _drawn(workdir, figures(means, rows)))
+  known |= dict(accuracies=means, figures=_drawn(workdir, figures(means, rows)))
+  write_summary()
   ended = runner.states
   took = of_each(every)
   page_text = markdown(about, every, ended, found, took, means, rows)
@@ -169,6 +172,16 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   written = [SUMMARY, COMPARISONS, MARKDOWN, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
+
+
+def _known(workdir: Path) -> dict[str, list]:
+  """Accuracies and figures that an earlier command left."""
+  names = ('accuracies', 'figures')
+  try:
+    found = json.loads((workdir / SUMMARY).read_text())
+    return {name: list(found[name]) for name in names}
+  except (OSError, ValueError, LookupError, TypeError):
+    return {name: [] for name in names}
 
 
 def _drawn(workdir: Path, made: Sequence[Figure]) -> list[dict]:

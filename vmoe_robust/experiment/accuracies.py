@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics
+from vmoe_robust.report.page.runs import DAMAGE
 from vmoe_robust.report.results import Results, read_results
 from vmoe_robust.report.verdicts import CLEAN
 
@@ -34,7 +34,7 @@ def attacked(
     try:
       results = read_results(part.folder)
       _conditions(results)
-    except (UserError, LookupError, TypeError) as error:
+    except DAMAGE as error:
       say(f'{part.name} is left out: {error}')
       continue
     found.append((part, results))

@@ -9,8 +9,9 @@ from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
+from vmoe_robust.report.page.runs import DAMAGE
 from vmoe_robust.report.results import read_results
-from vmoe_robust.report.table import percent, some_of, table
+from vmoe_robust.report.table import percent, some_of, table, written
 from vmoe_robust.report.verdicts import CLEAN, Judged, judged_of
 
 # Of a sweep of radii, how many the table on the terminal has.
@@ -134,17 +135,20 @@ def _line(row: Mapping) -> list[str]:
   ]
   interval = '-'
   if difference['interval']:
-    low, high = difference['interval']
-    interval = f'{100 * low:+.1f} to {100 * high:+.1f}'
+    interval = ' to '.join(map(_points, difference['interval']))
   return [
     *(row[name] for name in ('first', 'second', 'attack')),
     row['condition'],
     *shares,
-    f'{100 * difference["value"]:+.1f}',
+    _points(difference['value']),
     interval,
-    ', '.join(f'{100 * one["difference"]["value"]:+.1f}' for one in seeds),
+    ', '.join(_points(one['difference']['value']) for one in seeds),
     ', '.join(f'{one["p"]:.2g}' for one in seeds),
   ]
+
+
+def _points(share: float) -> str:
+  return written(100 * share, 'points', 0)
 
 
 def _few(rows: Sequence[Mapping]) -> list[Mapping]:
@@ -203,7 +207,7 @@ def _judged(parts: Sequence[Part], union: str) -> dict[str, Judged]:
   for part in parts:
     try:
       found.append(judged_of(read_results(part.folder)))
-    except UserError as error:
+    except DAMAGE as error:
       raise UserError(f'{part.name}: {error}') from error
   if not union:
     return found[0]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, choose
+from vmoe_robust.report.page.runs import NOT_RUNS
 
 # The fields of a run, an attack and a study, with their defaults; None: needed.
 _RUN = dict(name=None, base=None, changes={}, start='')
@@ -119,6 +120,11 @@ def _entries(group: str, entries: Sequence, fields: Mapping) -> list[dict]:
     if not re.fullmatch(r'[\w+-]+', entry['name'], re.ASCII):
       raise UserError(
         f'{where}: the name becomes a folder; use letters, digits, _, + and -'
+      )
+    if group in ('attacks', 'studies') and entry['name'] in NOT_RUNS:
+      raise UserError(
+        f'{where}: a run has a folder of this name; use another, not one of '
+        f'{", ".join(NOT_RUNS)}'
       )
     if isinstance(entry.get('of'), str):
       raise UserError(f'{where}: of={entry["of"]!r} is no tuple of runs')

@@ -90,6 +90,8 @@ def _differences(attack: str, rows: Sequence[Mapping]) -> BarPlot:
     Bar.of(
       f'{first} - {second}',
       row['difference'],
+      # Intervals of both kinds are not of one width.
+      'one seed, over images' if len(row['seeds']) == 1 else 'over seeds',
       dots=_dots([one['difference'] for one in row['seeds']], 100),
       times=100,
     )

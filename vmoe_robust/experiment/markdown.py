@@ -38,7 +38,6 @@ def markdown(
     accuracies: of `accuracies.accuracies`.
     comparisons: of `comparing.compare`.
   """
-  sizes = {part.run: results['weights'] for part, results in found}
   done = [part for part in parts if states[part.name].name == FINISHED]
   headers, lines = comparing.cells(comparisons)
   sections = [
@@ -67,7 +66,7 @@ def markdown(
     '## What it took',
     'Means over seeds, in CPU-seconds; memory is the most of any part, beside '
     'that of devices. Parts that are not finished are left out.',
-    _usage(done, usage, sizes),
+    _usage(done, usage, _sizes(found)),
   ]
   return '\n\n'.join(sections) + '\n'
 
@@ -129,16 +128,26 @@ def _estimate(row: Mapping, alike: bool) -> str:
   return text if alike else f'{text}, {images(row):,} images'
 
 
-def _usage(parts, usage, sizes: Mapping[str, Mapping]) -> str:
+def _sizes(found: Sequence[Attacked]) -> dict[str, list[str]]:
+  """Parameters and FLOPs of each run, all values that its results have."""
+  sizes = {}
+  for run in dict.fromkeys(part.run for part, _ in found):
+    own = [results['weights'] for part, results in found if part.run == run]
+    sizes[run] = [
+      ' or '.join(
+        dict.fromkeys(f'{w[name]:,.0f}' for w in own if w.get(name) is not None)
+      )
+      for name in ('parameters', 'flops_per_image')
+    ]
+  return sizes
+
+
+def _usage(parts, usage, sizes: Mapping[str, Sequence[str]]) -> str:
   # An attack and a study may have one name.
   asked = dict.fromkeys((p.mode, p.asked) for p in parts if p.name in usage)
   lines = []
   for run in dict.fromkeys(part.run for part in parts):
-    weights = sizes.get(run, {})
-    line = [run]
-    for name in ('parameters', 'flops_per_image'):
-      value = weights.get(name)
-      line.append('' if value is None else f'{value:,}')
+    line = [run, *sizes.get(run, ('', ''))]
     own = [part for part in parts if part.run == run and part.name in usage]
     for key in asked:
       mine = [part for part in own if (part.mode, part.asked) == key]

@@ -21,6 +21,7 @@ from vmoe_robust.files import write_json
 _LOOK = 0.1
 # And between two readings of the machine's energy, at most.
 _METER = 60
+_SIGNALS = {number.value: number.name for number in signal.Signals}
 # Of a log, what is read to find its last line.
 _TAIL = 20_000
 
@@ -253,7 +254,7 @@ def _last_line(child: _Child, log) -> str:
   """What a process that failed said last, or how it ended."""
   code = child.process.returncode
   if code < 0:
-    return f'it was ended by {signal.Signals(-code).name}'
+    return f'it was ended by {_SIGNALS.get(-code, f"signal {-code}")}'
   with log.open('rb') as file:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(child.offset, size - _TAIL))

@@ -17,6 +17,7 @@ from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
 from vmoe_robust.experiment.parts import Part
+from vmoe_robust.report.page.runs import DAMAGE
 from vmoe_robust.report.results import RESULTS, read_results
 
 FINISHED, CUT_SHORT, FAILED = 'finished', 'cut short', 'failed'
@@ -52,19 +53,19 @@ def states(parts: Sequence[Part]) -> dict[str, State]:
   found: dict[str, State] = {}
   spent = _spent(parts)
   for part in parts:
-    if part.name in spent:
-      found[part.name] = State(FINISHED)
-    else:
-      found[part.name] = look(part, found.get(part.needs))
+    found[part.name] = spent.get(part.name) or look(part, found.get(part.needs))
   return found
 
 
-def _spent(parts: Sequence[Part]) -> set[str]:
-  """Finished trainings whose checkpoints were deleted, and what needed them."""
+def _spent(parts: Sequence[Part]) -> dict[str, State]:
+  """Finished trainings whose checkpoints were deleted, and what needed them.
+
+  Of these some may be damaged: training again would not mend the others.
+  """
   needing = collections.defaultdict(list)
   for part in parts:
     needing[part.needs].append(part)
-  spent: set[str] = set()
+  spent: dict[str, State] = {}
   for training in sorted(parts, key=lambda part: -part.stage):
     if training.mode != 'train' or steps(_checkpoints(training)):
       continue
@@ -72,13 +73,17 @@ def _spent(parts: Sequence[Part]) -> set[str]:
     left = [part for name, part in users.items() if name not in spent]
     if training.config.attack.at_end:
       left.append(training)
-    try:
-      judged = [_judged_weights(part, training) for part in left]
-    except UserError:
-      continue
+    judged, damaged = [], {}
+    for part in left:
+      try:
+        judged.append(_judged_weights(part, training))
+      except DAMAGE as error:
+        damaged[part.name] = _failed(part, error)
     alike = len({weights for weights in judged if weights}) <= 1
-    if (users or left) and None not in judged and alike:
-      spent |= {training.name, *users}
+    known = (users or left) and (judged or not left)  # not all are damaged
+    if known and alike and None not in judged:
+      done = dict.fromkeys((training.name, *users), State(FINISHED))
+      spent = done | damaged | spent
   return spent
 
 
@@ -126,13 +131,23 @@ def look(part: Part, needed: State | None = None) -> State:
       state = State(NOT_STARTED)
     else:
       state = _judging(part)
-  except UserError as error:
-    return State(FAILED, str(error))
+  except DAMAGE as error:
+    return _failed(part, error)
   failure = part.folder / FAILURE
   if state.name != FINISHED and state.name != CHANGED and failure.exists():
-    with contextlib.suppress(ValueError, OSError):
-      return State(FAILED, json.loads(failure.read_text())['error'])
+    with contextlib.suppress(*DAMAGE):
+      return State(FAILED, str(json.loads(failure.read_text())['error']))
   return state
+
+
+def _failed(part: Part, error: Exception) -> State:
+  if isinstance(error, UserError):
+    return State(FAILED, str(error))
+  return State(
+    FAILED,
+    f'{part.folder / RESULTS} is damaged ({error!r}); copy it again, or delete '
+    'it and run again',
+  )
 
 
 def _checkpoints(training: Part) -> epath.Path:
@@ -159,12 +174,19 @@ def _changes(training: Part, saved: ConfigDict) -> list[str]:
   ignore = [*machine_fields(training.config.data.name)]
   if not training.config.attack.at_end:
     ignore.append('config.attack.')
+  if training.needs and _end(training.config) == _end(saved):
+    ignore.append('config.init_from')  # wherever the folder is now
   ignore += [  # what the data decide
     f'config.model.{name}'
     for name in ('num_classes', 'channels')
     if not training.config.model[name]
   ]
   return differences(training.config, saved, tuple(ignore))
+
+
+def _end(config: ConfigDict) -> tuple[str, ...]:
+  """RUN_seedN/checkpoints/STEP of the weights that a run starts from."""
+  return epath.Path(config.init_from).parts[-3:]
 
 
 def _has_results(part: Part, step: int) -> bool:
@@ -178,7 +200,8 @@ def _judging(part: Part) -> State:
     begun = (part.folder / job.PROGRESS).exists()
     return State(CUT_SHORT if begun else NOT_STARTED)
   results = read_results(part.folder)
-  with contextlib.closing(open_weights(part.config.checkpoint)) as weights:
+  where = open_weights(part.config.checkpoint, field='config.checkpoint')
+  with contextlib.closing(where) as weights:
     asked = combine(part.config, weights)
     _, step, checksum = origin(weights)
   if changed := job.changes(asked, results, step, checksum, ignore=_ELSEWHERE):

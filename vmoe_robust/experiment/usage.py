@@ -39,9 +39,12 @@ class Usage:
 def of(part: Part) -> Usage | None:
   """What a part took so far, by its folder; None if that is not known."""
   try:
-    return Usage(**json.loads((part.folder / FILE).read_text()))
+    found = Usage(**json.loads((part.folder / FILE).read_text()))
   except (OSError, ValueError, TypeError):
     return None
+  numbers = found.seconds, found.cpu_seconds, found.peak_bytes
+  whole = all(isinstance(n, int | float) for n in (*numbers, found.joules or 0))
+  return found if whole else None
 
 
 def of_each(parts: Iterable[Part]) -> dict[str, Usage]:

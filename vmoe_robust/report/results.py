@@ -26,7 +26,10 @@ from vmoe_robust.report import statistics
 RESULTS, RECORDS, FIGURES = 'results.json', 'records.parquet', 'figures'
 SCHEMA = Path(__file__).with_name('results.schema.json')
 FORMAT, VERSION = 'vmoe_robust results', 1
-_PARTS = ('asked', 'weights', 'data', 'rows', 'summary', 'warnings', 'files')
+_PARTS = {
+  **dict.fromkeys(('asked', 'weights', 'data', 'summary', 'files'), dict),
+  **dict.fromkeys(('rows', 'warnings'), list),
+}
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'),
   *('opencv-python-headless', 'pillow', 'scipy'),
@@ -115,12 +118,16 @@ def _check(path: epath.Path, found: object):
       f'program reads {VERSION}: use the version of vmoe_robust that wrote it, '
       'or run again in another --workdir'
     )
-  missing = [name for name in _PARTS if name not in found]
-  if missing:
-    raise UserError(
-      f'path={path} is damaged: it has no {missing[0]!r}; copy it again, or '
-      'run again in another --workdir'
-    )
+  for name, kind in _PARTS.items():
+    part = found.get(name)
+    whole = isinstance(part, kind)
+    if name == 'rows':
+      whole &= all(isinstance(r, dict) and 'condition' in r for r in part or ())
+    if not whole:
+      raise UserError(
+        f'path={path} is damaged: its {name!r} is missing or of another form; '
+        'copy it again, or run again in another --workdir'
+      )
 
 
 def environment() -> dict[str, object]:

@@ -28,8 +28,8 @@ DAMAGE = (
 # How deep below a path runs are looked for, and what is never one.
 _DEPTH = 4
 _ASKED = ('attacks', 'studies')  # folders in a run's, of an experiment
-_NOT_RUNS = ('checkpoints', 'figures', 'profile', 'tensorboard')
-_NOT_RUNS += ('unfinished', 'x_adv')
+NOT_RUNS = ('checkpoints', 'figures', 'profile', 'tensorboard')
+NOT_RUNS += ('unfinished', 'x_adv')
 _Made = TypeVar('_Made')
 
 
@@ -219,7 +219,7 @@ def _read(path, found: dict[str, Results], problems: Problems):
 
 def _below(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
   for inner in sorted(folder.iterdir(), key=_order):
-    if inner.name in _NOT_RUNS or not inner.is_dir():
+    if inner.name in NOT_RUNS or not inner.is_dir():
       continue
     if (inner / RESULTS).exists():
       yield inner
