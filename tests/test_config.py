@@ -132,6 +132,8 @@ def test_one_engine_serves_all_attacks_alike(changes):
     ({'eps': ('8/255',)}, 'write 0.0313725'),
     ({'eps': ('(1/255, 2 / 255)',)}, 'write (0.00392157, 0.00784314)'),
     ({'eps': ('much',)}, "'much' is not a number"),
+    ({'eps': (True,)}, 'True is not a number'),
+    ({'eps': (1e40,), 'norm': 'l2'}, 'eps=1e+40 is no radius'),
     ({'norm': 'l2', 'eps': (float('inf'),)}, 'no radius'),
     ({'steps': 0}, 'config.attack.steps=0'),
     ({'name': 'apgd_ce+sqare'}, "'sqare' is not known"),

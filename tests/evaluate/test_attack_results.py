@@ -6,7 +6,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from vmoe_robust.config import UserError, from_json, to_json
+from vmoe_robust.config import UserError, default, from_json, to_json
 from vmoe_robust.evaluate import attack, job
 from vmoe_robust.report.results import SCHEMA, read_results
 from vmoe_robust.robustness import findings
@@ -96,3 +96,22 @@ def test_saved_groups_of_earlier_names_are_studies(config):
   saved |= dict(corrupt=study['corruptions'], certify=study['certificates'])
   found = from_json(json.dumps(saved | dict(version=0)))
   assert found.study.certificates.n == 77
+
+
+@pytest.mark.parametrize(
+  ('fields', 'experts'),
+  [
+    ({}, 'capacity'),
+    ({'experts': 0}, 'dropless'),
+    ({'router.name': 'soft'}, 'dropless'),
+  ],
+)
+def test_only_what_shares_capacity_is_said_to(fields, experts):
+  config = default()
+  config.mode = 'attack'
+  config.attack.experts = 'capacity'
+  config.model.experts = 4
+  config.model.update_from_flattened_dict(fields)
+  assert job.asked(config)['experts'] == experts
+  config.attack.experts = 'dropless'
+  assert job.asked(config)['experts'] == 'dropless'

@@ -158,6 +158,8 @@ def test_an_exported_run(run, tmp_path):
     ('model.heads', 0, 'config.model.heads=0'),
     ('model.compute_dtype', 'int3', "config.model.compute_dtype='int3'"),
     ('model.std', (0.0,), 'config.model.std='),
+    ('model.std', (float('inf'),), 'config.model.std='),
+    ('model.mean', (float('nan'),), 'config.model.mean='),
     ('data.image_size', 9, 'config.data.image_size=9 is not divisible'),
   ],
 )

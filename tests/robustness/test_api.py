@@ -218,13 +218,15 @@ def test_a_result_is_saved_in_the_one_form(tmp_path):
     (dict(targets=2), 'autoattack, 2 targets', True),
     (dict(targets=4), 'autoattack, 4 targets', False),  # as many as there are
     (dict(iterations=200), 'autoattack, 200 steps', False),
-    (dict(restarts=1), 'autoattack, 1 restart', False),
+    (dict(restarts=1, targets=9), 'autoattack', False),  # the authors' own
+    (dict(restarts=2), 'autoattack, 2 restarts', False),
   ],
   ids=str,
 )
 def test_a_name_says_what_ran(budget, name, weaker):
   lengths = Budget(**budget)
-  assert label('autoattack', lengths) == name
+  assert label('autoattack', 'linf', lengths) == name
+  assert label('autoattack_standard', 'linf', lengths) == name
   notes = ensemble('autoattack', 'linf', 5, lengths).notes
   assert [f'{name} is weaker than AutoAttack' in n for n in notes] == (
     [True] * weaker
@@ -232,18 +234,22 @@ def test_a_name_says_what_ran(budget, name, weaker):
 
 
 def test_other_attacks_are_named_by_the_lengths_that_they_have():
-  assert label('apgd_ce') == label('apgd_ce', Budget(queries=1)) == 'apgd_ce'
-  assert label('apgd_ce', Budget(20)) == 'apgd_ce, 20 steps'
-  assert label('square', Budget(20, queries=1)) == 'square, 1 query'
-  assert label('fab_t', Budget(1, restarts=2, targets=3)) == (
-    'fab_t, 1 step, 3 targets'
+  of = lambda name, *lengths, **more: label(
+    name, 'linf', Budget(*lengths, **more)
   )
-  assert label('pgd', Budget(20)) == 'pgd'  # has no usual length
-  assert label(('pgd', 'square'), Budget(20, 9)) == 'pgd+square, 9 queries'
-  assert label('apgd_ce+square', Budget(20)) == 'apgd_ce+square, 20 steps'
-  assert label('autoattack_plus', Budget(restarts=1)) == (
-    'autoattack_plus, 1 restart'
-  )
+  assert of('apgd_ce') == of('apgd_ce', queries=1) == 'apgd_ce'
+  assert of('apgd_ce', 20) == 'apgd_ce, 20 steps'
+  assert of('square', 20, queries=1) == 'square, 1 query'
+  assert of('fab_t', 1, restarts=2, targets=3) == 'fab_t, 1 step, 3 targets'
+  assert of('pgd', 20) == 'pgd'  # has no usual length
+  assert of(('pgd', 'square'), 20, 9) == 'pgd+square, 9 queries'
+  assert of('apgd_ce+square', 20) == 'apgd_ce+square, 20 steps'
+  assert of('autoattack_plus', restarts=1) == 'autoattack_plus, 1 restart'
+  # It has no Square; and in l1 the authors have other numbers.
+  assert of('autoattack_rand', queries=10) == 'autoattack_rand'
+  l1 = lambda **lengths: label('autoattack', 'l1', Budget(**lengths))
+  assert l1(restarts=1) == 'autoattack, 1 restart'
+  assert l1(targets=5) == 'autoattack, 5 targets' and l1() == 'autoattack'
   plus = lambda **how: ensemble('autoattack_plus', 'linf', 10, Budget(**how))
   assert [s.restarts for s in plus().stages] == [5, 5, 5, 1, 1, 1]
   assert [s.restarts for s in plus(restarts=1).stages] == [1] * 6
@@ -375,8 +381,46 @@ def test_a_folder_is_of_the_gradients_that_were_followed(tmp_path):
     robust_accuracy, fn, images, labels, eps=0.05, attack='fgsm'
   )
   assert run(attack_through=blind, folder=tmp_path).warnings
-  with pytest.raises(UserError, match='the gradients that are followed'):
+  with pytest.raises(UserError, match='digest of what is followed'):
     run(folder=tmp_path)
+
+
+def test_a_folder_is_of_the_function_that_was_attacked(tmp_path):
+  """Of one whose gradient nobody follows, too."""
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, eps=0.1, attack='square', queries=9
+  )
+  run(attack_through=lambda x: 0 * fn(x), folder=tmp_path)
+  with pytest.raises(UserError, match='digest of what is followed'):
+    run(folder=tmp_path)
+
+
+def test_a_run_goes_on_in_batches_of_another_size(tmp_path):
+  fn, images, labels = problem()
+  mlp = lambda x: jnp.tanh(fn(x)) @ jnp.linspace(-1.0, 1.0, 25).reshape(5, 5)
+  run = functools.partial(
+    robust_accuracy, mlp, images, labels, eps=0.05, attack='fgsm'
+  )
+  first = run(folder=tmp_path, batch_size=40)
+  for size in (1, 7, 16):
+    again = run(folder=tmp_path, batch_size=size)
+    np.testing.assert_array_equal(again.x_adv, first.x_adv)
+
+
+def test_a_folder_is_on_this_machine(tmp_path, monkeypatch):
+  fn, images, labels = problem()
+  monkeypatch.chdir(tmp_path)
+  for folder in ('gs://bucket/run', '~nobody-of-this-name/run'):
+    with pytest.raises(UserError, match='folder'):
+      robust_accuracy(fn, images, labels, folder=folder, attack='fgsm')
+  assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_several_lengths_are_refused():
+  _, images, _ = problem()
+  with pytest.raises(UserError, match='labels are no array'):
+    arguments.images_and_labels(images[:2], [[0], [1, 2]])
 
 
 def test_names_and_labels_are_those_that_there_are():

@@ -241,3 +241,38 @@ def test_convolutions_are_found_and_attacked_alike():
   np.testing.assert_allclose(
     host.x_adv[host.robust], program.x_adv[host.robust], atol=1e-5
   )
+
+
+def test_a_key_that_is_given_already_is_kept():
+  fn, images, _ = problem()
+
+  def noisy(x, key, scale=3.0):
+    return fn(x) + scale * jax.random.normal(key, (1, 5))
+
+  key = jax.random.key(5)
+  labels = np.asarray(noisy(images, key).argmax(1))
+  found = run(functools.partial(noisy, key=key), images, labels, eps=1e-6)
+  assert found.accuracy == found.clean_accuracy == 1 and not found.warnings
+  free = run(functools.partial(noisy, scale=0.1), images, labels, eps=1e-6)
+  assert 'outputs are random' in str(free.warnings)
+
+
+def test_what_jax_says_of_a_model_without_a_gradient_is_told():
+  fn, images, labels = problem()
+
+  def branches(x):
+    return fn(x / 255) if x.max() > 1 else fn(x)
+
+  with pytest.raises(UserError, match='TracerBoolConversionError') as caught:
+    run(branches, images, labels)
+  assert caught.value.__cause__ is not None
+  named = (lambda w, x: fn(x) * w['scale'], {'scale': 1.0, 'name': 'mlp'})
+  with pytest.raises(UserError, match='JAX says TypeError'):
+    run(named, images, labels)
+
+
+def test_an_attribute_called_target_is_no_method():
+  fn, images, labels = problem()
+  call = lambda x: fn(x)
+  call.target = 3
+  assert run(call, images, labels).clean_accuracy > 0.6

@@ -34,6 +34,12 @@ def masked(x):
   return logits.at[:, 3:].set(-jnp.inf)
 
 
+def without(logits, low):
+  """With a class that is not used."""
+  unused = jnp.full((len(logits), 1), low)
+  return jnp.concatenate([logits, unused], 1)
+
+
 DEPENDENT = {
   'the mean': lambda x: alone(x) + alone(x).mean(0),
   'the first image moves all': lambda x: alone(x) + 0.1 * alone(x[:1]),
@@ -50,12 +56,19 @@ DEPENDENT = {
   'next to previous': lambda x: alone(x) + 0.1 * jnp.roll(alone(x), -1, 0),
   'batch normalisation': normalised,
   'unused classes are -inf': masked,
+  'an unused class is -1e9': lambda x: without(normalised(x), -1e9),
+  'an unused class is -1e4': lambda x: without(normalised(x), -1e4),
+  'an unused class is the least float': lambda x: without(
+    normalised(x), np.finfo(np.float32).min
+  ),
   'small logits': lambda x: 1e-6 * (alone(x) + alone(x).mean(0)),
   'the size of the batch': lambda x: alone(x) * len(x),
 }
 INDEPENDENT = {
   'alone': alone,
   'masked': lambda x: alone(x).at[:, 3:].set(-jnp.inf),
+  'an unused class is -1e9': lambda x: without(alone(x), -1e9),
+  'logarithms of probabilities': lambda x: jax.nn.log_softmax(1e6 * alone(x)),
   'NaN': lambda x: alone(x) * jnp.nan,
   'NaN of some': lambda x: (
     jnp.where(contrast(x)[:, None] > 0.9, jnp.nan, 1.0) * alone(x)
@@ -220,6 +233,8 @@ def test_neighbours_may_not_count_in_a_random_model_either():
       run(model)
   (warning,) = run(lambda x, key: fn(x) + noise(key, x)).warnings
   assert warning.startswith('outputs are random')
+  unused = lambda x, key: without(fn(x) + noise(key, x), -1e9)
+  assert 'outputs are random' in str(run(unused).warnings)
   assert run(lambda x, key=None: fn(x)).warnings == []
 
 
@@ -251,3 +266,20 @@ def test_images_that_are_right_only_under_the_attack_are_told():
   assert after({'pgd': 0.5}, 0, 0, {'pgd': 0}) == []
   (warning,) = after({'pgd': 0.5}, 0, 3, {})
   assert warning.startswith('3 images are right under the attack and wrong')
+
+
+@pytest.mark.parametrize(
+  ('left', 'name'),
+  [
+    ({'square': 0.9, 'apgd_ce': 0.8, 'square#2': 0.3}, 'square#2'),
+    ({'apgd_ce': 0.9, 'square': 0.9, 'square#2': 0.3}, 'square#2'),
+    ({'apgd_ce': 0.9, 'square': 0.5, 'square#2': 0.5}, 'square'),
+  ],
+)
+def test_whichever_square_gains_is_told(left, name):
+  (warning,) = after(left, 0, 0, {})
+  assert warning.startswith(f'{name}, which needs no gradient, took ')
+
+
+def test_a_square_that_is_the_first_attack_is_not_suspicious():
+  assert not after({'square': 0.5, 'apgd_ce': 0.4}, 0, 0, {})

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,10 +49,31 @@ def robust(dtype):
   return {norm: one.robust.tolist() for norm, one in found.items()}
 
 
+def of_random_model():
+  """Accuracy of a model in float64 that draws."""
+  images = np.full((4, 6, 6, 1), 0.5, np.float32)
+
+  def model(x, key):
+    lead = x[:, 2, 3, 0].astype('float64') + 1
+    return jnp.stack([lead, 0 * lead], 1) + 0.1 * jax.random.normal(key, ())
+
+  found = vmoe_robust.robust_accuracy(
+    model,
+    images,
+    np.zeros(4, int),
+    attack='autoattack_rand',
+    eps=0.01,
+    iterations=2,
+    progress=False,
+  )
+  return found.accuracy
+
+
 @pytest.mark.slow
 def test_every_float_gives_the_exact_answer():
   program = (
-    'import json; from tests.robustness.test_x64 import robust; '
+    'import json; from tests.robustness.test_x64 import *; '
+    'print(of_random_model()); '
     "print(json.dumps([robust('float32'), robust('float64')]))"
   )
   done = subprocess.run(
@@ -64,5 +86,7 @@ def test_every_float_gives_the_exact_answer():
   )
   assert done.returncode == 0, done.stderr
   exact = [False, False, False, True, True, True]  # a pixel above 0.5 + EPS
-  for found in json.loads(done.stdout.splitlines()[-1]):
+  *_, accuracy, last = done.stdout.splitlines()
+  assert float(accuracy) == 1
+  for found in json.loads(last):
     assert found == {'linf': exact, 'l1': exact}

@@ -99,11 +99,14 @@ class Budget:
   targets: int = 0  # 0: the ensemble's own, nine at most
 
 
-def label(name: str | tuple[str, ...], budget: Budget = Budget()) -> str:
+def label(
+  name: str | tuple[str, ...], norm: str, budget: Budget = Budget()
+) -> str:
   """The name of an attack in results: AutoAttack with less is not AutoAttack.
 
   Args:
     name: as for `ensemble`; several attacks also joined, 'apgd_ce+square'.
+    norm: in which it attacks.
     budget: of the attack.
 
   Returns:
@@ -112,32 +115,48 @@ def label(name: str | tuple[str, ...], budget: Budget = Budget()) -> str:
     such as 'pgd', have no such length, and their name alone is returned.
   """
   name = name if isinstance(name, str) else '+'.join(name)
-  lengths = {length for one in name.split('+') for length in _lengths(one)}
+  version, attacks = '', tuple(name.split('+'))
+  if name.startswith('autoattack'):
+    version = _version(name)
+    attacks = _VERSIONS[version]
+    name = name.removesuffix('_standard')
+  others = {
+    field
+    for one in attacks
+    for field, own in _lengths(one, version, norm).items()
+    if getattr(budget, field) not in (0, own)
+  }
   words = {'iterations': 'step', 'queries': 'query'}
   parts = [name]
   for field in dataclasses.fields(Budget):
     value = getattr(budget, field.name)
-    if field.name in lengths and value != field.default:
+    if field.name in others:
       word = words.get(field.name, field.name.removesuffix('s'))
       plural = 'queries' if word == 'query' else f'{word}s'
       parts.append(f'{value} {word if value == 1 else plural}')
   return ', '.join(parts)
 
 
-def _lengths(name: str) -> tuple[str, ...]:
-  """The fields of `Budget` on which AutoAttack or a part of it depends."""
-  if name.startswith('autoattack'):
-    return 'iterations', 'queries', 'restarts', 'targets'
-  if name == 'square':
-    return 'queries', 'restarts'
-  if name.startswith(('apgd', 'fab')):
-    return 'iterations', 'targets' if name.endswith('_t') else 'restarts'
-  return ()
+def _lengths(name: str, version: str, norm: str) -> dict[str, int]:
+  """The fields of `Budget` on which a part of AutoAttack depends.
+
+  With the authors' numbers; none of another attack.
+  """
+  if name != 'square' and not name.startswith(('apgd', 'fab')):
+    return {}
+  restarts, targets = _repeated(version, name, norm)
+  steps = 'queries' if name == 'square' else 'iterations'
+  again = {'restarts': restarts}
+  if _ATTACKS[name][2]:
+    again = {'targets': targets}
+  return {steps: getattr(Budget(), steps)} | again
 
 
 def _require_restarts(attacks: Sequence[str], budget: Budget):
   """Refuses restarts that none of the attacks has, or that were all alike."""
-  has = any('restarts' in _lengths(one) or one == 'pgd' for one in attacks)
+  has = any(
+    one == 'pgd' or 'restarts' in _lengths(one, '', '') for one in attacks
+  )
   if budget.restarts > 1 and not has:
     raise UserError(
       f'restarts={budget.restarts} has no effect on the attack '
@@ -148,17 +167,11 @@ def _require_restarts(attacks: Sequence[str], budget: Budget):
 
 def _is_less(name: str, norm: str, budget: Budget, classes: int) -> bool:
   """Whether some attack is shorter than the authors' of that name."""
-  own, less = Budget(), False
+  less = False
   for one in _VERSIONS[_version(name)]:
-    restarts, targets = _repeated(_version(name), one, norm)
-    if one == 'square':
-      less |= budget.queries < own.queries
-    else:
-      less |= budget.iterations < own.iterations
-    if _ATTACKS[one][2]:
-      less |= 0 < budget.targets < min(targets, classes - 1)
-    else:
-      less |= 0 < budget.restarts < restarts
+    for field, own in _lengths(one, _version(name), norm).items():
+      own = min(own, classes - 1) if field == 'targets' else own
+      less |= 0 < getattr(budget, field) < own
   return less
 
 
@@ -197,8 +210,8 @@ def ensemble(
     attacks = _VERSIONS[version]
     if _is_less(name, norm, budget, classes):
       notes.append(
-        f'{label(name, budget)} is weaker than AutoAttack: robust accuracies '
-        'of AutoAttack are lower'
+        f'{label(name, norm, budget)} is weaker than AutoAttack: robust '
+        'accuracies of AutoAttack are lower'
       )
   if classes < 2:
     raise UserError(f'the model has {classes} class; an attack needs two')

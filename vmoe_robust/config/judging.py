@@ -23,6 +23,8 @@ ATTACKS = WHOLE_ATTACKS + (
 )
 _VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
 NORMS = ('linf', 'l2', 'l1')
+# No images are so large, and far more would be no number in float32.
+MOST_EPS = 1e9
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
 # Weights of the losses that routers have in evaluation, where nothing is drawn
 # and so no loss of the load defined; other routers have none.
@@ -77,7 +79,7 @@ def validate_attack(attack: ConfigDict) -> None:
         f'config.attack.eps={eps} is outside [0, 1]; pixels are in [0, 1], so '
         'write 8/255 as 0.0313725'
       )
-    if not 0 <= eps < math.inf:
+    if not 0 <= eps <= MOST_EPS:
       raise UserError(
         f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
       )

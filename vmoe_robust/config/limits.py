@@ -44,7 +44,7 @@ def several(field: str, values: Collection, example: str) -> None:
 def numbers(field: str, values: Iterable) -> None:
   """Refuses what is not a number."""
   for value in values:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or isinstance(value, bool):
       decimal = lambda m: f'{int(m[1]) / int(m[2]):.6g}'
       text = re.sub(r'(\d+) */ *([1-9]\d*)', decimal, str(value))
       hint = text if text != str(value) else 'a number'

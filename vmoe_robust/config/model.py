@@ -44,11 +44,13 @@ def validate_model(config: ConfigDict) -> None:
   choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
   for name in ('mean', 'std', 'moe_blocks'):
     numbers(f'config.model.{name}', model[name])
-  if 0 in model.std:
+  if not all(0 < std < math.inf for std in model.std):
     raise UserError(
-      f'config.model.std={model.std} divides by 0; use (0.5,) or the data '
-      "set's own"
+      f'config.model.std={model.std} divides; use finite numbers above 0, such '
+      "as (0.5,) or the data set's own"
     )
+  if not all(map(math.isfinite, model.mean)):
+    raise UserError(f'config.model.mean={model.mean} is not finite; use (0.5,)')
   for name in ('dropout', 'stochastic_depth'):
     if not 0 <= model[name] < 1:
       raise UserError(

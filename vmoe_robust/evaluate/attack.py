@@ -48,7 +48,7 @@ def asked(config: ConfigDict) -> Asked:
   parts = settings.name.split('+')
   name = tuple(parts) if len(parts) > 1 else parts[0]
   return Asked(
-    label(name, target.budget(settings)),
+    label(name, settings.norm, target.budget(settings)),
     settings.norm,
     settings.eps,
     config.train.loss == 'sigmoid',

@@ -24,6 +24,7 @@ from vmoe_robust.data import Source, describe_skipped, open_source
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.evaluate.target import shares_capacity
 from vmoe_robust.files import locked, require_writable, to_json
 from vmoe_robust.models import flops
 from vmoe_robust.report import writing
@@ -264,7 +265,7 @@ def assemble(job: Job, findings: Findings) -> dict:
     }
   return writing.assemble(
     findings,
-    asked=_asked(job.config),
+    asked=asked(job.config),
     weights=_weights(job),
     data=about,
     skipped=[describe_skipped(job.source, i) for i in skipped],
@@ -285,7 +286,8 @@ def _is_shown(config, workdir, render: Render, weights: Weights | None) -> bool:
   return finished(config, workdir, render, step, checksum, examples)
 
 
-def _asked(config: ConfigDict) -> dict:
+def asked(config: ConfigDict) -> dict:
+  """What `results.json` says was asked."""
   study = config.mode == 'study'
   settings = config.study[config.study.name] if study else config.attack
   return {
@@ -302,7 +304,8 @@ def _experts(config: ConfigDict) -> str | None:
   if not needs_checkpoint(config):
     return None
   if config.mode != 'study':
-    return config.attack.experts
+    experts = config.attack.experts
+    return experts if shares_capacity(config.model, experts) else 'dropless'
   return 'capacity' if shares_slots(config) else 'dropless'
 
 

@@ -23,7 +23,7 @@ from vmoe_robust.robustness import arguments, sweep
 from vmoe_robust.robustness.findings import Asked, findings
 from vmoe_robust.robustness.foreign import Model, of_model
 from vmoe_robust.robustness.images import InMemory, read
-from vmoe_robust.robustness.measure import Arrays
+from vmoe_robust.robustness.measure import Arrays, Measure
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.robustness.target import Target
@@ -162,7 +162,9 @@ def robust_accuracy(
     seed=seed,
     batch_size=-(-min(batch_size, len(images)) // shards) * shards,
   )
-  settings = dict(attack=label(names, budget), norm=norm, eps=eps, seed=seed)
+  settings = dict(
+    attack=label(names, norm, budget), norm=norm, eps=eps, seed=seed
+  )
   settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
   rows = Arrays(images, labels)
@@ -170,7 +172,7 @@ def robust_accuracy(
     stages = Stages(len(images))
     stack.callback(stages.close)
     if folder is not None:
-      folder = pathlib.Path(folder).expanduser()
+      folder = pathlib.Path(local_path(folder, 'folder'))
       stack.enter_context(locked(folder, 'folder'))
       settings_there = settings | _identity(programs, rows)
     unfinished = Unfinished(folder, settings_there if folder else {})
@@ -217,17 +219,24 @@ def _archived(folder, eps, found, images) -> np.ndarray:
 def _require_gradient(target: Target, chosen: Ensemble):
   blind = [s.name for s in chosen.stages if s.needs_gradient]
   if blind and not target.differentiable:
+    said = str(target.why).strip().split('\n')[0]
     raise UserError(
-      f'the model has no gradient by the image, which {blind[0]} follows; use '
+      f'the model has no gradient by the image, which {blind[0]} follows: JAX '
+      f'says {type(target.why).__name__}: {said}. Mend that, use '
       "attack='square', or give the function a gradient with jax.custom_vjp, "
       'as docs/attacks.md does for a PyTorch model'
-    )
+    ) from target.why
 
 
 def _identity(programs: Programs, rows: Arrays) -> dict[str, str]:
   """What makes an attack the same one, besides its settings."""
-  some = rows.some(_ASKED)
-  clean = programs.measure.clean(programs.target.params, some)
+  some, target = rows.some(_ASKED), programs.target
+  # In a batch of a size of its own, for another size rounds otherwise.
+  shards = batch_shards(target.mesh)
+  measure = Measure(
+    target, norm='linf', seed=0, batch_size=-(-_ASKED // shards) * shards
+  )
+  clean = measure.clean(target.params, some)
   answers = b''.join(
     np.asarray(clean.columns[name]).tobytes()
     for name in ('prediction_before', 'loss_before')
@@ -237,9 +246,9 @@ def _identity(programs: Programs, rows: Arrays) -> dict[str, str]:
     'the digest of the images': digest(rows.images.tobytes()),
     'the digest of the labels': digest(rows.labels.tobytes()),
     "the digest of the model's answers": digest(answers),
-    'the digest of the gradients that are followed': digest(
+    'the digest of what is followed': digest(
       programs.checks.slopes(
-        programs.target.params, next(iter(programs.measure.batches(some)))[1]
+        target.params, next(iter(measure.batches(some)))[1]
       )
     ),
   }

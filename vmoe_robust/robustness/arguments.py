@@ -8,6 +8,7 @@ import numpy as np
 
 from vmoe_robust.attacks import ensembles
 from vmoe_robust.config import UserError, choose
+from vmoe_robust.config.judging import MOST_EPS
 
 _NORMS = {'linf': 'linf', 'inf': 'linf', 'l2': 'l2', '2': 'l2', 'l1': 'l1'}
 _NORMS |= {'1': 'l1', 'l_inf': 'linf', 'l_2': 'l2', 'l_1': 'l1'}
@@ -21,7 +22,13 @@ def images_and_labels(
   Raises:
     UserError: they are no images in [0, 1], or not one class for each.
   """
-  images, labels = checked_images(images), np.asarray(labels)
+  images = checked_images(images)
+  try:
+    labels = np.asarray(labels)
+  except ValueError as error:  # of several lengths
+    raise UserError(
+      f'labels are no array ({error}); give one class for each image'
+    ) from error
   if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
     raise UserError(
       f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '
@@ -136,7 +143,7 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
       'again for another one'
     )
   eps = float(eps)
-  if not 0 <= eps < math.inf:
+  if not 0 <= eps <= MOST_EPS:
     raise UserError(f'eps={eps} is no radius; use 0 or more, such as 8 / 255')
   if name == 'linf' and eps > 1:
     raise UserError(

@@ -43,7 +43,7 @@ def of_model(
   Raises:
     UserError: it is no model, or none of such images.
   """
-  if hasattr(model, 'target'):
+  if callable(getattr(model, 'target', None)):
     if attack_through is not None:
       raise UserError('attack_through is for functions; leave it out')
     return model.target(shape)
@@ -72,6 +72,7 @@ def of_function(
         f'attack_through has {attacked.classes} classes and the model '
         f'{judge.classes}; both must have the same'
       )
+  differentiable = attacked.has_gradient()
   if mesh is None:
     devices = jax.local_devices()
     if judge.on_host or attacked.on_host:
@@ -84,7 +85,8 @@ def of_function(
     mesh=mesh,
     classes=judge.classes,
     random=judge.takes_key or attacked.takes_key,
-    differentiable=attacked.has_gradient(),
+    differentiable=differentiable,
+    why=attacked.why,
     convolves=judge.convolves or attacked.convolves,
   )
 
@@ -96,6 +98,7 @@ class _Function:
     """Finds out how it is called, and what it returns."""
     self._name, self._shape = name, shape
     self.on_host = self.convolves = False
+    self.why: Exception | None = None  # JAX cannot trace or differentiate it
     self._fn, self.weights = self._split(model)
     self.takes_key = _takes_key(self._fn)
     self.classes = self._find_classes()
@@ -109,14 +112,15 @@ class _Function:
     return self._ask(weights, images, key), ()
 
   def has_gradient(self) -> bool:
-    """Whether JAX can differentiate it by the images."""
+    """Whether JAX can differentiate it by the images; `why` not."""
 
     def total(x):
       return self(self.weights, x, None, jax.random.key(0))[0].sum()
 
     try:
       jax.eval_shape(jax.grad(total), self._images(2))
-    except Exception:  # whatever it raises: there is none
+    except Exception as error:  # whatever it raises: there is none
+      self.why = self.why or error
       return False
     return True
 
@@ -186,8 +190,8 @@ class _Function:
         raise UserError(_TRAINING) from error
       except UserError:
         raise
-      except Exception:  # JAX cannot trace it; perhaps NumPy can call it
-        self.on_host, self.takes_key = True, False
+      except Exception as error:  # perhaps NumPy can call it
+        self.on_host, self.takes_key, self.why = True, False, error
     zeros = np.zeros((batch, *self._shape), np.float32)
     return np.asarray(self._ask_host(zeros)).shape
 
@@ -216,10 +220,12 @@ class _Function:
 
 
 def _takes_key(fn: Callable) -> bool:
+  """Whether it asks for a key, that has not been given to it yet."""
   try:
-    return 'key' in inspect.signature(fn).parameters
+    key = inspect.signature(fn).parameters.get('key')
   except (TypeError, ValueError):  # of what has no signature
     return False
+  return key is not None and (key.default is key.empty or key.default is None)
 
 
 def _operations(jaxpr: Jaxpr) -> set[str]:

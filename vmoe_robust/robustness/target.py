@@ -58,6 +58,7 @@ class Target:
     is_known: `together` follows from how the model is built, and need not be
       tested.
     differentiable: whether `attacked` has a gradient by the image.
+    why: what JAX said where it has none.
     convolves: whether there are convolutions, see `apart.py`.
     context: `(params, clean images, mask)` to what a loss may compare with,
       such as the clean logits; computed once when an image enters.
@@ -73,6 +74,7 @@ class Target:
   together: int = 1
   is_known: bool = False
   differentiable: bool = True
+  why: Exception | None = None
   convolves: bool = False
   context: Callable[[PyTree, Images, Mask], PyTree] | None = None
   compare: Compare | None = None
@@ -100,7 +102,9 @@ def predict(
     return jnp.logaddexp(total, log_probabilities(_as_float(logits))), None
 
   keys = jax.random.split(key, draws)
-  none = jnp.full((len(images), target.classes), -jnp.inf, images.dtype)
+  # Logits may be of another type than images.
+  none = jax.eval_shape(lambda: one(-jnp.inf, keys[0])[0])
+  none = jnp.full(none.shape, -jnp.inf, none.dtype)
   total, _ = jax.lax.scan(one, none, keys)
   return total - np.float32(np.log(draws)), ()
 
