@@ -40,6 +40,15 @@ def test_no_lines_are_an_empty_picture(tmp_path):
   assert (tmp_path / 'none.svg').exists()
 
 
+def test_a_long_name_is_not_cut(tmp_path):
+  lines = [line('random router, mean of draws'), line('learned router')]
+  plot = LinePlot('long', 'Controls', 'eps (1/255)', 'accuracy', lines)
+  plot.draw(tmp_path / 'long.png')
+  with Image.open(tmp_path / 'long.png') as picture:
+    dark = np.asarray(picture.convert('L')) < 200
+  assert not dark[:, -3:].any() and dark[:, -60:].any()
+
+
 def test_each_line_is_named_where_it_ends(tmp_path):
   nan = float('nan')
   lines = [line('first'), line('second'), line('third', 'other panel')]

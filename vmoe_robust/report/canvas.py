@@ -24,12 +24,13 @@ def save(figure, path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Glyph .* missing from')  # a box is shown
-    with replacing(path.with_suffix('.svg')) as draft:
-      figure.savefig(draft, format='svg')
-    # Placed once: it is a quarter of what a picture takes.
-    figure.set_layout_engine('none')
+    # Placed once, which is a quarter of what a picture takes: by the size that
+    # text has in pixels, which is a little more than in SVG.
     with replacing(path) as draft:
       figure.savefig(draft, format='png', dpi=150)
+    figure.set_layout_engine('none')
+    with replacing(path.with_suffix('.svg')) as draft:
+      figure.savefig(draft, format='svg')
 
 
 def plain(text: str) -> str:
