@@ -27,7 +27,8 @@ def folder(tmp_path_factory):
   checkpoint.save_config(run, config)
   write_records(run / 'records.parquet', dict(index=np.arange(3)))
   parts = ('asked', 'weights', 'data', 'summary')
-  found = {'format': FORMAT, 'format_version': VERSION} | dict.fromkeys(parts)
+  found = {'format': FORMAT, 'format_version': VERSION}
+  found |= {name: {} for name in parts}
   found |= dict(rows=[], warnings=[])
   found['files'] = {'records': {'name': 'records.parquet', 'rows': 3}}
   (run / 'results.json').write_text(json.dumps(found))

@@ -437,7 +437,7 @@ def test_damage_and_files_of_others_are_one_line_each(save_run, tmp_path):
     'damaged/results.json is damaged: it is no JSON',
     "foreign.json has no format='vmoe_robust results'",
     "odd/results.json is damaged: 'asked' is no object",
-    "rows: KeyError('condition')",
+    "rows/results.json is damaged: one of 'rows' has no 'condition'",
     "figure 'x' of figure: '../good/results.json' is outside the folder",
     "figure 'y' of figure: no.json is missing; copy the whole folder",
     'empty has no results.json, nor has a folder below it',

@@ -19,7 +19,8 @@ from vmoe_robust.report.results import (
 def saved(folder, **changes):
   write_records(folder / 'records.parquet', dict(index=np.arange(3)))
   parts = ('asked', 'weights', 'data', 'summary', 'files')
-  found = {'format': FORMAT, 'format_version': VERSION} | dict.fromkeys(parts)
+  found = {'format': FORMAT, 'format_version': VERSION}
+  found |= {name: {} for name in parts}
   found |= dict(rows=[], warnings=[])
   found['files'] = {'records': {'name': 'records.parquet', 'rows': 3}}
   (folder / 'results.json').write_text(json.dumps(found | changes))
@@ -54,8 +55,15 @@ def test_what_is_missing_or_damaged_is_refused(tmp_path):
   with pytest.raises(UserError, match='is damaged: it is no JSON'):
     read_results(tmp_path)
   path.write_text(text.replace('"weights"', '"heights"'))
-  with pytest.raises(UserError, match="damaged: it has no 'weights'"):
+  with pytest.raises(UserError, match="damaged: 'weights' is no object"):
     read_results(tmp_path)
+  for rows, words in (
+    ({}, "'rows' is no list"),
+    ([3], "one of 'rows' has no 'condition'"),
+    ([{'condition': 'clean'}, {}], "one of 'rows' has no 'condition'"),
+  ):
+    with pytest.raises(UserError, match=f'damaged: {words}'):
+      read_results(saved(tmp_path, rows=rows))
 
 
 def test_records_that_are_not_those_of_the_results(tmp_path):

@@ -118,16 +118,20 @@ def _check(path: epath.Path, found: object):
       f'program reads {VERSION}: use the version of vmoe_robust that wrote it, '
       'or run again in another --workdir'
     )
-  for name, kind in _PARTS.items():
-    part = found.get(name)
-    whole = isinstance(part, kind)
-    if name == 'rows':
-      whole &= all(isinstance(r, dict) and 'condition' in r for r in part or ())
-    if not whole:
-      raise UserError(
-        f'path={path} is damaged: its {name!r} is missing or of another form; '
-        'copy it again, or run again in another --workdir'
-      )
+  wrong = [
+    f'{name!r} is no {"object" if kind is dict else "list"}'
+    for name, kind in _PARTS.items()
+    if not isinstance(found.get(name), kind)
+  ]
+  if not wrong and not all(
+    isinstance(row, dict) and 'condition' in row for row in found['rows']
+  ):
+    wrong = ["one of 'rows' has no 'condition'"]
+  if wrong:
+    raise UserError(
+      f'path={path} is damaged: {wrong[0]}; copy it again, or run again in '
+      'another --workdir'
+    )
 
 
 def environment() -> dict[str, object]:

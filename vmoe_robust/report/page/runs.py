@@ -234,21 +234,6 @@ def _order(path: epath.Path) -> list[tuple[int, str]]:
 
 
 def _add(results: Results, found: dict[str, Results]):
-  """Adds results whose parts have the kinds that their form says.
-
-  Raises:
-    UserError: they have others.
-  """
-  kinds = {
-    **dict.fromkeys(('asked', 'weights', 'data', 'summary', 'files'), dict),
-    **dict.fromkeys(('rows', 'warnings'), list),
-  }
-  for name, kind in kinds.items():
-    if not isinstance(results[name], kind):
-      raise UserError(
-        f'path={results.folder / RESULTS} is damaged: {name!r} is no '
-        f'{"object" if kind is dict else "list"}; copy it again'
-      )
   found[os.path.abspath(results.folder)] = results
 
 
