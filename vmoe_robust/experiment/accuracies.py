@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics
-from vmoe_robust.report.page.runs import DAMAGE
-from vmoe_robust.report.results import Results, read_results
+from vmoe_robust.report.results import DAMAGE, Results, read_results
 from vmoe_robust.report.verdicts import CLEAN
 
 # An attack that is finished, and what it found.

@@ -9,8 +9,7 @@ from vmoe_robust.config import UserError
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
-from vmoe_robust.report.page.runs import DAMAGE
-from vmoe_robust.report.results import read_results
+from vmoe_robust.report.results import DAMAGE, read_results
 from vmoe_robust.report.table import percent, some_of, table, written
 from vmoe_robust.report.verdicts import CLEAN, Judged, judged_of
 

@@ -17,8 +17,7 @@ from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
 from vmoe_robust.experiment.parts import Part
-from vmoe_robust.report.page.runs import DAMAGE
-from vmoe_robust.report.results import RESULTS, read_results
+from vmoe_robust.report.results import DAMAGE, RESULTS, read_results
 
 FINISHED, CUT_SHORT, FAILED = 'finished', 'cut short', 'failed'
 NOT_STARTED, CHANGED, WAITING = 'not started', 'changed', 'waiting'

@@ -11,6 +11,8 @@ import platform
 import shlex
 import subprocess
 import sys
+import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +32,12 @@ _PARTS = {
   **dict.fromkeys(('asked', 'weights', 'data', 'summary', 'files'), dict),
   **dict.fromkeys(('rows', 'warnings'), list),
 }
+# What a file of another form, or a damaged one, raises where it is used.
+DAMAGE = (
+  *(ArithmeticError, AttributeError, EOFError, LookupError, OSError),
+  *(RuntimeError, TypeError, UserError, ValueError),
+  *(zipfile.BadZipFile, zlib.error),
+)
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'),
   *('opencv-python-headless', 'pillow', 'scipy'),

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,15 +14,14 @@ from etils import epath
 
 from vmoe_robust import files
 from vmoe_robust.config import UserError
-from vmoe_robust.report.results import RESULTS, Results, read_results
+from vmoe_robust.report.results import (
+  DAMAGE,
+  RESULTS,
+  Results,
+  read_results,
+)
 
 METRICS = 'metrics.jsonl'
-# What a file of another form, or a damaged one, raises where it is used.
-DAMAGE = (
-  *(ArithmeticError, AttributeError, EOFError, LookupError, OSError),
-  *(RuntimeError, TypeError, UserError, ValueError),
-  *(zipfile.BadZipFile, zlib.error),
-)
 # How deep below a path runs are looked for, and what is never one.
 _DEPTH = 4
 _ASKED = ('attacks', 'studies')  # folders in a run's, of an experiment
