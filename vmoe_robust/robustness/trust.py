@@ -107,16 +107,16 @@ class Checks:
       UserError: images change each other's predictions.
     """
     target, out = self._target, []
-    there = np.asarray(self._whole(batch['mask']))
     if target.together > 1:
       out.append(
         f'{target.together} images at a time share capacity and change each '
         "other's predictions: these numbers are of groups, not of images"
       )
     if not target.is_known:
-      out += self._foreign(
-        params, np.asarray(self._whole(as_floats(batch['image']))), there
+      images, there = map(
+        np.asarray, self._whole((as_floats(batch['image']), batch['mask']))
       )
+      out += self._foreign(params, images, there)
     return out
 
   def _foreign(self, params, images, there) -> list[str]:

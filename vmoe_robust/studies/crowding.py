@@ -15,9 +15,10 @@ _Array = TypeVar('_Array', Array, np.ndarray)
 
 
 def crowded(model: Model) -> adversarial.Forward:
-  """The model with capacity, as `adversarial.without_classes`.
+  """The model with capacity, whose logits say nothing.
 
-  For here a group has to keep the same point for all its images.
+  A group has to keep the same point for all its images, so that none may be
+  more broken than another.
   """
 
   def forward(params, images, mask, context):

@@ -48,8 +48,7 @@ def run(job: Job) -> Findings:
   neighbouring images, bfloat16's logits differ by rounding. It takes 1 forward
   pass an image, 3 + 3 x `config.study.lipschitz.iterations` for the Jacobian (a
   gradient counts as two, and so does a derivative along a direction), and a
-  radius 4 x
-  `config.study.lipschitz.pairs` + 54 + 2 x `config.attack.steps`.
+  radius 4 x `config.study.lipschitz.pairs` + 54 + 2 x `config.attack.steps`.
 
   Raises:
     UserError: the model is dense or its router is not top_k, or the attack does
