@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 
+from vmoe_robust import attacks
 from vmoe_robust import config as config_lib
-from vmoe_robust.config import UserError, mesh_shape, moe_blocks, saved
+from vmoe_robust.config import UserError, judging, mesh_shape, moe_blocks, saved
 
 
 def sparse(**changes):
@@ -117,6 +119,25 @@ def test_one_engine_serves_all_attacks_alike(changes):
   attack = config_lib.default().attack
   attack.update(changes)
   config_lib.validate_attack(attack)
+
+
+@pytest.mark.parametrize('mode', ['train', 'attack'])
+@pytest.mark.parametrize('name', ['pgd', 'autoattack_rand', 'apgd_ce+fab'])
+def test_queries_of_an_attack_that_asks_none_are_refused(name, mode):
+  config = config_lib.default()
+  config.mode = mode
+  config.attack.update(dict(name=name, queries=100))
+  words = f'config.attack.queries=100 .*{re.escape(repr(name))}'
+  with pytest.raises(UserError, match=words):
+    config_lib.validate(config, 1)
+
+
+def test_attacks_that_ask_queries_are_those_with_square():
+  for name in judging.ATTACKS:
+    if name not in judging.WHOLE_ATTACKS:
+      stages = attacks.ensemble(name, 'linf', 10).stages
+      square = any(stage.name == 'square' for stage in stages)
+      assert square == (name in judging.QUERYING), name
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def asked(mode='attack', **changes):
     ('attack.every_steps', 5),
     ('attack.at_end', False),
     ('train.steps', 5),
+    ('train.log_every', 5),
+    ('save.keep', 5),
     ('study.losses.batch_size', 8),
   ],
 )

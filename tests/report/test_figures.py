@@ -115,7 +115,7 @@ def test_numbers_are_drawn_and_kept_as_data(tmp_path, plot):
   svg = (tmp_path / 'shown.svg').read_text()
   bars = isinstance(plot, BarPlot)
   for number in (
-    ('40.0%', '80.0%', '0.0%', '-49.4%') if bars else ('10.0', '90.0')
+    ('40.0%', '80.0%', '-0.01%', '-49.4%') if bars else ('10.0', '90.0')
   ):
     assert f'>{number}<' in svg or f'<!-- {number} -->' in svg
   plot.write_data(tmp_path / plot.data_name)

@@ -10,6 +10,7 @@ from vmoe_robust.config.idle import refuse_idle
 from vmoe_robust.config.judging import (
   DTYPES,
   EXPERT_MODES,
+  require_queries,
   require_routers_loss,
   validate_attack,
 )
@@ -86,6 +87,8 @@ def validate(config: ConfigDict, devices: int) -> None:
   _validate_train(config)
   validate_objective(config)
   validate_attack(config.attack)
+  if config.mode != 'study':
+    require_queries(config.attack)
   if weight := config.attack.auxiliary_weight:
     require_routers_loss(
       config.model, f'config.attack.auxiliary_weight={weight}'

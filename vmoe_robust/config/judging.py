@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from vmoe_robust.config.fields import ConfigDict, moe_blocks
+from vmoe_robust.config.fields import ConfigDict, default, moe_blocks
 from vmoe_robust.config.limits import (
   at_least,
   choose,
@@ -21,6 +21,8 @@ ATTACKS = WHOLE_ATTACKS + (
   *('autoattack', 'autoattack_standard', 'autoattack_plus', 'autoattack_rand'),
   *('fgsm', 'mim', 'apgd_ce', 'apgd_dlr', 'apgd_t', 'fab', 'fab_t', 'square'),
 )
+# Those with Square among their parts, which alone asks queries.
+QUERYING = ('autoattack', 'autoattack_standard', 'autoattack_plus', 'square')
 _VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
 NORMS = ('linf', 'l2', 'l1')
 # No images are so large, and far more would be no number in float32.
@@ -103,6 +105,21 @@ def validate_attack(attack: ConfigDict) -> None:
     _fixed(attack, dict(step_size=0.0, momentum=0.0))
     _fixed(attack, dict(random_start=True, target='', class_weight=1.0))
     _fixed(attack, dict(auxiliary_weight=0.0))
+
+
+def require_queries(attack: ConfigDict) -> None:
+  """Refuses queries for an attack that asks none.
+
+  Raises:
+    UserError: `config.attack.queries` would have no effect.
+  """
+  usual = default().attack.queries
+  if attack.queries != usual and not {*attack.name.split('+')} & {*QUERYING}:
+    raise UserError(
+      f'config.attack.queries={attack.queries} has no effect with '
+      f'config.attack.name={attack.name!r}, which has no Square; leave it out, '
+      "or add Square, as in 'apgd_ce+square'"
+    )
 
 
 def require_routers_loss(model: ConfigDict, field: str) -> None:

@@ -13,13 +13,19 @@ from vmoe_robust.config import (
 )
 from vmoe_robust.evaluate.classifier import recognised, select
 
+# How a mode is carried out; saving, logging and profiling are of training.
+_MACHINE = tuple(
+  name
+  for name in MACHINE_FIELDS
+  if not name.startswith(('config.save.', 'config.train.'))
+)
 # What a mode says for itself, with the fields of its name; everything else is
 # the saved run's.
 _OWN = (
   *('config.mode', 'config.seed', 'config.checkpoint', 'config.num_selected'),
   *('config.data.name', 'config.data.split', 'config.data.on_corrupt'),
   'config.data.on_unlabelled',
-  *MACHINE_FIELDS,
+  *_MACHINE,
 )
 # When a training run attacks.
 _OF_TRAINING = ('config.attack.every_steps', 'config.attack.at_end')
@@ -97,7 +103,7 @@ def combine_saved(
 
 def _alone(config: ConfigDict) -> ConfigDict:
   """The configuration of a study that needs no checkpoint."""
-  own = ('config.mode', 'config.seed', *_settings(config), *MACHINE_FIELDS)
+  own = ('config.mode', 'config.seed', *_settings(config), *_MACHINE)
   # Empty in configs/study.py: as trained.
   own += tuple(
     f'config.data.{n}' for n in ('name', 'split') if not config.data[n]

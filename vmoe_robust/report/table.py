@@ -32,10 +32,18 @@ def table(
 
 
 def percent(share: float | None) -> str:
-  """A share as '97.2%', '-' where there is none."""
+  """A share as '97.2%', '-' where there is none.
+
+  A share that only rounds to none or all has three digits, such as '99.998%'
+  for 49,999 of 50,000.
+  """
   if share is None:
     return '-'
-  return f'{round(float(100 * share), 1) + 0.0:.1f}%'  # 0.0 and not -0.0
+  value = round(float(100 * share), 1) + 0.0  # 0.0 and not -0.0
+  fine = round(float(100 * share), 3) + 0.0
+  if value in (0.0, 100.0) and fine != value:
+    return f'{fine:g}%'
+  return f'{value:.1f}%'
 
 
 def written(value: float, unit: str, digits: int) -> str:
