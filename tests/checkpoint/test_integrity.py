@@ -3,6 +3,7 @@
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -153,7 +154,8 @@ def test_a_configuration_without_a_copy_is_refused(tmp_path):
 
 def test_processes_share_the_checksums(tmp_path):
   """Each takes the files it wrote; what none took, the first one does."""
-  step = epath.Path(tmp_path)
+  step = epath.Path(tmp_path / '3')
+  step.mkdir()
   for name in ('ocdbt.process_0/d', 'ocdbt.process_1/d', 'ocdbt.process_11/d'):
     (step / name).parent.mkdir()
     (step / name).write_text(name)
@@ -162,7 +164,7 @@ def test_processes_share_the_checksums(tmp_path):
   share = (step / 'CHECKSUMS.json.1').read_text()
   assert 'process_1/d' in share
   assert 'process_0' not in share and 'process_11' not in share
-  integrity.seal(step, {}, processes=12)
+  integrity.seal(step, 3, {}, processes=12)
   assert not integrity.damage(step)
   assert len(integrity.read_seal(step)['files']) == 4
   (step / 'ocdbt.process_11/d').write_text('-')
@@ -248,3 +250,18 @@ def test_verify_leaves_out_what_a_run_removes_meanwhile(workdir, monkeypatch):
     ('config.json', 'good'),
     ('2', 'good'),
   ]
+
+
+def test_a_copy_under_another_name_is_another_step_s(workdir, tmp_path):
+  """Its steps, and the learning rate that follows, are not those it says."""
+  shutil.copytree(workdir, tmp_path / 'run')
+  folder = tmp_path / 'run' / 'checkpoints'
+  shutil.copytree(folder / '2', folder / '40')
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path / 'run')
+  assert 'copy of step 2, under another name' in checkpoints.damage(40)
+  assert checkpoints.newest_whole() == 2
+  seal = folder / '40' / integrity.SEAL
+  values = integrity.from_json(seal.read_text())
+  del values['step']  # as older versions sealed
+  seal.write_text(integrity.to_json(values))
+  assert not checkpoints.damage(40)

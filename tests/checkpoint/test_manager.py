@@ -168,13 +168,13 @@ def test_all_processes_take_the_best_that_the_first_one_sees(
   saved(tmp_path)
   checkpoint_lib.save_config(tmp_path, config)
   seen = []
-  broadcast = lambda step: seen.append(int(step)) or np.int32(3)
+  broadcast = lambda halves: seen.append(halves) or np.int32([0, 3])
   monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', broadcast)
   monkeypatch.setattr(multihost_utils, 'process_allgather', lambda row: [row])
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(UserError, match="best' is damaged"):
     checkpoint_lib.locate(tmp_path / 'checkpoints' / 'best')
-  assert seen == [-1]
+  assert [(int(high) << 31) + int(low) for high, low in seen] == [-1]
 
 
 def test_a_run_that_never_saved_has_no_checkpoint(tmp_path):

@@ -15,7 +15,7 @@ ROW = 64 + 4 + 1 + 4
 
 class Numbered:
   num_classes, class_names = 2, ('a', 'b')
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   multi_label, channels = False, 1
 
   def __len__(self):

@@ -14,7 +14,7 @@ class Named:
   """One image of every class."""
 
   multi_label, channels = False, 1
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
 
   def __init__(self, *names, multi_label=False):
     self.class_names, self.num_classes = names, len(names)

@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 
 import google_crc32c
@@ -141,3 +142,21 @@ def test_directories_of_another_kind_are_refused(tfds_root, tmp_path, capsys):
   fails(tfds_root / 'pets' / '1.0.0', 'array_record')
   assert convert.main([str(tmp_path)]) == 1
   assert capsys.readouterr().err.startswith('error: SRC_DIR=')
+
+
+def test_what_was_prepared_again_is_converted_again(
+  expected, tfrecord_directory, make_data, capsys
+):
+  convert.convert(tfrecord_directory)
+  shards = sorted(tfrecord_directory.glob('pets-train.tfrecord*'))
+  records = list(convert.read_tfrecords(shards[0]))
+  shards[0].write_bytes(b''.join(map(frame, reversed(records))))
+  target = tfrecord_directory / 'pets-train.array_record-00000-of-00003'
+  before = target.stat().st_mtime
+  os.utime(shards[0], (before + 1, before + 1))
+  capsys.readouterr()
+  convert.convert(tfrecord_directory)
+  assert capsys.readouterr().out.count('finished before') == 3
+  reader = array_record_module.ArrayRecordReader(str(target))
+  assert reader.read_all() == records[::-1]
+  reader.close()

@@ -140,3 +140,22 @@ def test_the_alpha_of_a_tiff_is_left_out():
   for channels in (1, 3):
     found = decode_image(encoded.tobytes(), channels)
     assert found.shape == (4, 5, channels) and (found == 200).all()
+
+
+@pytest.mark.parametrize('compression', ['tiff_adobe_deflate', 'tiff_lzw'])
+def test_a_tiff_is_whole_or_corrupt(compression):
+  """OpenCV returns what it could read of a strip, and calls it an image."""
+  buffer = io.BytesIO()
+  Image.fromarray(PIXELS).save(buffer, 'TIFF', compression=compression)
+  whole, told = buffer.getvalue(), 0
+  np.testing.assert_array_equal(decode_image(whole, 3), PIXELS)
+  for place in range(20, len(whole) // 2, 97):
+    damaged = bytearray(whole)
+    damaged[place] ^= 0xFF
+    try:
+      Image.open(io.BytesIO(bytes(damaged))).load()
+    except OSError:
+      told += 1
+      with pytest.raises(CorruptImage):
+        decode_image(bytes(damaged), 3)
+  assert told > 3

@@ -24,7 +24,7 @@ class Labelled:
   """Images that say which example they are, of three classes."""
 
   num_classes, class_names = 3, ('a', 'b', 'c')
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   multi_label, channels = False, 1
 
   def __len__(self):

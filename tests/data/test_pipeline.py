@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import grain
@@ -6,7 +7,13 @@ import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError
-from vmoe_robust.data import eval_batches, open_source, pipeline, train_batches
+from vmoe_robust.data import (
+  Resident,
+  eval_batches,
+  open_source,
+  pipeline,
+  train_batches,
+)
 from vmoe_robust.mesh.batch import process_rows
 
 
@@ -46,7 +53,7 @@ def numbered(count: int):
 
   class Numbered:
     num_classes, class_names = 3, ('a', 'b', 'c')
-    fingerprint = 'of a test'
+    fingerprint, lengths = 'of a test', {}
     multi_label, channels = False, 1
 
     def __len__(self):
@@ -302,3 +309,33 @@ def test_closing_is_prompt_and_final(make_data, open_batches):
   batches.close()
   batches.close()
   assert list(batches) == []
+
+
+@pytest.mark.parametrize('open_them', [train_batches, Resident])
+def test_training_on_no_image_ends(make_data, sharding, open_them):
+  class Unreadable(type(numbered(40))):
+    def __getitem__(self, i):
+      return dict(image=b'no image', label=0)
+
+  data = make_data(on_corrupt='skip', split='train')
+  fields = dict(batch_size=16, seed=0, sharding=sharding)
+  words = "all 40 images of config.data.split='train' are corrupt"
+  with pytest.raises(UserError, match=words):
+    batches = open_them(data, Unreadable(), **fields)
+    with contextlib.closing(batches):
+      for _ in range(10):
+        next(batches)
+
+
+def test_one_image_is_enough_to_train_on(make_data, sharding):
+  class Readable(type(numbered(40))):
+    def __getitem__(self, i):
+      return super().__getitem__(i) if i == 7 else dict(image=b'', label=0)
+
+  data = make_data(on_corrupt='skip', split='train')
+  batches = train_batches(
+    data, Readable(), batch_size=16, seed=0, sharding=sharding
+  )
+  with contextlib.closing(batches):
+    masks = [np.asarray(next(batches)['mask']) for _ in range(15)]
+  assert np.sum(masks) == 6  # epochs

@@ -24,7 +24,7 @@ class Numbered:
   """A source whose images say which example they are."""
 
   num_classes, class_names = 3, ('a', 'b', 'c')
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   multi_label, channels = False, 1
 
   def __init__(self, count):

@@ -31,7 +31,7 @@ def test_rows_by_number_are_those_of_the_source():
 def test_a_corrupt_image_is_named():
   class Damaged:
     num_classes, channels, multi_label = 2, 1, False
-    fingerprint = 'of a test'
+    fingerprint, lengths = 'of a test', {}
     class_names = ('0', '1')
 
     def __len__(self):
@@ -68,3 +68,10 @@ def test_examples_lack_what_is_skipped(image_folder, make_data):
   data.on_corrupt = 'error'
   with pytest.raises(UserError, match='0.jpg is corrupt'):
     examples(open_source(data, 'test'), data, 6)
+
+
+@pytest.mark.parametrize('count', [0, -1])
+def test_no_examples_cannot_be_asked_for(count):
+  data = config_lib.default().data
+  with pytest.raises(UserError, match=f'count={count}'):
+    examples(open_source(data, 'test'), data, count)

@@ -63,3 +63,20 @@ def test_what_is_no_split_is_refused_in_one_line(make_data, split):
   with pytest.raises(UserError) as error:
     splits.ranges(make_data(split=split), split, LENGTHS)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('split', 'trained', 'shared'),
+  [
+    ('test', 'train', ''),
+    ('train[:10]', 'train[10:]', ''),
+    ('test', 'train+test', "10 of the 10 examples of 'test'"),
+    ('test+train[:20]', 'train[10:]', '10 of the 30 examples'),
+    ('all', 'all', '1,015 of the 1,015 examples'),
+  ],
+)
+def test_examples_that_are_trained_on_are_counted(
+  make_data, split, trained, shared
+):
+  found = splits.seen_in_training(make_data(), split, trained, LENGTHS)
+  assert shared in found and bool(found) == bool(shared)

@@ -20,7 +20,7 @@ class Broken:
 
   num_classes, channels, multi_label = 10, 1, False
   class_names = tuple('0123456789')
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
 
   def __len__(self):
     return 64

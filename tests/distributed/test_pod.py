@@ -5,9 +5,14 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from tests.environment import xla_flags
+from vmoe_robust import distributed
 from vmoe_robust.distributed import pod
 
 PROGRAM = """
@@ -56,3 +61,14 @@ def test_a_signal_to_one_stops_all_and_is_no_error(error):
   assert [p.returncode for p in processes] == 2 * [pod.STOPPED], last
   assert last[1].startswith('stopped by a signal; start all again')
   assert last[0].startswith('stopped: process 1 ended the run')
+
+
+@pytest.mark.parametrize('value', [True, False, -1, 0, 2**31 + 5, 2**40, 7])
+def test_an_answer_of_more_than_32_bits_arrives(value, monkeypatch):
+  def broadcast(numbers):
+    return np.asarray(jnp.asarray(numbers))  # JAX keeps 32 bits of each
+
+  monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', broadcast)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  found = distributed.agreed(value)
+  assert found == value and type(found) is type(value)

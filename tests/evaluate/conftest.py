@@ -13,7 +13,7 @@ class InMemory:
   """Random images as a data set."""
 
   num_classes, channels, multi_label = 4, 1, False
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   class_names = ('a', 'b', 'c', 'd')
 
   def __init__(self, examples, multi_label=False):

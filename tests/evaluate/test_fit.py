@@ -40,12 +40,12 @@ def image_folder(root, *names, count=6, split='test'):
 def run_of(tmp_path_factory):
   """Makes a run's workdir with random weights and given class names."""
 
-  def make(*names, classes=3):
+  def make(*names, classes=3, **data):
     workdir = tmp_path_factory.mktemp('run')
     config = config_lib.default()
     config.model.update(dict(patch=4, hidden=16, layers=1, heads=2, mlp=16))
     config.model.update(dict(num_classes=classes, channels=3))
-    config.data.update(dict(name='folder', threads=2))
+    config.data.update(dict(name='folder', threads=2, **data))
     mesh = mesh_lib.create((1, 1, 1), jax.devices()[:1])
     params = unbox(
       jax.jit(build(config.model, (8, 8, 3), mesh).init)(jax.random.key(0))
@@ -182,3 +182,31 @@ def test_names_do_not_mend_another_number_of_classes(config, in_memory):
   config.model.num_classes = 5
   with pytest.raises(UserError, match='config.model.num_classes=5 does not'):
     check_fit(config, in_memory(4))
+
+
+def warnings_of(config, workdir):
+  with job.open_job(config, workdir, findings.render) as found:
+    return ' '.join(found.warnings)
+
+
+def test_images_that_were_trained_on_are_told(run_of, tmp_path):
+  names = ('apple', 'frog', 'whale')
+  folder = image_folder(tmp_path / 'images', *names)
+  image_folder(folder, *names, split='train', count=4)
+  run = run_of(*names, dir=str(folder), split='train[:10]')
+  config = judging(run, folder)
+  assert not warnings_of(config, tmp_path / 'out')
+  config.data.split = 'train[5:]+test'
+  told = warnings_of(config, tmp_path / 'out')
+  assert "5 of the 25 examples of 'train[5:]+test' are of 'train[:10]'" in told
+  # In another folder there may be other images of these numbers.
+  config.data.dir = str(folder.rename(tmp_path / 'others'))
+  assert not warnings_of(config, tmp_path / 'out')
+
+
+def test_data_of_fewer_classes_are_told(run, tmp_path):
+  folder = image_folder(tmp_path / 'images', 'frog', 'whale')
+  told = warnings_of(judging(run, folder), tmp_path / 'out')
+  assert 'have 2 of the 3 classes of the model' in told
+  image_folder(folder, 'apple')
+  assert not warnings_of(judging(run, folder), tmp_path / 'out')

@@ -25,7 +25,7 @@ class Flat:
 
   greys = np.array([140, 150, 160, 170, 190, 250], np.uint8)
   num_classes, channels, multi_label = 4, 1, False
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   class_names = ('a', 'b', 'c', 'd')
 
   def __len__(self):

@@ -29,7 +29,7 @@ class Grey:
   """One image of class 0, slightly brighter than 1/2."""
 
   num_classes, channels, multi_label = 4, 1, False
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
   class_names = ('a', 'b', 'c', 'd')
 
   def __len__(self):

@@ -8,6 +8,7 @@ import pytest
 
 from tests.train.test_init_from import config_of, report, weights_of
 from vmoe_robust import checkpoint
+from vmoe_robust import config as config_lib
 from vmoe_robust.checkpoint import flat
 from vmoe_robust.config import UserError
 from vmoe_robust.train import start
@@ -20,7 +21,7 @@ class Named:
   """A split with one image of every class."""
 
   multi_label, channels = False, 3
-  fingerprint = 'of a test'
+  fingerprint, lengths = 'of a test', {}
 
   def __init__(self, *names):
     self.class_names, self.num_classes = names, len(names)
@@ -148,3 +149,13 @@ def test_a_head_of_an_old_run_on_folders_of_numbers_is_refused(tmp_path):
   start_from(config, weights_of(config, 1), tmp_path, numbers)
   listed = json.loads((tmp_path / 'init_from.json').read_text())
   assert listed['weights']['head/kernel']['how'] == 'fresh'
+
+
+def test_test_images_that_are_trained_on_are_told(caplog):
+  config = config_lib.default()
+  config.data.update(split='train+test[:9]', eval_split='test')
+  _, splits = start.open_splits(config)
+  assert "9 of the 360 examples of 'test' are of" in splits.warning
+  assert splits.warning in caplog.text
+  config.data.split = 'train'
+  assert not start.open_splits(config)[1].warning

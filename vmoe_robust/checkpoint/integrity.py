@@ -54,12 +54,13 @@ def measure(directory: epath.Path, process: int) -> None:
 
 
 def seal(
-  directory: epath.Path, metrics: dict[str, float], processes: int
+  directory: epath.Path, step: int, metrics: dict[str, float], processes: int
 ) -> None:
   """Writes the checksums of all files below a finished checkpoint.
 
   Args:
     directory: the checkpoint's.
+    step: the checkpoint's, by which its directory is called in the end.
     metrics: what was measured at its step.
     processes: how many left checksums by `measure`.
   """
@@ -73,7 +74,7 @@ def seal(
     name: known.get(name) or _checksum(path, sync=True)
     for name, path in _files(directory).items()
   }
-  text = to_json({'files': files, 'metrics': metrics})
+  text = to_json({'step': step, 'files': files, 'metrics': metrics})
   with (directory / SEAL).open('w') as file:
     file.write(text)
     file.flush()
@@ -84,14 +85,19 @@ def read_seal(directory: epath.Path) -> dict:
   """`files`, their checksums and sizes, and `metrics` of a checkpoint.
 
   Raises:
-    ValueError: the seal is missing or damaged.
+    ValueError: the seal is missing, damaged, or of another step than the
+      directory's name. Older seals do not say their step.
   """
   try:
-    return from_json((directory / SEAL).read_bytes())
+    found = from_json((directory / SEAL).read_bytes())
   except OSError as error:
     raise ValueError(f'{SEAL} is missing') from error
   except ValueError as error:
     raise ValueError(f'{SEAL} has changed') from error
+  step = found.get('step')
+  if step is not None and str(step) != directory.name:
+    raise ValueError(f'it is a copy of step {step}, under another name')
+  return found
 
 
 def fingerprint(directory: epath.Path) -> str:

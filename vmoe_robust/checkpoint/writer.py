@@ -172,7 +172,7 @@ class Writer:
         config = self._directory.parent / CONFIG
         if config.exists():
           (draft / CONFIG).write_bytes(config.read_bytes())
-        integrity.seal(draft, metrics, jax.process_count())
+        integrity.seal(draft, step, metrics, jax.process_count())
         named = self._directory / str(step)
         if not named.exists():  # else another process failed after all was done
           draft.rename(named)

@@ -112,7 +112,7 @@ class _Matched:
     self._new = np.array([names.index(n) for n in source.class_names], int)
     self.num_classes, self.class_names = len(names), names
     self.multi_label, self.channels = source.multi_label, source.channels
-    self.fingerprint = source.fingerprint
+    self.fingerprint, self.lengths = source.fingerprint, source.lengths
 
   def __len__(self) -> int:
     return len(self._source)

@@ -147,6 +147,9 @@ def _shards(source: pathlib.Path, target: pathlib.Path) -> list[_Shard]:
 def _is_finished(shard: _Shard) -> bool:
   if not shard.target.is_file():
     return False
+  written = shard.target.stat().st_mtime
+  if shard.source.is_file() and shard.source.stat().st_mtime > written:
+    return False  # prepared again since
   try:
     reader = array_record_module.ArrayRecordReader(str(shard.target))
     examples = reader.num_records()

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -16,6 +17,7 @@ cv2.setNumThreads(0)
 
 # Images that do not decode are named by whoever asked for them.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings('ignore', module=r'PIL\.TiffImagePlugin')
 
 _JPEG_START = b'\xff\xd8'
 _PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -32,7 +34,9 @@ def decode_image(
   """Pixels in 0..255 of an encoded image (or of pixels, which pass through).
 
   The EXIF orientation is ignored, as TensorFlow ignores it, so that labels
-  and boxes made there stay true.
+  and boxes made there stay true; a TIFF's own is followed. Samples of 16 bits
+  are scaled as the standards of PNG and TIFF say, in which white is 65535: data
+  of 12 bits in such files come out nearly black.
 
   Args:
     image: JPEG, PNG, WebP, BMP or TIFF bytes, or uint8 pixels.
@@ -50,6 +54,8 @@ def decode_image(
     return _decode_jpeg(image, channels)
   if image.startswith(_PNG_START):
     _check_png(image)
+  if image.startswith(_TIFF_STARTS):
+    _check_tiff(image)
   return _decode_other(image, channels)
 
 
@@ -83,6 +89,23 @@ def _check_png(image: bytes):
     if struct.unpack_from('>I', image, end) != (checksum,):
       raise CorruptImage(f'damaged: the checksum of {kind!r} is another')
     place = end + 4
+
+
+def _check_tiff(image: bytes):
+  """Refuses a damaged TIFF, of which OpenCV would return what it could read.
+
+  Raises:
+    CorruptImage: it is of a kind that Pillow knows, and Pillow cannot read it.
+  """
+  try:
+    found = Image.open(io.BytesIO(image))
+  except (OSError, Image.DecompressionBombError):
+    return
+  try:
+    with found:
+      found.load()
+  except Exception as error:  # of whatever kind: see Pillow's issues
+    raise CorruptImage(f'damaged: {error}') from error
 
 
 def _decode_other(image: bytes, channels: int) -> np.ndarray:

@@ -108,6 +108,19 @@ class Loader:
     )
 
 
+def require_images(split: str, images: int, skipped: int) -> None:
+  """Refuses a split of which nothing could be read.
+
+  Raises:
+    UserError: it is such a split.
+  """
+  if not images:
+    raise UserError(
+      f'all {skipped} images of config.data.split={split!r} are corrupt or '
+      'have a label that is no class; check config.data.dir'
+    )
+
+
 def check_some_label(label: int | np.ndarray) -> None:
   """Refuses to judge an image that has none of several possible labels.
 

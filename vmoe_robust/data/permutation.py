@@ -26,6 +26,8 @@ def permutation(examples: int, seed: int) -> Int[np.ndarray, 'examples']:
   """
   if examples == 1:
     return np.zeros(1, np.int64)
+  # As in grain: of 2^even + 1 examples one comes twice and one never, in each
+  # epoch others.
   bits = int(np.ceil(np.log2(examples - 1)))
   bits = max(bits + bits % 2, _LEAST_BITS)
   cipher = _encipher(np.arange(1 << bits, dtype=np.uint32), bits // 2, seed)

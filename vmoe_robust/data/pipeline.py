@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.data import order
 from vmoe_robust.data.corruptions import Corruption
-from vmoe_robust.data.load import Loader, Skipped, Variants
+from vmoe_robust.data.load import Loader, Skipped, Variants, require_images
 from vmoe_robust.data.source import Source
 from vmoe_robust.mesh.batch import BatchRows
 
@@ -172,13 +172,26 @@ class TrainBatches(_Batches):
   def __init__(
     self, data, source, positions, batch_size, sharding, start, identity
   ):
-    self._identity = identity
+    self._identity, self._split = identity, data.split
+    self._examples, self._usable = len(source), False
     super().__init__(data, source, positions, batch_size, sharding, start)
 
   def __next__(self) -> dict[str, jax.Array]:
     batch = super().__next__()
+    if not self._usable:
+      self._require_images(batch)
     del batch['index']
     return batch
+
+  def _require_images(self, batch):
+    """Refuses to go on if all examples came twice, and none could be used.
+
+    It looks until the first batch with an image, on this process's devices.
+    """
+    shards = batch['mask'].addressable_shards
+    self._usable = any(np.asarray(shard.data).any() for shard in shards)
+    if self._taken * self._rows.batch_size >= 2 * self._examples:
+      require_images(self._split, self._usable, self._examples)
 
   def state(self) -> dict:
     """What `train_batches` needs to go on after the last batch taken."""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vmoe_robust.data import order
-from vmoe_robust.data.load import Loader, Row, Skipped
+from vmoe_robust.data.load import Loader, Row, Skipped, require_images
 from vmoe_robust.data.source import Source
 from vmoe_robust.mesh.batch import BatchRows
 
@@ -57,6 +57,7 @@ class Resident:
     rows = decoded(data, source)
     skipped = np.flatnonzero(~rows['mask'])
     self._skipped.note(self._skipped.names(skipped))
+    require_images(data.split, len(source) - len(skipped), len(skipped))
     key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     rows['key'] = np.asarray(jax.random.key_data(key))
     self.arrays = {name: _on_all(x, whole) for name, x in rows.items()}

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from ml_collections import ConfigDict
 
+from vmoe_robust.config import UserError
 from vmoe_robust.data.load import Loader, describe_skipped
 from vmoe_robust.data.source import Source
 
@@ -110,8 +111,10 @@ def examples(
 
   Raises:
     UserError: an image is corrupt and `data.on_corrupt='error'`, or its label
-      is no class and `data.on_unlabelled='error'`.
+      is no class and `data.on_unlabelled='error'`, or `count` is below 1.
   """
+  if count < 1:
+    raise UserError(f'count={count} asks for no examples; use 1 or more')
   count = min(count, len(source))
   with contextlib.closing(Rows(source, data)) as rows:
     # Not the first, which may be alike.

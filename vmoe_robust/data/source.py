@@ -1,7 +1,7 @@
 """What a data set looks like to the pipeline, whatever it is stored in."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -73,6 +73,11 @@ class Source(Protocol):
     ...
 
   @property
+  def lengths(self) -> Mapping[str, int]:
+    """The number of examples of each split that the data set has."""
+    ...
+
+  @property
   def fingerprint(self) -> str:
     """By which the same examples are known again, wherever they are.
 
@@ -101,6 +106,7 @@ class Part:
     self._source, self._numbers = source, numbers
     self.num_classes, self.channels = source.num_classes, source.channels
     self.class_names, self.multi_label = source.class_names, source.multi_label
+    self.lengths = source.lengths
     self.fingerprint = digest([source.fingerprint, numbers.tobytes()])
 
   def __len__(self) -> int:

@@ -54,6 +54,39 @@ def ranges(
   return found
 
 
+def seen_in_training(
+  data: ConfigDict, split: str, trained: str, lengths: Mapping[str, int]
+) -> str:
+  """A warning if examples of a split are of the one that was trained on.
+
+  Args:
+    data: `config.data`, for the errors.
+    split: that is judged on.
+    trained: that the model was trained on, of the same data set.
+    lengths: the number of examples of each split there is.
+
+  Returns:
+    '' if there are none.
+
+  Raises:
+    UserError: one of the splits is not there.
+  """
+  judged, learned = (ranges(data, name, lengths) for name in (split, trained))
+  shared = sum(
+    max(0, min(one.stop, other.stop) - max(one.start, other.start))
+    for one, other in itertools.product(judged, learned)
+    if one.split == other.split
+  )
+  if not shared:
+    return ''
+  count = sum(one.stop - one.start for one in judged)
+  return (
+    f'{shared:,} of the {count:,} examples of {split!r} are of {trained!r}, on '
+    'which the model is trained: accuracies are higher on these than on new '
+    'images'
+  )
+
+
 def _parse(data, split, lengths) -> tuple[Range, ...]:
   import tensorflow_datasets as tfds  # takes a second
 

@@ -19,11 +19,16 @@ _Answer = TypeVar('_Answer', bool, int)
 
 
 def agreed(value: _Answer) -> _Answer:
-  """The first process's answer, on all of them; they wait for it."""
+  """The first process's answer, on all of them; they wait for it.
+
+  A number has up to 62 bits.
+  """
   if jax.process_count() == 1:
     return value
-  kind = type(value)
-  return kind(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+  # In halves, for JAX keeps 32 bits of a number.
+  halves = np.array([value >> 31, value & (2**31 - 1)], np.int32)
+  high, low = multihost_utils.broadcast_one_to_all(halves).tolist()
+  return type(value)((high << 31) + low)
 
 
 def least(value: float) -> float:

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from vmoe_robust.data import EvalBatches
+from vmoe_robust.data import EvalBatches, require_images
 from vmoe_robust.evaluate.identity import identity
-from vmoe_robust.evaluate.job import PROGRESS, Job, require_examples
+from vmoe_robust.evaluate.job import PROGRESS, Job
 from vmoe_robust.report.findings import Columns
 from vmoe_robust.report.progress import Progress
 from vmoe_robust.robustness.resume import Unfinished
@@ -77,7 +77,7 @@ class Rows:
     columns = {name: np.concatenate([r[name] for r in rows]) for name in names}
     mask, index = columns.pop('mask'), columns['index']
     skipped = set(index[~mask & (index >= 0)].tolist())
-    require_examples(self._job.config, int(mask.sum()), len(skipped))
+    require_images(self._job.config.data.split, int(mask.sum()), len(skipped))
     return {name: column[mask] for name, column in columns.items()}, skipped
 
 

@@ -20,7 +20,12 @@ from vmoe_robust.config import (
   shares_slots,
   validate,
 )
-from vmoe_robust.data import Source, describe_skipped, open_source
+from vmoe_robust.data import (
+  Source,
+  describe_skipped,
+  open_source,
+  seen_in_training,
+)
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
 from vmoe_robust.evaluate.fit import check_fit
@@ -50,6 +55,7 @@ class Job:
   source: Source | None  # None: of such a study
   config: ConfigDict
   workdir: str | os.PathLike
+  warnings: tuple[str, ...] = ()  # that results have, whatever is found
 
 
 @contextlib.contextmanager
@@ -94,9 +100,39 @@ def open_job(
       if weights is None:
         yield Job(None, None, config, workdir)
         return
-      source = open_source(config.data, config.data.split)
-      source = check_fit(config, source, weights.class_names)
-      yield Job(restored(weights, config), source, config, workdir)
+      found = open_source(config.data, config.data.split)
+      source = check_fit(config, found, weights.class_names)
+      warnings = _seen_in_training(config, weights.config, source)
+      warnings += _fewer_classes(found.num_classes, source.num_classes)
+      classifier = restored(weights, config)
+      yield Job(classifier, source, config, workdir, warnings)
+
+
+def _seen_in_training(
+  config: ConfigDict, trained: ConfigDict | None, source: Source
+) -> tuple[str, ...]:
+  """A warning if the weights were trained on what they are judged on."""
+  if trained is None:
+    return ()
+  data, before = config.data, trained.data
+  folder = data.name == 'folder' and data.dir != before.dir
+  if folder or data.name != before.name:
+    return ()
+  try:
+    found = seen_in_training(data, data.split, before.split, source.lengths)
+  except UserError:  # this copy of the data has not what was trained on
+    return ()
+  return (found,) if found else ()
+
+
+def _fewer_classes(there: int, known: int) -> tuple[str, ...]:
+  if there == known:
+    return ()
+  return (
+    f'the data have {there:,} of the {known:,} classes of the model, whose '
+    f'predictions are among all {known:,}: what others publish of such data '
+    f'may be among the {there:,} alone',
+  )
 
 
 def judge(
@@ -206,19 +242,6 @@ def _other_examples(results: dict, examples: str | None) -> bool:
   return None not in (before, examples) and before != examples
 
 
-def require_examples(config: ConfigDict, examples: int, skipped: int) -> None:
-  """Refuses a split of which nothing could be read.
-
-  Raises:
-    UserError: it is such a split.
-  """
-  if not examples:
-    raise UserError(
-      f'all {skipped} images of config.data.split={config.data.split!r} are '
-      'corrupt or have a label that is no class; check config.data.dir'
-    )
-
-
 def write(job: Job, findings: Findings) -> dict:
   """Writes records, figures and, last of all, `results.json`.
 
@@ -254,6 +277,9 @@ def assemble(job: Job, findings: Findings) -> dict:
     findings = dataclasses.replace(
       findings, warnings=[*findings.warnings, *_not_finite(findings)]
     )
+  findings = dataclasses.replace(
+    findings, warnings=[*job.warnings, *findings.warnings]
+  )
   skipped = sorted(set(findings.skipped))
   data = job.config.data
   about = _OWN_DATA

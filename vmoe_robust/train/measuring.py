@@ -127,7 +127,9 @@ class Measuring:
       step,
       fingerprint(self._workdir, step),
     )
-    job = Job(classifier, source, config, self._workdir)
+    told = (self._splits.warning,) if source is self._splits.test else ()
+    warnings = tuple(filter(None, told))
+    job = Job(classifier, source, config, self._workdir, warnings)
     return attack(job, self._attacker, progress, on_turn, speed)
 
   @functools.cached_property

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust import staging
@@ -20,6 +21,7 @@ from vmoe_robust.data import (
   hold_out,
   open_source,
   require_one_order,
+  seen_in_training,
 )
 from vmoe_robust.evaluate.fit import check_fit
 
@@ -40,11 +42,13 @@ class Splits:
     train: to train on.
     test: to judge on in the end.
     validation: a part of the training examples that is held out, or None.
+    warning: of test examples that are trained on; '' if there are none.
   """
 
   train: Source
   test: Source
   validation: Source | None = None
+  warning: str = ''
 
   @property
   def watched(self) -> Source:
@@ -65,8 +69,11 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
   data = config.data
   source, validation = hold_out(open_source(data, data.split), data.validation)
   test = open_source(data, data.eval_split)
+  warning = seen_in_training(data, data.eval_split, data.split, test.lengths)
+  if warning:
+    logging.warning('%s', warning)
   config, test = resolve(config, source, test)
-  return config, Splits(source, test, validation)
+  return config, Splits(source, test, validation, warning)
 
 
 def resolve(

@@ -184,6 +184,41 @@ def test_a_broken_link_is_a_corrupt_image(make_data, image_folder):
 def test_a_part_of_one_class_is_told(make_data, image_folder, caplog):
   data = make_data(name='folder', dir=str(image_folder))
   open_source(data, 'test')
-  assert 'take more images' not in caplog.text
+  assert 'images of 3 of 4 classes, and none of eel' in caplog.text
   open_source(data, 'test[:1]')
-  assert 'images of 1 of' in caplog.text and 'take more images' in caplog.text
+  assert 'images of 1 of 4 classes, and none of cat, eel, fox' in caplog.text
+
+
+def test_folders_beside_the_splits_are_no_classes(
+  make_data, image_folder, jpeg, caplog
+):
+  """Such as work directories, and what macOS leaves in an archive."""
+  for path in ('runs/a/config.json', 'docs/notes/a.txt', 'x/train/cat/._0.jpg'):
+    (image_folder / path).parent.mkdir(parents=True)
+    (image_folder / path).write_bytes(jpeg(0))
+  data = make_data(name='folder', dir=str(image_folder))
+  for split in ('train', 'all'):
+    caplog.clear()
+    source = open_source(data, split)
+    assert source.class_names == ('cat', 'dog', 'eel', 'fox')
+    assert 'docs, runs, x hold no images in folders of classes' in caplog.text
+  with pytest.raises(UserError, match=r'holds no examples.*runs'):
+    open_source(data, 'runs')
+
+
+def test_a_class_without_images_in_any_split_is_none(
+  make_data, image_folder, caplog
+):
+  (image_folder / 'train' / 'zebra').mkdir()
+  data = make_data(name='folder', dir=str(image_folder))
+  assert open_source(data, 'train').num_classes == 4
+  assert f'1 classes have no images: {image_folder}/train/zebra' in caplog.text
+  assert 'images of' not in caplog.text
+
+
+def test_a_class_of_the_other_split_alone_is_told(
+  make_data, image_folder, caplog
+):
+  (image_folder / 'test' / 'fox').rename(image_folder / 'test' / 'Fox')
+  open_source(make_data(name='folder', dir=str(image_folder)), 'train')
+  assert 'images of 4 of 5 classes, and none of Fox' in caplog.text

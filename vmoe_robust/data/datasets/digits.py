@@ -1,6 +1,7 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -18,6 +19,7 @@ class _Digits:
   images: UInt8[np.ndarray, 'examples 8 8 1']
   labels: Int[np.ndarray, 'examples']
   names: tuple[str, ...]
+  lengths: Mapping[str, int]
   num_classes: int = 10
   class_names: tuple[str, ...] = tuple('0123456789')
   multi_label: bool = False
@@ -64,4 +66,5 @@ def open_split(data: ConfigDict, split: str) -> Source:
       for r in found
       for i in range(r.start, r.stop)
     ),
+    lengths=lengths,
   )

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from absl import logging
@@ -30,6 +31,7 @@ class _Folder:
   paths: tuple[str, ...]
   labels: tuple[int, ...]
   class_names: tuple[str, ...]
+  lengths: Mapping[str, int]  # of images, by split
   multi_label: bool = False
   channels: int = 3
 
@@ -67,6 +69,9 @@ class _Split(NamedTuple):
 def open_split(data: ConfigDict, split: str) -> Source:
   """Opens a split; classes are numbered by name, over all splits together.
 
+  A folder beside the splits that has no images in folders of classes is no
+  split, and a class that has no images in any split is no class.
+
   Names that are all whole numbers are in the order of the numbers, others in
   that of their characters. The images of a split are in an order that looks
   random and follows from their names alone, as TFDS has them, so that a part
@@ -88,16 +93,30 @@ def open_split(data: ConfigDict, split: str) -> Source:
     for entry in _entries(root)
     if entry.is_dir() and not entry.name.startswith('.')
   }
-  parts = {name: part for name, part in parts.items() if part.images}
+  asked = re.findall(r'[^+\[\]]+', split)
+  others = [
+    name
+    for name, part in parts.items()
+    if not any(part.images.values()) and not (part.images and name in asked)
+  ]
+  for name in others:
+    del parts[name]
   if not parts:
     raise UserError(
       f'config.data.dir={data.dir!r} holds no classes of images; '
       f"config.data.name='folder' reads {_LAYOUT}"
     )
-  names = _in_order({name for part in parts.values() for name in part.images})
+  names = _in_order(
+    {c for part in parts.values() for c, found in part.images.items() if found}
+  )
   lengths = {
     name: sum(map(len, part.images.values())) for name, part in parts.items()
   }
+  if others:
+    logging.warning(
+      'config.data.dir=%s: %s hold no images in folders of classes, and are no '
+      'splits', root, _some(others),
+    )  # fmt: skip
   found = splits.ranges(data, split, lengths)
   used = {r.split: parts[r.split] for r in found}
   _tell(root, list(used.values()))
@@ -115,13 +134,17 @@ def open_split(data: ConfigDict, split: str) -> Source:
   }
   chosen = [f for r in found for f in files[r.split][r.start : r.stop]]
   paths, labels = zip(*chosen, strict=True)
-  lost = len(names) - len(set(labels))
-  if '[' in split and lost:
+  seen = set(labels)
+  told = {
+    os.path.basename(path) for part in used.values() for path in part.empty
+  }
+  lost = [c for label, c in enumerate(names) if label not in seen]
+  if not told.issuperset(lost):
     logging.warning(
-      '%s of %s has images of %d of %d classes; take more images',
-      split, root, len(names) - lost, len(names),
+      '%s of %s has images of %d of %d classes, and none of %s',
+      split, root, len(seen), len(names), _some(lost),
     )  # fmt: skip
-  return _Folder(str(root), paths=paths, labels=labels, class_names=names)
+  return _Folder(str(root), paths, labels, names, lengths)
 
 
 def _look_through(split: str) -> _Split:

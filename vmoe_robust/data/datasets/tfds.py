@@ -50,6 +50,8 @@ class _Tfds:
     self.class_names = tuple(map(str, classes.names))
     self.multi_label = features[self._label] is not classes
     self.channels = 1 if features[self._image].shape[-1] == 1 else 3
+    self.lengths = _lengths(builder)
+    # Records in another order, of as many bytes, are not noticed.
     self.fingerprint = digest([builder.info.full_name, split, *_sizes(builder)])
 
   def __reduce__(self):
@@ -89,9 +91,9 @@ def open_split(
   The name may say more: 'name/config', 'name:1.0.0', 'name/config:1.0.0'.
   """
   path = _find_directory(data, built_in)
-  infos = _builder(path).info.splits
-  lengths = {name: info.num_examples for name, info in infos.items()}
-  found = splits.ranges(data, split, lengths)
+  builder = _builder(path)
+  infos = builder.info.splits
+  found = splits.ranges(data, split, _lengths(builder))
   for name in dict.fromkeys(r.split for r in found):
     missing = [p for p in infos[name].filepaths if not p.exists()]
     if missing:
@@ -120,6 +122,11 @@ def _builder(path: str):
     'array_record', override=True, override_if_initialized=True
   )
   return builder
+
+
+def _lengths(builder) -> dict[str, int]:
+  splits_there = builder.info.splits.items()
+  return {name: info.num_examples for name, info in splits_there}
 
 
 def _sizes(builder) -> Iterator[str]:
