@@ -87,6 +87,34 @@ def test_groups_must_survive_accumulation():
   config_lib.validate(config, 1)
 
 
+@pytest.mark.parametrize('use', ['eval', 'attack'])
+def test_batches_that_share_capacity_have_whole_groups(use):
+  """Of a group that is cut, images have the slots of those that lack."""
+  config = sparse(**{f'{use}.experts': 'capacity', f'{use}.batch_size': 12})
+  config.mesh.expert = 1
+  for group, fits in ((4, True), (8, False), (24, False)):
+    config.model.router.group_images = group
+    if fits:
+      config_lib.validate(config, 2)
+      continue
+    words = f'config.{use}.batch_size=12 is not divisible by {group}, .*group_i'
+    with pytest.raises(UserError, match=words):
+      config_lib.validate(config, 2)
+    for harmless in ({'experts': 'dropless'}, {'batch_size': group}):
+      other = config.copy_and_resolve_references()
+      other[use].update(harmless)
+      config_lib.validate(other, 2)
+  config.model.router.name, config.model.router.noise_std = 'soft', 0.0
+  config.model.router.update(dict(load_weight=0.0, importance_weight=0.0))
+  config_lib.validate(config, 2)  # each image is a group
+
+
+@pytest.mark.parametrize('name', ['mean', 'std'])
+def test_a_model_without_a_mean_is_refused(name):
+  with pytest.raises(UserError, match=f'config.model.{name}=.. has no number'):
+    config_lib.validate(sparse(**{f'model.{name}': ()}), 1)
+
+
 def test_groups_of_an_even_number_hold_whole_pairs():
   """`test_accumulation_matches_the_whole_batch` trains in such ones."""
   config = sparse(**{'train.accumulate': 4, 'train.batch_size': 16})

@@ -265,3 +265,18 @@ def test_a_copy_under_another_name_is_another_step_s(workdir, tmp_path):
   del values['step']  # as older versions sealed
   seal.write_text(integrity.to_json(values))
   assert not checkpoints.damage(40)
+
+
+def test_what_is_measured_later_changes_no_checksum(tmp_path):
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path, config_lib.default().save)
+  checkpoints.save(3, trees(3), {'data': 3}, {}, now=True, unmeasured=True)
+  step = tmp_path / 'checkpoints' / '3'
+  before = integrity.fingerprint(epath.Path(step))
+  assert checkpoints.is_unmeasured(3) and checkpoints.best('eval_loss') is None
+  (step / 'CHECKSUMS.json.draft').write_text('{')  # of a run that was killed
+  assert not checkpoints.damage(3)
+  checkpoints.add_metrics(3, {'eval_loss': 0.5})
+  assert not checkpoints.is_unmeasured(3) and checkpoints.best('eval_loss') == 3
+  assert not checkpoints.damage(3)
+  assert integrity.fingerprint(epath.Path(step)) == before
+  checkpoints.close()

@@ -280,15 +280,17 @@ def test_costs_by_hand(monkeypatch):
   assert cost.flop(999.9e15) == '1 EFLOP' and cost.flop(5e21) == '5e+03 EFLOP'
 
 
-def trained(part, step):
+def trained(part, step, unmeasured=False):
   """What a training leaves that was cut short after so many steps."""
   saved = part.config.copy_and_resolve_references()
   saved.model.update(dict(num_classes=10, channels=1))  # of the data
   part.folder.mkdir(parents=True, exist_ok=True)
   checkpoint.save_config(part.folder, saved)
   kept = checkpoint.Checkpoints(part.folder, saved.save)
-  kept.save(step, {'params': {'x': jax.numpy.zeros(3)}}, {'data': None})
+  arrays = {'params': {'x': jax.numpy.zeros(3)}}
+  kept.save(step, arrays, {'data': None}, unmeasured=unmeasured)
   kept.close()
+  return kept
 
 
 def one(changes, workdir):
@@ -307,7 +309,10 @@ def test_states_of_a_training(tmp_path):
   assert look(training).name == 'failed' and look(training).detail == 'no room'
   found = states([training, judging])
   assert found[judging.name].name == 'waiting'
-  trained(training, 9)
+  kept = trained(training, 9, unmeasured=True)
+  (training.folder / 'failed.json').unlink()
+  assert look(training).detail == 'trained, not yet evaluated'
+  kept.add_metrics(9, {})
   assert look(training).name == 'finished'
   # What changes no number may change, and what would is named.
   [more, _] = one(ends | dict(save=dict(keep=7)), tmp_path)

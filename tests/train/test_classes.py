@@ -159,3 +159,10 @@ def test_test_images_that_are_trained_on_are_told(caplog):
   assert splits.warning in caplog.text
   config.data.split = 'train'
   assert not start.open_splits(config)[1].warning
+
+
+def test_one_class_alone_is_not_trained_on():
+  config = of_folder(**{'model.num_classes': 0})
+  one = Named('apple')
+  with pytest.raises(UserError, match="one class, 'apple', which every model"):
+    start.resolve(config, one, one)

@@ -218,6 +218,21 @@ def test_a_head_of_another_kind_stays_fresh(tmp_path, capsys):
   assert 'The head is new: images are pooled' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('width', [0, 16])
+def test_a_head_behind_another_layer_stays_fresh(tmp_path, capsys, width):
+  """Of the same width, so that the head would fit."""
+  there = config_of(**{'model.pre_logits': 16 - width})
+  own(there, tmp_path / 'w.safetensors')
+  config = config_of(**{'model.pre_logits': width})
+  config.init_from = str(tmp_path / 'w.safetensors')
+  config.init_from_except = ('pre_logits',)
+  fresh = weights_of(config, 1)
+  found = flat(start_from(config, fresh, tmp_path, ()))
+  for name in ('head/kernel', 'head/bias'):
+    np.testing.assert_array_equal(found[name], flat(fresh)[name])
+  assert 'a layer (pre_logits) before it came' in capsys.readouterr().out
+
+
 def test_what_shapes_do_not_tell_is_said(tmp_path, capsys):
   sparse = {'model.experts': 4, 'model.moe_every': 2}
   trained = config_of(

@@ -324,9 +324,49 @@ def test_a_long_measurement_is_left_to_save_in_time(tmp_path, what, capsys):
   lines = (tmp_path / 'metrics.jsonl').read_text()
   assert 'eval_accuracy' not in lines and 'robust_accuracy' not in lines
   assert not (tmp_path / 'results.json').exists()
+  assert trainer.checkpoints.is_unmeasured(2)
+  train_on(1, (1, 1, 1), config, tmp_path, 5)  # at once again
+  assert trainer.checkpoints.is_unmeasured(2)
   trainer = train_on(1, (1, 1, 1), config, tmp_path, 0)
   assert trainer.step == 4 and list(losses(tmp_path)) == [1, 2, 3, 4]
-  assert 'eval_accuracy' in (tmp_path / 'metrics.jsonl').read_text()
+  assert not trainer.checkpoints.is_unmeasured(2)
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  name = {'eval': 'eval_accuracy', 'attack': 'robust_accuracy/0.1'}[what]
+  assert 2 in [line['step'] for line in map(json.loads, lines) if name in line]
+
+
+def measured(workdir):
+  """What was measured at each step, and the step that is best."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  found = {
+    (line['step'], name): value
+    for line in map(json.loads, lines)
+    for name, value in line.items()
+    if name.startswith(('eval_', 'test_'))
+  }
+  return found, locate(workdir / 'checkpoints' / 'best')[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('until', [2, 3, 5, 6, 8])
+def test_wherever_it_is_stopped_the_same_is_measured(tmp_path, until):
+  """And so the same checkpoint is the best: a preemption selects nothing."""
+  changes = {'train.steps': 4, 'eval.batch_size': 180, 'eval.every_steps': 2}
+  changes |= {'save.best': 'eval_accuracy', 'save.keep': 1}
+  changes |= {'data.validation': 0.1, 'train.optimizer.learning_rate': 0.3}
+  config = small(**(TINY | changes))
+  train_on(1, (1, 1, 1), config, tmp_path / 'whole', 0)
+  expected = measured(tmp_path / 'whole')
+  assert {step for step, _ in expected[0]} == {2, 4}
+  stopped = tmp_path / 'stopped'
+  config_, splits = start.open_splits(config)
+  mesh = mesh_lib.create((1, 1, 1), jax.devices()[:1])
+  for turn in (until, 0):
+    trainer = loop.Trainer(config_, stopped, mesh, splits)
+    trainer.train(StopAt(turn))
+    assert trainer.unmeasured or not turn or trainer.step < 4
+  assert measured(stopped) == expected
+  assert trainer.checkpoints.steps() == Checkpoints(tmp_path / 'whole').steps()
 
 
 @pytest.mark.slow

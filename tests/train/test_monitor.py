@@ -138,7 +138,6 @@ def test_what_is_measured_stays_the_same_when_a_run_goes_on(config):
   other.data.eval_split = 'test[:9]'
   assert sorted(changed()) == [
     'config.data.eval_split',
-    'config.eval.batch_size',
     'config.eval.experts',
   ]
   other.data.validation = 0.1  # which is then measured, not the test

@@ -15,6 +15,7 @@ from etils import epath
 from vmoe_robust.files import is_address
 
 SEAL = 'CHECKSUMS.json'
+_DRAFT = f'{SEAL}.draft'
 _CHUNK = 1 << 24  # bytes read at once
 _NAMED = 3  # damaged files, in a message
 
@@ -54,7 +55,11 @@ def measure(directory: epath.Path, process: int) -> None:
 
 
 def seal(
-  directory: epath.Path, step: int, metrics: dict[str, float], processes: int
+  directory: epath.Path,
+  step: int,
+  metrics: dict[str, float],
+  processes: int,
+  unmeasured: bool = False,
 ) -> None:
   """Writes the checksums of all files below a finished checkpoint.
 
@@ -63,6 +68,7 @@ def seal(
     step: the checkpoint's, by which its directory is called in the end.
     metrics: what was measured at its step.
     processes: how many left checksums by `measure`.
+    unmeasured: a measurement was due, and is left to `add_metrics`.
   """
   known = {}
   for process in range(processes):
@@ -74,11 +80,28 @@ def seal(
     name: known.get(name) or _checksum(path, sync=True)
     for name, path in _files(directory).items()
   }
-  text = to_json({'step': step, 'files': files, 'metrics': metrics})
-  with (directory / SEAL).open('w') as file:
-    file.write(text)
+  values = {'step': step, 'files': files, 'metrics': metrics}
+  _write(directory, values | ({'unmeasured': True} if unmeasured else {}))
+
+
+def add_metrics(directory: epath.Path, metrics: dict[str, float]) -> None:
+  """Writes what was measured of a checkpoint after it was sealed.
+
+  Raises:
+    ValueError: the seal is missing or damaged.
+  """
+  values = read_seal(directory)
+  values.pop('unmeasured', None)
+  _write(directory, values | {'metrics': metrics})
+
+
+def _write(directory, values):
+  draft = directory / _DRAFT
+  with draft.open('w') as file:
+    file.write(to_json(values))
     file.flush()
     _sync(file, directory)
+  draft.replace(directory / SEAL)
 
 
 def read_seal(directory: epath.Path) -> dict:
@@ -106,7 +129,10 @@ def fingerprint(directory: epath.Path) -> str:
   Raises:
     ValueError: the seal is missing or damaged.
   """
-  return _of_values(read_seal(directory))
+  values = read_seal(directory)
+  if 'step' in values:  # and not of what was measured, which may come later
+    values = {name: values[name] for name in ('step', 'files')}
+  return _of_values(values)
 
 
 def damage(directory: epath.Path, part: int = 0, parts: int = 1) -> list[str]:
@@ -151,7 +177,7 @@ def _files(directory, prefix='') -> dict[str, epath.Path]:
     name = prefix + path.name
     if path.is_dir():
       found |= _files(path, name + '/')
-    elif name != SEAL:
+    elif name not in (SEAL, _DRAFT):
       found[name] = path
   return found
 

@@ -66,6 +66,7 @@ class Checkpoints:
     extra: dict,
     metrics: dict[str, float] | None = None,
     now: bool = False,
+    unmeasured: bool = False,
   ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns.
 
@@ -77,6 +78,7 @@ class Checkpoints:
       extra: what JSON can hold, to be given back beside them.
       metrics: what was measured at this step, for `config.save.best`.
       now: wait until it is written, and try more than once.
+      unmeasured: more is to be measured at this step, by the run that resumes.
 
     Raises:
       UserError: it could not be written `now`.
@@ -84,7 +86,15 @@ class Checkpoints:
     items = {k: ocp.args.StandardSave(v) for k, v in trees.items()}
     items['extra'] = ocp.args.JsonSave(extra)
     write = self._writer.save_now if now else self._writer.save
-    write(step, ocp.args.Composite(**items), metrics or {})
+    write(step, ocp.args.Composite(**items), metrics or {}, unmeasured)
+
+  def is_unmeasured(self, step: int) -> bool:
+    """Whether a run stopped before it had measured what was due at a step."""
+    return agreed(writer.is_unmeasured(self._directory, step))
+
+  def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes what was measured of a finished checkpoint, for `save.best`."""
+    self._writer.add_metrics(step, metrics)
 
   def restore(
     self, step: int, abstract: dict[str, PyTree]

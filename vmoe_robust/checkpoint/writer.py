@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from vmoe_robust.checkpoint import integrity, policy
 from vmoe_robust.checkpoint.hush import Hush
 from vmoe_robust.config import ConfigDict, UserError
+from vmoe_robust.distributed import together
 from vmoe_robust.distributed.barriers import Barriers
 from vmoe_robust.files import is_address
 
@@ -84,7 +85,11 @@ class Writer:
     return self._schedule(step) or score > self._best
 
   def save(
-    self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
+    self,
+    step: int,
+    items: ocp.args.Composite,
+    metrics: dict[str, float],
+    unmeasured: bool = False,
   ) -> None:
     """Starts writing; the arrays may be donated as soon as this returns."""
     self._settle()
@@ -99,11 +104,16 @@ class Writer:
       self._orbax.save(self._draft(step), args=items, force=True)
     except Exception as error:
       self._trouble = _short(error)
-    self._thread = threading.Thread(target=self._finish, args=(step, metrics))
+    about = step, metrics, unmeasured
+    self._thread = threading.Thread(target=self._finish, args=about)
     self._thread.start()
 
   def save_now(
-    self, step: int, items: ocp.args.Composite, metrics: dict[str, float]
+    self,
+    step: int,
+    items: ocp.args.Composite,
+    metrics: dict[str, float],
+    unmeasured: bool = False,
   ) -> None:
     """As `save`, but waits for the end and tries again if that is bad.
 
@@ -111,7 +121,7 @@ class Writer:
       UserError: the checkpoint could not be written.
     """
     for pause in (*_PAUSES, None):
-      self.save(step, items, metrics)
+      self.save(step, items, metrics, unmeasured)
       if self._settle():
         return
       if pause:
@@ -123,6 +133,15 @@ class Writer:
       'the same --workdir, which '
       + (f'goes on from step {newest}' if newest else 'begins from step 0')
     )
+
+  def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes what was measured of a checkpoint that is finished."""
+    if jax.process_index() == 0:
+      with _as_warning(f'what was measured at step {step} cannot be written'):
+        integrity.add_metrics(self._directory / str(step), metrics)
+      self._prune()  # another one may be the best now
+    together('metrics')
+    self._best = None
 
   def close(self) -> None:
     """Waits until everything is written."""
@@ -159,7 +178,7 @@ class Writer:
       return _short(error)
     return None
 
-  def _finish(self, step: int, metrics: dict[str, float]):
+  def _finish(self, step: int, metrics: dict[str, float], unmeasured: bool):
     """Seals and names what Orbax has written; a thread of its own."""
     try:
       if self._trouble:
@@ -172,7 +191,8 @@ class Writer:
         config = self._directory.parent / CONFIG
         if config.exists():
           (draft / CONFIG).write_bytes(config.read_bytes())
-        integrity.seal(draft, step, metrics, jax.process_count())
+        processes = jax.process_count()
+        integrity.seal(draft, step, metrics, processes, unmeasured)
         named = self._directory / str(step)
         if not named.exists():  # else another process failed after all was done
           draft.rename(named)
@@ -265,6 +285,14 @@ def _metrics(directory: epath.Path) -> dict[int, dict[str, float] | None]:
     except ValueError:
       found[step] = None
   return found
+
+
+def is_unmeasured(directory: epath.Path, step: int) -> bool:
+  """Whether a run stopped at a step before it had measured what was due."""
+  try:
+    return integrity.read_seal(directory / str(step)).get('unmeasured', False)
+  except ValueError:
+    return False
 
 
 def _clear(directory):

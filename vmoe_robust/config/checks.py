@@ -228,6 +228,13 @@ def _validate_batch(config: ConfigDict, use: str, unit: int):
       whole = router.group_images
       unit *= whole
       why += f' x config.model.router.group_images={router.group_images}'
+  shared = use in ('eval', 'attack') and config[use].experts == 'capacity'
+  if shared and config.model.experts and router.name != 'soft':
+    unit = math.lcm(unit, router.group_images)
+    why += (
+      f', and whole groups of config.model.router.group_images='
+      f'{router.group_images} that share capacity'
+    )
   # Groups of an even number hold whole pairs already.
   if use == 'train' and config.data.mixup and whole % 2:
     unit, why = 2 * unit, why + ' x 2 images that config.data.mixup pairs'

@@ -44,6 +44,12 @@ def validate_model(config: ConfigDict) -> None:
   choose('config.model.compute_dtype', model.compute_dtype, DTYPES)
   for name in ('mean', 'std', 'moe_blocks'):
     numbers(f'config.model.{name}', model[name])
+  for name in ('mean', 'std'):
+    if not model[name]:
+      raise UserError(
+        f'config.model.{name}=() has no number; use one for all channels, such '
+        'as (0.5,), or one for each'
+      )
   if not all(0 < std < math.inf for std in model.std):
     raise UserError(
       f'config.model.std={model.std} divides; use finite numbers above 0, such '

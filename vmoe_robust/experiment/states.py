@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import files
 from vmoe_robust.checkpoint import open_weights, read_config
-from vmoe_robust.checkpoint.writer import steps
+from vmoe_robust.checkpoint.writer import is_unmeasured, steps
 from vmoe_robust.config import UserError, differences, machine_fields
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
@@ -163,6 +163,8 @@ def _training(part: Part) -> State:
     return _changed(part, changed)
   if done[-1] < total:
     return State(CUT_SHORT, f'step {done[-1]:,} of {total:,}')
+  if is_unmeasured(_checkpoints(part), done[-1]):
+    return State(CUT_SHORT, 'trained, not yet evaluated')
   if part.config.attack.at_end and not _has_results(part, total):
     return State(CUT_SHORT, 'trained, not yet attacked')
   return State(FINISHED)

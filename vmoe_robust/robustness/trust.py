@@ -110,7 +110,8 @@ class Checks:
     if target.together > 1:
       out.append(
         f'{target.together} images at a time share capacity and change each '
-        "other's predictions: these numbers are of groups, not of images"
+        "other's predictions: these numbers are of groups, not of images, and "
+        'the last group, if it is smaller, has more room'
       )
     if not target.is_known:
       images, there = map(

@@ -65,6 +65,9 @@ def start_from(
     if _pooling(there) != _pooling(wanted):
       order, head = None, ('head',)
       said = 'The head is new: images are pooled in another way.'
+    if _has_pre_logits(there) != _has_pre_logits(wanted):
+      order, head = None, ('head',)
+      said = 'The head is new: a layer (pre_logits) before it came or went.'
     excepted = (*config.init_from_except, *head)
     found = plan(there, wanted, weights.renamed, excepted, order)
     _check(config, found, there, wanted)
@@ -86,6 +89,10 @@ def _pooling(names: Iterable[str]) -> set[str]:
   """Weights by which a head makes one vector of an image's tokens."""
   pools = tuple(name for name in HEAD if name not in ('head', 'pre_logits'))
   return {name.split('/')[0] for name in names if matches(name, pools)}
+
+
+def _has_pre_logits(names: Iterable[str]) -> bool:
+  return any(matches(name, ('pre_logits',)) for name in names)
 
 
 def _order(

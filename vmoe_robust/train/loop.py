@@ -83,7 +83,7 @@ def _run(config, workdir, splits):
   with Stopping() as stopping:
     trainer = Trainer(config, workdir, mesh, splits)
     trainer.train(stopping)
-    if trainer.step < config.train.steps:
+    if trainer.step < config.train.steps or trainer.unmeasured:
       say(f'stopped at step {trainer.step} and saved; the same command resumes')
     elif config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
@@ -152,9 +152,10 @@ class Trainer:
     self.step, extra, start = 0, {}, fetch(routers.of(self.state.params))
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
-      saved = self.checkpoints.resume()
+      saved, self.unmeasured = self.checkpoints.resume(), False
       if saved is not None:
         extra = self._restore(saved, places)
+        self.unmeasured = self.checkpoints.is_unmeasured(saved)
       elif config.init_from:
         self._start_from()
       if config.init_from:
@@ -182,9 +183,13 @@ class Trainer:
       stack.callback(self.checkpoints.close)
       stack.callback(self._steps.batches.close)
       stack.enter_context(pod.closing_in_time())
-      if self.step >= total:
+      if self.step >= total and not self.unmeasured:
         return
       log = self._open_log(stack)
+      if self.unmeasured:
+        self._measure_late(log, stopping)
+      if self.step >= total or self.unmeasured:
+        return
       wanted = forward_passes(self.config.train.objective)
       wanted *= self.about['flops_per_image'] * self.config.train.batch_size
       seconds = advance.compile_steps(self._steps, self.state, wanted)
@@ -201,12 +206,10 @@ class Trainer:
         log.add(self.step, metrics, steps)
         last, stop = self.step == total, stopping()
         measured = {}
-        if not stop:
-          # Before saving, so that a run killed here does it when resumed.
-          try:
-            self._measure(log, last, stopping, measured)
-          except Stopped:
-            stop = True
+        # Before saving, so that a run killed here does it when resumed.
+        if any(self._due()):
+          stop = stop or not self._measure(log, stopping, measured)
+          self.unmeasured = stop
         if self.checkpoints.due(self.step, measured) or last or stop:
           log.drain()  # what is not finite is not saved
           log.pause()
@@ -215,33 +218,49 @@ class Trainer:
           break
       self.speed['trained_images_per_second'] = log.rate()
 
-  def _measure(
-    self, log: Log, last: bool, stopping: Stopping, measured: dict[str, float]
-  ):
-    """Evaluates and attacks if it is time to, until it is asked to stop.
-
-    What is found on the test, if there is something else to select on, is no
-    part of `measured`.
-    """
-    config, state = self.config, self.state
+  def _due(self) -> tuple[bool, bool]:
+    """Whether to evaluate, and to attack, at this step."""
+    config, last = self.config, self.step == self.config.train.steps
     evaluates = last or events.due(self.step, config.eval.every_steps)
     attacks = events.due(self.step, config.attack.every_steps)
     if last:  # only to select: the attack on the test comes after it
       selects = config.save.best.startswith('robust_accuracy')
       attacks = bool(config.attack.every_steps) and selects
-    if not (evaluates or attacks):
-      return
+    return evaluates, attacks
+
+  def _measure(
+    self, log: Log, stopping: Stopping, measured: dict[str, float]
+  ) -> bool:
+    """Evaluates and attacks, as is due; False if it was asked to stop.
+
+    What is found on the test, if there is something else to select on, is no
+    part of `measured`.
+    """
+    state, (evaluates, attacks) = self.state, self._due()
+    last = self.step == self.config.train.steps
     log.drain()
-    if evaluates:
-      measured |= self.measuring.accuracy(state, stopping.between)
-      log.write(self.step, measured)
-    if last and (found := self.measuring.test(state, stopping.between)):
-      log.write(self.step, found)
-    if attacks:
-      robust = self.measuring.robustness(state, stopping.check)
-      log.write(self.step, robust)
-      measured |= robust
+    try:
+      if evaluates:
+        measured |= self.measuring.accuracy(state, stopping.between)
+        log.write(self.step, measured)
+      if last and (found := self.measuring.test(state, stopping.between)):
+        log.write(self.step, found)
+      if attacks:
+        robust = self.measuring.robustness(state, stopping.check)
+        log.write(self.step, robust)
+        measured |= robust
+    except Stopped:
+      return False
     log.pause()
+    return True
+
+  def _measure_late(self, log: Log, stopping: Stopping):
+    """Does what was due where the run was stopped."""
+    measured = {}
+    if any(self._due()) and not self._measure(log, stopping, measured):
+      return
+    self.checkpoints.add_metrics(self.step, measured)
+    self.unmeasured = False
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:
     say(
@@ -294,4 +313,6 @@ class Trainer:
       'best_robust': self.measuring.best_robust,
     }
     trees = self.state.trees()
-    self.checkpoints.save(self.step, trees, extra, measured, now)
+    self.checkpoints.save(
+      self.step, trees, extra, measured, now, self.unmeasured
+    )

@@ -96,6 +96,12 @@ def resolve(
   for name in ('num_classes', 'channels'):
     config.model[name] = config.model[name] or getattr(source, name)
   check_fit(config, source)
+  if config.model.num_classes < 2 and config.train.loss == 'softmax':
+    raise UserError(
+      f'config.data.name={config.data.name!r} has one class, '
+      f'{source.class_names[0]!r}, which every model predicts; use data of two '
+      'or more'
+    )
   return config, check_fit(config, held_out, source.class_names)
 
 
@@ -122,8 +128,6 @@ def _measured_otherwise(config: ConfigDict, saved: ConfigDict) -> list[str]:
     fields = [f'attack.{name}' for name in config.attack if name not in own]
   if config.save.best:
     fields += ['eval.experts']
-    if config.eval.experts == 'capacity':  # which images of a batch share
-      fields += ['eval.batch_size']
     if not config.data.validation:
       fields += ['data.eval_split']
   now, before = flatten(config), flatten(saved)
