@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vmoe_robust.config import UserError, default, from_json, to_json
-from vmoe_robust.evaluate import attack, job
+from vmoe_robust.evaluate import attack, finished, job
 from vmoe_robust.report.results import SCHEMA, read_results
 from vmoe_robust.robustness import findings
 from vmoe_robust.robustness.sweep import Fall, Swept
@@ -68,9 +68,9 @@ def test_written_read_and_shown(
   assert results.records['prediction_after'].to_pylist() == [0, 2, 1, -1]
   table = findings.render(results)
   assert '25.0%' in table and '4.6 to 69.9' in table and 'not finite' in table
-  assert job.finished(config, tmp_path, findings.render, 3)
+  assert finished.finished(config, tmp_path, findings.render, 3)
   with pytest.raises(UserError, match='step 4 .was 3'):
-    job.finished(config, tmp_path, findings.render, 4)
+    finished.finished(config, tmp_path, findings.render, 4)
 
 
 def test_a_figure_that_cannot_be_drawn_ends_nothing(

@@ -9,13 +9,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vmoe_robust import staging
 from vmoe_robust.checkpoint import Weights, open_weights
 from vmoe_robust.config import (
   UserError,
-  differences,
-  from_json,
-  machine_fields,
   needs_checkpoint,
   shares_slots,
   validate,
@@ -24,18 +20,18 @@ from vmoe_robust.data import (
   Source,
   describe_skipped,
   open_source,
-  seen_in_training,
 )
+from vmoe_robust.evaluate.cautions import cautions
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.evaluate.combine import combine
+from vmoe_robust.evaluate.finished import finished
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.evaluate.target import shares_capacity
-from vmoe_robust.files import locked, require_writable, to_json
+from vmoe_robust.files import locked, require_writable
 from vmoe_robust.models import flops
 from vmoe_robust.report import writing
 from vmoe_robust.report.closing import Render, closing
 from vmoe_robust.report.findings import Findings
-from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.terminal import say
 from vmoe_robust.robustness.resume import release
 
@@ -102,37 +98,9 @@ def open_job(
         return
       found = open_source(config.data, config.data.split)
       source = check_fit(config, found, weights.class_names)
-      warnings = _seen_in_training(config, weights.config, source)
-      warnings += _fewer_classes(found.num_classes, source.num_classes)
+      warnings = cautions(config, weights.config, found, source)
       classifier = restored(weights, config)
       yield Job(classifier, source, config, workdir, warnings)
-
-
-def _seen_in_training(
-  config: ConfigDict, trained: ConfigDict | None, source: Source
-) -> tuple[str, ...]:
-  """A warning if the weights were trained on what they are judged on."""
-  if trained is None:
-    return ()
-  data, before = config.data, trained.data
-  folder = data.name == 'folder' and data.dir != before.dir
-  if folder or data.name != before.name:
-    return ()
-  try:
-    found = seen_in_training(data, data.split, before.split, source.lengths)
-  except UserError:  # this copy of the data has not what was trained on
-    return ()
-  return (found,) if found else ()
-
-
-def _fewer_classes(there: int, known: int) -> tuple[str, ...]:
-  if there == known:
-    return ()
-  return (
-    f'the data have {there:,} of the {known:,} classes of the model, whose '
-    f'predictions are among all {known:,}: what others publish of such data '
-    f'may be among the {there:,} alone',
-  )
 
 
 def judge(
@@ -164,82 +132,6 @@ def conclude(job: Job, findings: Findings, render: Render) -> None:
   results = write(job, findings)
   release(Path(job.workdir, PROGRESS))
   say(closing(results, job.workdir, render))
-
-
-def finished(
-  config: ConfigDict,
-  workdir: str | os.PathLike,
-  render: Render,
-  step: int | None,
-  checksum: str | None = None,
-  examples: Callable[[], str | None] = lambda: None,
-) -> bool:
-  """Whether a work directory has these very results; if so, shows them.
-
-  Args:
-    config: that the results are to be of.
-    workdir: where they would be.
-    render: see `Render`.
-    step: of the weights that are judged, if they are of a run.
-    checksum: of these weights; None: not compared.
-    examples: finds the fingerprint of the examples, or None where they are not
-      to be compared. It is called where there are results.
-
-  Raises:
-    UserError: it has other results.
-  """
-  if not (Path(workdir) / RESULTS).exists():
-    return False
-  results = read_results(workdir)
-  before, training = results['weights']['step'], config.mode == 'train'
-  if training and before is not None and before < step:
-    return False  # of an attack while training
-  changed = changes(config, results, step, checksum)
-  if not changed and _other_examples(results, examples()):
-    changed = [f'examples of {config.data.name!r} that changed since']
-  called = staging.name(workdir)
-  if changed:
-    way = (
-      'attack with --config=configs/attack_pgd.py and' if training else 'use'
-    )
-    raise UserError(
-      f'--workdir={called} has other results: {"; ".join(changed[:3])}; '
-      f'{way} another --workdir'
-    )
-  say(f'{called} is finished:\n\n{closing(results, workdir, render)}')
-  return True
-
-
-def changes(
-  config: ConfigDict,
-  results: dict,
-  step: int | None,
-  checksum: str | None = None,
-  ignore: tuple[str, ...] = (),
-) -> list[str]:
-  """In what results differ from those that are asked for, as text.
-
-  Args:
-    config: that they are to be of.
-    results: that are there.
-    step: of the weights that are judged, if they are of a run.
-    checksum: of these weights; None: not compared.
-    ignore: fields that may differ, besides those of the machine.
-  """
-  weights = results['weights']
-  found = from_json(to_json(results['asked']['config']))
-  machine = machine_fields(config.data.name)
-  changed = differences(config, found, (*machine, *ignore))
-  if weights['step'] != step:
-    changed.append(f'step {step} (was {weights["step"]})')
-  elif checksum not in (None, weights['checksum']):
-    changed.append('weights that changed since')
-  return changed
-
-
-def _other_examples(results: dict, examples: str | None) -> bool:
-  before = results['data'].get('fingerprint')  # no older version has it
-  return None not in (before, examples) and before != examples
 
 
 def write(job: Job, findings: Findings) -> dict:

@@ -16,6 +16,7 @@ from vmoe_robust.config import UserError, differences, machine_fields
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
+from vmoe_robust.evaluate.finished import changes
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.report.results import DAMAGE, RESULTS, read_results
 
@@ -105,7 +106,7 @@ def _judged_weights(part: Part, training: Part) -> str | None:
     finished = results['weights']['step'] == total
   else:
     asked = combine_saved(part.config, saved)
-    finished = not job.changes(asked, results, total, ignore=_ELSEWHERE)
+    finished = not changes(asked, results, total, ignore=_ELSEWHERE)
   return (results['weights']['checksum'] or '') if finished else None
 
 
@@ -205,7 +206,7 @@ def _judging(part: Part) -> State:
   with contextlib.closing(where) as weights:
     asked = combine(part.config, weights)
     _, step, checksum = origin(weights)
-  if changed := job.changes(asked, results, step, checksum, ignore=_ELSEWHERE):
+  if changed := changes(asked, results, step, checksum, ignore=_ELSEWHERE):
     return _changed(part, changed)
   return State(FINISHED)
 

@@ -19,7 +19,7 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.distributed import fetch, pod
-from vmoe_robust.evaluate.job import finished
+from vmoe_robust.evaluate.finished import finished
 from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops, padded_batch
 from vmoe_robust.report.closing import closing

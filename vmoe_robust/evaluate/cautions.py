@@ -1,0 +1,50 @@
+"""What is to be known of data before a number on them is believed."""
+
+from ml_collections import ConfigDict
+
+from vmoe_robust.config import UserError
+from vmoe_robust.data import Source, seen_in_training
+
+
+def cautions(
+  config: ConfigDict, trained: ConfigDict | None, found: Source, source: Source
+) -> tuple[str, ...]:
+  """Warnings of examples that a model is judged on.
+
+  Args:
+    config: of the judging.
+    trained: of the run that made the weights; None if it is not known.
+    found: the examples, as the data set numbers their classes.
+    source: the same as the model numbers them.
+  """
+  return (
+    *_seen_in_training(config, trained, source),
+    *_fewer_classes(found.num_classes, source.num_classes),
+  )
+
+
+def _seen_in_training(
+  config: ConfigDict, trained: ConfigDict | None, source: Source
+) -> tuple[str, ...]:
+  """A warning if the weights were trained on what they are judged on."""
+  if trained is None:
+    return ()
+  data, before = config.data, trained.data
+  folder = data.name == 'folder' and data.dir != before.dir
+  if folder or data.name != before.name:
+    return ()
+  try:
+    found = seen_in_training(data, data.split, before.split, source.lengths)
+  except UserError:  # this copy of the data has not what was trained on
+    return ()
+  return (found,) if found else ()
+
+
+def _fewer_classes(there: int, known: int) -> tuple[str, ...]:
+  if there == known:
+    return ()
+  return (
+    f'the data have {there:,} of the {known:,} classes of the model, whose '
+    f'predictions are among all {known:,}: what others publish of such data '
+    f'may be among the {there:,} alone',
+  )
