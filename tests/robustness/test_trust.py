@@ -10,7 +10,8 @@ import pytest
 from tests.robustness.problems import QUICK, problem
 from vmoe_robust import robust_accuracy
 from vmoe_robust.config import UserError
-from vmoe_robust.robustness.trust import after, require_independent
+from vmoe_robust.robustness.independence import require_independent
+from vmoe_robust.robustness.trust import after
 
 
 def alone(x):
