@@ -279,7 +279,7 @@ def test_results_are_named_by_their_budget():
     (dict(labels=np.full(44, 7)), 'labels go up to 7; the model has 5'),
     (dict(labels=np.full(44, -1)), '44 of 44 labels are below 0, such as -1'),
     (dict(labels=np.arange(44) / 7), 'one class for each of the 44'),
-    (dict(iterations=0), 'iterations=0 must be a whole number, 1 or more'),
+    (dict(iterations=0), 'iterations=0 must be a whole number, 1 to'),
     (dict(queries=0), 'queries=0 must be a whole number'),
     (dict(batch_size=0), 'batch_size=0 must be a whole number'),
     (dict(batch_size=8.0), 'batch_size=8.0 must be a whole number'),
@@ -299,6 +299,10 @@ def test_results_are_named_by_their_budget():
     (dict(norm=0), 'norm=0 is not known'),
     (dict(images=np.full((2, 6, 6, 1), np.nan)), r'pixels in \[0, 1\]'),
     (dict(images=np.full((2, 6, 6, 1), 'a')), 'images are <U1; give uint8'),
+    (dict(images=[[[1.0]], [[1.0, 2.0]]]), 'images are no array .*inhomogen'),
+    (dict(iterations=2**40), 'iterations=1099511627776 must be'),
+    (dict(restarts=2**40), 'restarts=1099511627776 must be'),
+    (dict(folder=3), 'folder=3 is no path'),
   ],
   ids=str,
 )
@@ -309,6 +313,17 @@ def test_refusals(changes, words):
   unchecked = robust_accuracy.__wrapped__
   with pytest.raises(UserError, match=words):
     unchecked(fn, **asked)
+
+
+@pytest.mark.parametrize('convert', [jnp.asarray, np.array])
+def test_logits_are_real(convert):
+  _, images, labels = problem()
+
+  def fn(x):
+    return convert(x).reshape(len(x), -1)[:, :5] * 1j
+
+  with pytest.raises(UserError, match='returns complex64; it must return log'):
+    robust_accuracy(fn, images, labels, **QUICK)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import vmoe_robust
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate.combine import combine
-from vmoe_robust.studies import run
-from vmoe_robust.studies.theory import cells, learned, misrouting
+from vmoe_robust.evaluate.job import Job
+from vmoe_robust.studies import run, theory
+from vmoe_robust.studies.theory import cells, learned, misrouting, show
 
 
 @pytest.fixture
@@ -147,6 +148,23 @@ def test_it_runs_without_a_checkpoint(config, tmp_path, capsys, check_form):
   assert records.num_rows == 16 * len(by)
   run.run(config, tmp_path)
   assert 'is finished' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_fits_that_miss_are_told(config):
+  """Of three units no MLP fits eight random labels; of 32 all do."""
+  job = Job(None, None, config, 'nowhere')
+  assert not theory.run(job).warnings
+  config.study.theory.mlp_width = 3
+  found = ' '.join(theory.run(job).warnings)
+  assert 'mlp, E 1: 2 of 2 fits ended at a mean squared error above' in found
+  assert 'config.study.theory.mlp_width' in found
+
+
+def test_one_draw_has_no_interval():
+  assert show._shown({'value': 4.7462, 'interval': None}) == '4.746'
+  shown = show._shown({'value': 1.0, 'interval': (0.5, 1.5)})
+  assert shown == '1.000 (0.500 to 1.500)'
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from vmoe_robust.config.fields import ConfigDict, default, moe_blocks
 from vmoe_robust.config.limits import (
   at_least,
+  between,
   choose,
   numbers,
   positive,
@@ -54,8 +55,8 @@ def validate_attack(attack: ConfigDict) -> None:
   choose('config.attack.target', attack.target, TARGETS)
   choose('config.attack.experts', attack.experts, EXPERT_MODES)
   positive('config.attack.steps', attack.steps)
+  between('config.attack.restarts', attack.restarts, 0, 2**31 - 1)
   for name in (
-    'restarts',
     'step_size',
     'momentum',
     'class_weight',

@@ -52,10 +52,11 @@ def numbers(field: str, values: Iterable) -> None:
 
 
 def positive(field: str, value: int) -> int:
-  """Returns `value` if it is 1 or more."""
+  """Returns `value` if it is 1 or more, and of 31 bits as devices count."""
   _finite(field, value)
-  if value < 1:
-    raise UserError(f'{field}={value} must be 1 or more')
+  if not 1 <= value < 2**31:
+    way = '1 or more' if value < 1 else 'below 2**31'
+    raise UserError(f'{field}={value} must be {way}')
   return value
 
 

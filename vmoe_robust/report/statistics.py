@@ -117,7 +117,9 @@ def paired(
   Returns:
     'both', 'only_first', 'only_second' and 'neither' count images;
     'difference' is the first share less the second, see `mean`; 'p' is that of
-    McNemar's exact test (McNemar 1947), 1 where no image differs.
+    McNemar's exact test (McNemar 1947), 1 where no image differs. Where fewer
+    than six images differ, all to one side, the interval of the difference
+    leaves out 0 though p is above .05: then p decides.
   """
   first, second = np.asarray(first, bool), np.asarray(second, bool)
   only_first, only_second = (

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -145,8 +144,8 @@ def robust_accuracy(
   names = arguments.attack(attack)
   norm, eps = arguments.ball(norm, eps)
   counts = dict(iterations=iterations, queries=queries, batch_size=batch_size)
-  arguments.whole(1, **counts)
-  arguments.whole(0, restarts=restarts, targets=targets)
+  arguments.whole(1, arguments.MOST, **counts)
+  arguments.whole(0, arguments.MOST, restarts=restarts, targets=targets)
   arguments.whole(0, 2**32 - 1, seed=seed)
   target = of_model(model, attack_through, images.shape[1:])
   arguments.classes(labels, target.classes)
@@ -172,7 +171,7 @@ def robust_accuracy(
     stages = Stages(len(images))
     stack.callback(stages.close)
     if folder is not None:
-      folder = pathlib.Path(local_path(folder, 'folder'))
+      folder = arguments.folder(folder)
       stack.enter_context(locked(folder, 'folder'))
       settings_there = settings | _identity(programs, rows)
     unfinished = Unfinished(folder, settings_there if folder else {})

@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,10 @@ import numpy as np
 from vmoe_robust.attacks import ensembles
 from vmoe_robust.config import UserError, choose
 from vmoe_robust.config.judging import MOST_EPS
+from vmoe_robust.files import local_path
 
+# Of steps and the like: devices count in 32 bits.
+MOST = 10**9
 _NORMS = {'linf': 'linf', 'inf': 'linf', 'l2': 'l2', '2': 'l2', 'l1': 'l1'}
 _NORMS |= {'1': 'l1', 'l_inf': 'linf', 'l_2': 'l2', 'l_1': 'l1'}
 
@@ -49,7 +54,12 @@ def checked_images(images: object) -> np.ndarray:
   Raises:
     UserError: it is none, or not in [0, 1].
   """
-  images = np.asarray(images)
+  try:
+    images = np.asarray(images)
+  except ValueError as error:  # of several sizes
+    raise UserError(
+      f'images are no array ({error}); give [batch, height, width, channels]'
+    ) from error
   if images.ndim != 4 or not images.size:
     raise UserError(
       f'images are of shape {images.shape}; give [batch, height, width, '
@@ -150,6 +160,17 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
       f'eps={eps:g} is above 1; pixels are in [0, 1], so write 8 / 255'
     )
   return name, eps
+
+
+def folder(value: Any) -> pathlib.Path:
+  """Where unfinished work is kept, on this machine.
+
+  Raises:
+    UserError: it is no path, or the address of a bucket.
+  """
+  if not isinstance(value, str | os.PathLike):
+    raise UserError(f'folder={value!r} is no path; give one, such as "attack"')
+  return pathlib.Path(local_path(value, 'folder'))
 
 
 def whole(least: int, most: float = math.inf, /, **values: Any) -> None:

@@ -201,7 +201,14 @@ class _Function:
         f'{self._name} returns {type(out).__name__}; it must return logits '
         '[batch, classes] alone'
       )
+    self._require_real(out.dtype)
     return out.shape
+
+  def _require_real(self, dtype):
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+      raise UserError(
+        f'{self._name} returns {dtype}; it must return logits, which are real'
+      )
 
   def _ask(self, weights, images, key):
     more = dict(key=key) if self.takes_key else {}
@@ -211,9 +218,10 @@ class _Function:
 
   def _ask_host(self, images):
     images = np.asarray(images)
-    if self.weights is None:
-      return np.asarray(self._fn(images), np.float32)
-    return np.asarray(self._fn(self.weights, images), np.float32)
+    weights = [] if self.weights is None else [self.weights]
+    out = np.asarray(self._fn(*weights, images))
+    self._require_real(out.dtype)
+    return out.astype(np.float32)
 
   def _images(self, batch):
     return jax.ShapeDtypeStruct((batch, *self._shape), np.float32)

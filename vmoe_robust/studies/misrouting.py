@@ -162,6 +162,10 @@ def _stacked(columns: Columns, shown: Sequence[Corruption]) -> Columns:
   after = {way: columns.pop(way)[order] for way in WAYS}
   columns = {name: column[order] for name, column in columns.items()}
   out = {name: np.concatenate(2 * [x]) for name, x in columns.items()}
+  # Held at the clean image's choices, none moves.
+  moved = {OWN: columns['routing_change']}
+  still = np.zeros_like(moved[OWN])
+  out['routing_change'] = np.concatenate([moved.get(w, still) for w in WAYS])
   out['prediction_after'] = np.concatenate([after[way] for way in WAYS])
   names = {way: np.array([_name(one, way) for one in shown]) for way in WAYS}
   out['condition'] = np.concatenate([names[w][variant[order]] for w in WAYS])

@@ -13,7 +13,7 @@ Points = Float[np.ndarray, 'points dimension']
 Labels = Float[np.ndarray, 'points']
 
 # Of the fits of MLPs: mean squared error that ends them, and most steps.
-_FITTED, _MOST_STEPS = 1e-3, 5000
+FITTED, _MOST_STEPS = 1e-3, 5000
 _LEARNING_RATE = 0.01
 
 
@@ -83,14 +83,14 @@ def mlp_gradients(
     weights, memory, _, count = state
     (_, each), slope = jax.value_and_grad(error, has_aux=True)(weights)
     # A cell that is fitted stays as it is, so that each ends at the same error.
-    open_ = each > _FITTED
+    open_ = each > FITTED
     update, memory = optimizer.update(slope, memory)
     hold = lambda u: jnp.where(open_.reshape(-1, *(1,) * (u.ndim - 1)), u, 0)
     weights = optax.apply_updates(weights, jax.tree.map(hold, update))
     return weights, memory, each.max(), count + 1
 
   def goes_on(state):
-    return (state[2] > _FITTED) & (state[3] < _MOST_STEPS)
+    return (state[2] > FITTED) & (state[3] < _MOST_STEPS)
 
   state = weights, optimizer.init(weights), jnp.inf, 0
   weights = jax.lax.while_loop(goes_on, step, state)[0]

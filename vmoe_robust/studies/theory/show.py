@@ -262,5 +262,8 @@ def render(results: dict) -> str:
 
 
 def _shown(estimate: dict) -> str:
-  low, high = estimate['interval'] or 2 * [estimate['value']]
-  return f'{estimate["value"]:.3f} ({low:.3f} to {high:.3f})'
+  shown = f'{estimate["value"]:.3f}'
+  if estimate['interval']:
+    low, high = estimate['interval']
+    shown += f' ({low:.3f} to {high:.3f})'
+  return shown
