@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 import shlex
 import shutil
 import subprocess
@@ -117,9 +118,22 @@ def check_paths(root, config: str, workdir: str, mount: str) -> str:
       f'--workdir={workdir}: logs are kept in a folder, not in a bucket; use '
       f'one that all machines share, --workdir={mount}/NAME'
     )
-  if not workdir.startswith(f'{mount}/'):
+  if not os.path.normpath(workdir).startswith(f'{mount}/'):
     fail(
       f'--workdir={workdir} is not in the shared folder, so other machines '
       f'could not resume from it; use --workdir={mount}/NAME'
     )
+  if inside.is_relative_to(root / 'configs' / 'experiments'):
+    fail(
+      f'--config={config} is of many runs; start its parts one by one, as '
+      '`python -m vmoe_robust.experiment --config=CONFIG --list` says'
+    )
   return inside.relative_to(root).as_posix()
+
+
+def check_rest(arguments: list[str]) -> None:
+  """Refuses arguments of the run which would win over our own."""
+  for word in arguments:
+    name = word.partition('=')[0]
+    if name.replace('--', '-') in ('-config', '-workdir'):
+      fail(f'{word} after --: give {name} before it')

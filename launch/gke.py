@@ -1,4 +1,4 @@
-"""Trains on TPU slices of GKE: fills in launch/gke.yaml and applies it.
+r"""Trains on TPU slices of GKE: fills in launch/gke.yaml and applies it.
 
   python launch/gke.py --name=moe --image=REGION-docker.pkg.dev/P/R/moe:1 \
     --type=v5e --topology=8x8 --spot --config=configs/moe_b16.py \
@@ -43,6 +43,8 @@ def machines(type: str, topology: str) -> tuple[int, int]:
   if not re.fullmatch(r'\d+(x\d+){1,2}', topology):
     fail(f'--topology={topology} must be as 4x4 (v5e, v6e) or 2x2x4 (v4, v5p)')
   sides = [int(side) for side in topology.split('x')]
+  if not all(sides):
+    fail(f'--topology={topology} has a side of 0; try 4x4 or 2x2x4')
   flat = type in ('v5e', 'v6e')
   if len(sides) != (2 if flat else 3):
     other = '4x4' if flat else '2x2x4'
@@ -145,10 +147,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
   flags = parser.parse_args(ours)
   # Names of pods and jobs come from it, of at most 63 letters.
   if not re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', flags.name):
-    fail(f'--name={flags.name} must be of a-z, 0-9 and -, as in moe-b16')
+    fail(
+      f'--name={flags.name} must be of a-z, 0-9 and -, begin with a letter, '
+      'not end with -, and have 40 of them at most, as in moe-b16'
+    )
+  for field in ('image', 'claim'):
+    if not getattr(flags, field).strip():
+      fail(f'--{field} is empty; give one, or see launch/README.md')
   if flags.slices < 1:
     fail(f'--slices={flags.slices} must be 1 or more')
   flags.config = commands.check_paths(ROOT, flags.config, flags.workdir, MOUNT)
+  commands.check_rest(theirs)
   flags.arguments = [flags.workdir, f'--config={flags.config}', *theirs]
   return flags
 

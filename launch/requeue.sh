@@ -18,8 +18,8 @@ run_and_requeue() {
   local last=$logs/0.out
   ((status == 0)) || last=$logs/0.err
   if [[ $(tail -n 1 "$last") == stopped* ]]; then
-    echo 'stopped; queued again'
     scontrol requeue "$job"
+    echo 'stopped; queued again'
     return
   fi
   return "$status"

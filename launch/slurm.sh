@@ -38,6 +38,8 @@ fi
 configs/moe_b16.py /shared/moe_b16"
 config=$1 workdir=$2
 shift 2
+[[ $workdir && $workdir != -* ]] || complain "WORKDIR='$workdir' is no folder; \
+give one that all nodes share"
 [[ -d vmoe_robust ]] || complain "$PWD is not the root of the working tree; \
 submit from there"
 [[ -f $config ]] || complain "CONFIG=$config does not exist; try \

@@ -1,4 +1,4 @@
-"""Trains on a Cloud TPU pod: creates it, installs, starts, follows, resumes.
+r"""Trains on a Cloud TPU pod: creates it, installs, starts, follows, resumes.
 
   python launch/tpu.py up --name=moe --project=P --zone=us-west4-a --spot \
     --type=v5litepod-64 --share=10.0.0.2:/vol1 --config=configs/moe_b16.py \
@@ -101,11 +101,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _check(flags: argparse.Namespace, theirs: list[str]):
   if not re.fullmatch(r'[a-z]([-a-z0-9]{0,48}[a-z0-9])?', flags.name):
-    fail(f'--name={flags.name} must be of a-z, 0-9 and -, as in moe-b16')
+    fail(
+      f'--name={flags.name} must be of a-z, 0-9 and -, begin with a letter, '
+      'not end with -, and have 50 of them at most, as in moe-b16'
+    )
+  for field in ('project', 'zone'):
+    if not getattr(flags, field).strip():
+      fail(f'--{field} is empty; name that of the pod')
   if theirs and not hasattr(flags, 'config'):
     fail(f'{shlex.join(theirs)} after -- is for up, start and watch alone')
   if hasattr(flags, 'type'):
-    if not re.fullmatch(rf'({"|".join(RUNTIMES)})-\d+', flags.type):
+    if not re.fullmatch(rf'({"|".join(RUNTIMES)})-[1-9]\d*', flags.type):
       fail(
         f'--type={flags.type} is unknown; use v4-N, v5litepod-N (v5e), v5p-N '
         'or v6e-N, as in v5litepod-64'
@@ -118,6 +124,7 @@ def _check(flags: argparse.Namespace, theirs: list[str]):
     flags.config = commands.check_paths(
       ROOT, flags.config, flags.workdir, MOUNT
     )
+    commands.check_rest(theirs)
 
 
 def main(argv: list[str]) -> None:

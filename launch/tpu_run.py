@@ -1,11 +1,12 @@
 """The life of a run on a Cloud TPU pod, through preemptions."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import tempfile
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import commands
 from commands import CommandError, fail, say
@@ -125,7 +126,10 @@ class Run:
   def install(self) -> None:
     """Brings the working tree to all workers."""
     say('installing on all workers')
-    with tempfile.TemporaryDirectory() as folder:
+    # In a dry run, a folder that is there when the command is pasted.
+    dry = self.flags.dry_run
+    place = contextlib.nullcontext('/tmp') if dry else TemporaryDirectory()
+    with place as folder:
       archive = str(Path(folder, 'tree.tar.gz'))
       for command in self.pod.install(ROOT, archive, self.flags.share):
         self.shell.show(command)

@@ -8,6 +8,10 @@
 # exit code is the run's, but 80 for one that stopped and is to be resumed, and 81
 # for one that waited in vain for the other machines.
 set -euo pipefail
+(($# > 2)) || {
+  echo 'error: give NAME, WORKDIR and --config=CONFIG to launch/worker.sh' >&2
+  exit 1
+}
 name=$1 workdir=$2
 shift 2
 out=$workdir/logs/$name.out err=$workdir/logs/$name.err
@@ -35,14 +39,19 @@ while [[ $signalled ]]; do
 done
 wait "$show_out" "$show_err" || true
 
-# The last line says that it stopped: of a training that saved where only the
-# first process prints, of an attack or a study where each prints its errors.
-last=$out
-((status == 0)) || last=$err
-if [[ $(tail -n 1 "$last") == stopped* ]]; then
+# The last line of this start, not of one before.
+last_of() {
+  tail -c "+$(($2 + 1))" "$1" | tail -n 1
+}
+
+# It says that the run stopped: of a training that saved where only the first
+# process prints, of an attack or a study where each prints its errors.
+last=$(last_of "$out" "$out_size")
+((status == 0)) || last=$(last_of "$err" "$err_size")
+if [[ $last == stopped* ]]; then
   exit 80
 fi
-if ((status)) && [[ $(tail -n 1 "$err") == *'not all processes of the pod came'* ]]; then
+if ((status)) && [[ $last == *'not all processes of the pod came'* ]]; then
   exit 81
 fi
 exit "$status"

@@ -56,7 +56,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['model.experts=10', 'mesh.expert=4'], ['experts=10', 'use 8 or 12']),
+    (['model.experts=10', 'mesh.expert=4'], ['experts=10', 'use 1, 2, 5 or 10']),
     (['model.router.selected=9'], ['selected=9', 'config.model.experts=8']),
     (['train.batch_size=60'], ['config.train.batch_size=60', '64']),
     (['data.image_size=9'], ['image_size=9', 'patch=2', '8 or 10']),
@@ -97,6 +97,8 @@ def test_no_config_and_no_such_config(capsys, monkeypatch):
 def test_no_such_field(capsys, monkeypatch):
   near = refused(capsys, monkeypatch, DIGITS, '--config.attack.stpes=1')
   assert 'mean steps' in near
+  other = refused(capsys, monkeypatch, DIGITS, '--config.train.hidden=1')
+  assert 'a field of another group: config.model.hidden' in other
   far = refused(capsys, monkeypatch, DIGITS, '--config.attack.radius=1')
   assert "'radius'" in far and 'config/fields.py' in far
 
@@ -105,6 +107,21 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
   workdir = f'--workdir={tmp_path}/file/run'
   assert 'not writable' in refused(capsys, monkeypatch, DIGITS, workdir)
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('x = (\n', "line 1: '(' was never closed"),
+    ('x = 1\n', 'a file without get_config()'),
+  ],
+)
+def test_a_file_that_is_no_configuration(
+  tmp_path, capsys, monkeypatch, text, words
+):
+  (tmp_path / 'wrong.py').write_text(text)
+  flag = f'--config={tmp_path}/wrong.py'
+  assert words in refused(capsys, monkeypatch, flag)
 
 
 def test_a_workdir_that_cannot_be_is_refused_and_leaves_nothing(

@@ -225,7 +225,7 @@ def test_meshes_do_not_change_logits(run, sizes):
     ({'experts': 2}, 'axes.*experts.*expert'),
     (8, r"axes \('data',\); they are"),
     ({'data': 16}, '16 devices; there are 8'),
-    ({'expert': 3}, 'config.model.experts=4 is not divisible'),
+    ({'expert': 3}, 'config.mesh.expert=3 does not divide .*use 1, 2 or 4'),
     ({'model': 4}, 'config.model.heads=2'),
     ({'data': 0}, '0 devices'),
   ],

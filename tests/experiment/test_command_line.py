@@ -51,7 +51,7 @@ REFUSED = {
   '--config.seed=1': ["no such field in --config: 'seed'"],
   '--workdir=gs://b/x': ['gs://b/x', 'mounted folder'],
   '--config=configs/experiments/none.py': ['none.py'],
-  '--config=configs/digits_moe.py': ["'attack' is not known", "'attacks'"],
+  '--config=configs/digits_moe.py': ['is that of one run'],
 }
 LIST = ["--config.select=('dense',)", '--config.seeds=(7,)', '--list']
 

@@ -141,5 +141,8 @@ def test_what_cannot_work(tool, tmp_path):
   assert 'nowhere.py does not exist' in refused('nowhere.py', '/shared/x')
   assert 'not in a bucket' in refused('--dry-run', CONFIG, 'gs://bucket/x')
   assert 'submit from there' in refused(CONFIG, '/shared/x', cwd=tmp_path)
+  for workdir in ('', '--config.train.steps=3'):
+    words = f"WORKDIR='{workdir}' is no folder"
+    assert words in refused('--dry-run', CONFIG, workdir)
   tool('srun', '#!/bin/sh\n')
   assert 'sbatch' in refused(CONFIG, str(tmp_path))

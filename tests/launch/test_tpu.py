@@ -161,6 +161,8 @@ def test_without_gcloud(cloud):
   [
     ('--type=v5e-64', ['v5litepod-64']),
     ('--name=Moe_1', ['a-z']),
+    ('--zone=', ['--zone is empty']),
+    ('--type=v5litepod-0', ['v5litepod-64']),
     ('--slices=0', ['1 or more']),
     ('--share=10.0.0.2', ['SERVER:/EXPORT']),
     ('--workdir=gs://bucket/moe', ['gs://bucket/moe', 'not in a bucket']),
@@ -175,6 +177,13 @@ def test_a_command_line_that_cannot_work(cloud, changed, words):
   for word in words:
     assert word in message
   assert not (cloud.folder / 'calls.jsonl').exists()
+
+
+def test_what_follows_does_not_win_over_what_is_checked(cloud):
+  for word in ('--config=x.py', '-workdir=/tmp/q', '--workdir'):
+    rest = ('--', word)
+    message = cloud.refused('up', *POD, *SHAPE, *cloud.run_flags(), *rest)
+    assert f'{word} after --' in message
 
 
 def test_what_a_verb_does_not_take(cloud):

@@ -87,6 +87,20 @@ def test_the_exit_code_is_the_runs(tmp_path, end, code):
   assert (logs / '0-0.err').read_text().startswith('trouble\n')
 
 
+@pytest.mark.parametrize('end', ['exit 3', 'exit 0', 'kill -9 $$'])
+def test_what_an_earlier_start_said_is_not_said_again(tmp_path, end):
+  """By one that dies without a word, and would be started without end."""
+  run = tmp_path / 'python'
+  run.write_text(f'#!/bin/sh\n{end}\n')
+  run.chmod(0o755)
+  (tmp_path / 'run/logs').mkdir(parents=True)
+  for kind in ('out', 'err'):
+    (tmp_path / f'run/logs/0-0.{kind}').write_text('stopped at step 1\n')
+  process = start(tmp_path / 'run', '--config=c', PYTHON=str(run))
+  process.communicate(timeout=30)
+  assert process.returncode == {'exit 3': 3, 'exit 0': 0}.get(end, 137)
+
+
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script):
   shellcheck = shutil.which(

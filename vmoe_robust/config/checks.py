@@ -201,11 +201,9 @@ def validate_mesh(config: ConfigDict, devices: int) -> None:
   """
   expert, experts = config.mesh.expert, config.model.experts
   if expert > 0 and experts % expert:
-    low = experts // expert * expert
-    ways = ' or '.join(str(n) for n in (low, low + expert) if n)
     raise UserError(
-      f'config.model.experts={experts} is not divisible by '
-      f'config.mesh.expert={expert}; use {ways}'
+      f'config.mesh.expert={expert} does not divide config.model.experts='
+      f'{experts}; use {divisors_text(experts)}, or -1 for the most that fit'
     )
   model = mesh_shape(config, devices)[2]
   for name in ('heads', 'mlp', 'expert_mlp'):

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vmoe_robust.config.fields import ConfigDict
+from vmoe_robust.config.fields import ConfigDict, default, flatten
 from vmoe_robust.errors import UserError
 
 
@@ -52,11 +52,29 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _parse(argv):
   try:
     return flags.FLAGS(argv)
+  except SyntaxError as error:  # of the file
+    raise UserError(
+      f'--config: {error.filename}, line {error.lineno}: {error.msg}'
+    ) from error
   except (AttributeError, KeyError) as error:  # of a field that is not there
+    if 'get_config' in str(error):
+      raise UserError(
+        '--config names a file without get_config(), which returns the '
+        'configuration; see configs/digits_moe.py'
+      ) from error
     words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
-    hint = ' '.join(words[1:]) or 'vmoe_robust/config/fields.py has them all'
+    hint = ' '.join(words[1:]) or _elsewhere(words[0])
     raise UserError(
       f'no such field in --config: {words[0]!r}. {hint}'
     ) from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
     raise UserError(str(error)) from error
+
+
+def _elsewhere(name: str) -> str:
+  """Where a field of this name is, if it is not where it was looked for."""
+  found = [f for f in flatten(default()) if f.rpartition('.')[2] == name]
+  found = [f for f in found if not f.startswith('config.study.')] or found
+  if not found:
+    return 'vmoe_robust/config/fields.py has them all'
+  return f'It is a field of another group: {" or ".join(sorted(found))}'

@@ -67,6 +67,11 @@ def checked(config: ConfigDict) -> ConfigDict:
     UserError: a field is missing, unknown or wrong, or a name is used twice or
       names nothing.
   """
+  if 'mode' in config:
+    raise UserError(
+      '--config is that of one run (python -m vmoe_robust.main); an experiment '
+      'is one such as configs/experiments/digits_paper.py'
+    )
   for name in config:
     choose('a field of the experiment', name, FIELDS)
   for name in FIELDS:
