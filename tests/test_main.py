@@ -56,7 +56,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['model.experts=10', 'mesh.expert=4'], ['experts=10', 'use 1, 2, 5 or 10']),
+    (['model.experts=10', 'mesh.expert=4'], ['experts=10', '1, 2, 5 or 10']),
     (['model.router.selected=9'], ['selected=9', 'config.model.experts=8']),
     (['train.batch_size=60'], ['config.train.batch_size=60', '64']),
     (['data.image_size=9'], ['image_size=9', 'patch=2', '8 or 10']),
@@ -119,6 +119,8 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
 def test_a_file_that_is_no_configuration(
   tmp_path, capsys, monkeypatch, text, words
 ):
+  # Of another file in this process, whose get_config would stay.
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)
   (tmp_path / 'wrong.py').write_text(text)
   flag = f'--config={tmp_path}/wrong.py'
   assert words in refused(capsys, monkeypatch, flag)
