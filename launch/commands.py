@@ -3,6 +3,7 @@
 import argparse
 import collections
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -94,6 +95,16 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv, []
   at = argv.index('--')
   return argv[:at], argv[at + 1 :]
+
+
+def check_name(name: str, most: int) -> None:
+  """Refuses a `--name` that the cloud would."""
+  ends = name[:1].islower() and not name.endswith('-')
+  if not (re.fullmatch(rf'[-a-z0-9]{{1,{most}}}', name) and ends):
+    fail(
+      f'--name={name} must be of a-z, 0-9 and -, begin with a letter, not end '
+      f'with -, and have {most} of them at most, as in moe-b16'
+    )
 
 
 def check_paths(root, config: str, workdir: str, mount: str) -> str:

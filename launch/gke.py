@@ -146,11 +146,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   add('--dry-run', action='store_true', help='print, and apply nothing')
   flags = parser.parse_args(ours)
   # Names of pods and jobs come from it, of at most 63 letters.
-  if not re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', flags.name):
-    fail(
-      f'--name={flags.name} must be of a-z, 0-9 and -, begin with a letter, '
-      'not end with -, and have 40 of them at most, as in moe-b16'
-    )
+  commands.check_name(flags.name, most=40)
   for field in ('image', 'claim'):
     if not getattr(flags, field).strip():
       fail(f'--{field} is empty; give one, or see launch/README.md')

@@ -100,11 +100,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _check(flags: argparse.Namespace, theirs: list[str]):
-  if not re.fullmatch(r'[a-z]([-a-z0-9]{0,48}[a-z0-9])?', flags.name):
-    fail(
-      f'--name={flags.name} must be of a-z, 0-9 and -, begin with a letter, '
-      'not end with -, and have 50 of them at most, as in moe-b16'
-    )
+  commands.check_name(flags.name, most=50)
   for field in ('project', 'zone'):
     if not getattr(flags, field).strip():
       fail(f'--{field} is empty; name that of the pod')
