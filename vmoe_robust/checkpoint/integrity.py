@@ -96,12 +96,14 @@ def add_metrics(directory: epath.Path, metrics: dict[str, float]) -> None:
 
 
 def _write(directory, values):
-  draft = directory / _DRAFT
+  """The whole seal or none of it, as an object in a bucket is written."""
+  draft = directory / (SEAL if is_address(directory) else _DRAFT)
   with draft.open('w') as file:
     file.write(to_json(values))
     file.flush()
     _sync(file, directory)
-  draft.replace(directory / SEAL)
+  if draft.name != SEAL:
+    draft.replace(directory / SEAL)
 
 
 def read_seal(directory: epath.Path) -> dict:
