@@ -11,7 +11,6 @@ from vmoe_robust.checkpoint.verify import show, verify
 from vmoe_robust.checkpoint.weights import open_weights
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import model_card
-from vmoe_robust.report.results import read_results
 
 
 def main(words: list[str] | None = None) -> int:
@@ -64,9 +63,7 @@ def _verify(arguments) -> int:
 def _export(arguments) -> int:
   source, out = arguments.source, arguments.out
   with contextlib.closing(open_weights(source, field='source')) as weights:
-    card = model_card.card_path(out, arguments.overwrite)
-    for path in arguments.results:
-      read_results(path)  # what is named has to be there
+    card = model_card.card_path(out, arguments.overwrite, arguments.results)
     export(weights, out, overwrite=arguments.overwrite)
     print(f'{out}: {len(weights.shapes)} arrays of {source}')
     for line in model_card.write_card(

@@ -19,7 +19,7 @@ from vmoe_robust.models import flops
 from vmoe_robust.report.card import About, card
 from vmoe_robust.report.page.runs import Problems, Run, find
 from vmoe_robust.report.page.verdict import experts_of
-from vmoe_robust.report.results import RESULTS
+from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.table import percent, radius
 
 # Where runs leave results of a work directory: its own, and those of attacks
@@ -27,12 +27,19 @@ from vmoe_robust.report.table import percent, radius
 _RESULTS = (RESULTS, f'*/{RESULTS}', f'*/*/{RESULTS}')
 
 
-def card_path(out: str | pathlib.Path, overwrite: bool) -> pathlib.Path:
+def card_path(
+  out: str | pathlib.Path, overwrite: bool, results: Sequence[str] = ()
+) -> pathlib.Path:
   """Where the card of exported weights goes: the same name, ending in .md.
 
+  It is asked before weights are exported, so that nothing is written where the
+  card could not be.
+
   Raises:
-    UserError: there is a file already.
+    UserError: there is a file already, or no results where they are named.
   """
+  for folder in results:
+    read_results(folder)
   weights = pathlib.Path(files.path(out, 'out'))
   path = weights.with_suffix('.md')
   # Weights have another ending: `export` refuses this one.
