@@ -120,6 +120,28 @@ def test_a_card_that_is_there_stays(run, tmp_path, capsys):
   exported(run, out, '--overwrite')
 
 
+@pytest.mark.parametrize('named', ['missing', 'empty', 'note.txt'])
+def test_named_results_have_to_be_there(run, tmp_path, capsys, named):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'note.txt').write_text('a note')
+  out = tmp_path / 'moe.safetensors'
+  assert main(
+    ['export', str(run), str(out), '--results', str(tmp_path / named)]
+  )
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: results: ') and named in line
+  assert not out.exists() and not out.with_suffix('.md').exists()
+
+
+def test_results_may_be_of_a_folder_of_runs(run, save_run, tmp_path):
+  for name in 'one', 'two':
+    fields = dict(weights__checksum=fingerprint(run, 1), asked__attack=name)
+    save_run(f'many/{name}', [0, 1, 2, 9], **fields)
+  out = tmp_path / 'moe.safetensors'
+  front, _ = exported(run, out, '--results', tmp_path / 'many')
+  assert len(front['model-index'][0]['results']) > 0
+
+
 def test_weights_are_no_markdown(run, tmp_path, capsys):
   (tmp_path / 'notes.md').write_text('mine')
   out = str(tmp_path / 'notes.md')

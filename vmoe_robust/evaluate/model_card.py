@@ -19,7 +19,7 @@ from vmoe_robust.models import flops
 from vmoe_robust.report.card import About, card
 from vmoe_robust.report.page.runs import Problems, Run, find
 from vmoe_robust.report.page.verdict import experts_of
-from vmoe_robust.report.results import RESULTS, read_results
+from vmoe_robust.report.results import RESULTS
 from vmoe_robust.report.table import percent, radius
 
 # Where runs leave results of a work directory: its own, and those of attacks
@@ -39,7 +39,9 @@ def card_path(
     UserError: there is a file already, or no results where they are named.
   """
   for folder in results:
-    read_results(folder)
+    problems = Problems()
+    if not find([folder], problems):
+      raise UserError('results: ' + '; '.join(problems.lines))
   weights = pathlib.Path(files.path(out, 'out'))
   path = weights.with_suffix('.md')
   # Weights have another ending: `export` refuses this one.
