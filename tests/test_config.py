@@ -175,7 +175,11 @@ def test_attacks_that_ask_queries_are_those_with_square():
     ({'restarts': 3, 'random_start': False}, 'restarts=3'),
     ({'restarts': -1}, 'restarts=-1 must be between 0 and'),
     ({'restarts': 2**40}, 'restarts=1099511627776 must be between 0 and'),
-    ({'steps': 2**40}, 'steps=1099511627776 must be below'),
+    ({'steps': 2**40}, 'steps=1099511627776 must be 1000000000 or less'),
+    (
+      {'name': 'square', 'queries': 2**31 - 1},
+      'queries=2147483647 must be 1000000000 or less',
+    ),
     ({'name': 'paper', 'norm': 'l2'}, "norm='l2'"),
     ({'name': 'paper', 'momentum': 0.9}, 'momentum=0.9'),
     ({'eps': ()}, 'no sweep'),

@@ -5,6 +5,7 @@ import math
 
 from vmoe_robust.config.fields import ConfigDict, default, moe_blocks
 from vmoe_robust.config.limits import (
+  MOST_COUNT,
   at_least,
   between,
   choose,
@@ -55,7 +56,7 @@ def validate_attack(attack: ConfigDict) -> None:
   choose('config.attack.target', attack.target, TARGETS)
   choose('config.attack.experts', attack.experts, EXPERT_MODES)
   positive('config.attack.steps', attack.steps)
-  between('config.attack.restarts', attack.restarts, 0, 2**31 - 1)
+  between('config.attack.restarts', attack.restarts, 0, MOST_COUNT)
   for name in (
     'step_size',
     'momentum',

@@ -9,6 +9,8 @@ from vmoe_robust.errors import UserError
 
 # Of more choices than this, an error names only the first few.
 _NAMED, _FEW = 40, 5
+# Of steps and other counts: devices count in 32 bits, and add to them.
+MOST_COUNT = 10**9
 
 
 def choose(field: str, value: str, choices: Iterable[str]) -> str:
@@ -52,10 +54,10 @@ def numbers(field: str, values: Iterable) -> None:
 
 
 def positive(field: str, value: int) -> int:
-  """Returns `value` if it is 1 or more, and of 31 bits as devices count."""
+  """Returns `value` if it is 1 or more, and no more than devices count."""
   _finite(field, value)
-  if not 1 <= value < 2**31:
-    way = '1 or more' if value < 1 else 'below 2**31'
+  if not 1 <= value <= MOST_COUNT:
+    way = '1 or more' if value < 1 else f'{MOST_COUNT} or less'
     raise UserError(f'{field}={value} must be {way}')
   return value
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from vmoe_robust.attacks import Budget, Ensemble, ensemble, label
 from vmoe_robust.config import UserError, eps_name
+from vmoe_robust.config.limits import MOST_COUNT
 from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.findings import Findings
@@ -144,8 +145,8 @@ def robust_accuracy(
   names = arguments.attack(attack)
   norm, eps = arguments.ball(norm, eps)
   counts = dict(iterations=iterations, queries=queries, batch_size=batch_size)
-  arguments.whole(1, arguments.MOST, **counts)
-  arguments.whole(0, arguments.MOST, restarts=restarts, targets=targets)
+  arguments.whole(1, MOST_COUNT, **counts)
+  arguments.whole(0, MOST_COUNT, restarts=restarts, targets=targets)
   arguments.whole(0, 2**32 - 1, seed=seed)
   target = of_model(model, attack_through, images.shape[1:])
   arguments.classes(labels, target.classes)

@@ -13,8 +13,6 @@ from vmoe_robust.config import UserError, choose
 from vmoe_robust.config.judging import MOST_EPS
 from vmoe_robust.files import local_path
 
-# Of steps and the like: devices count in 32 bits.
-MOST = 10**9
 _NORMS = {'linf': 'linf', 'inf': 'linf', 'l2': 'l2', '2': 'l2', 'l1': 'l1'}
 _NORMS |= {'1': 'l1', 'l_inf': 'linf', 'l_2': 'l2', 'l_1': 'l1'}
 
