@@ -275,7 +275,9 @@ def test_what_is_measured_later_changes_no_checksum(tmp_path):
   assert checkpoints.is_unmeasured(3) and checkpoints.best('eval_loss') is None
   (step / 'CHECKSUMS.json.draft').write_text('{')  # of a run that was killed
   assert not checkpoints.damage(3)
-  checkpoints.add_metrics(3, {'eval_loss': 0.5})
+  checkpoints.add_metrics(3, {'eval_loss': 0.5}, {'seen': 7})
+  _, extra = checkpoints.restore(3, {})
+  assert extra == {'data': 3, 'seen': 7}
   assert not checkpoints.is_unmeasured(3) and checkpoints.best('eval_loss') == 3
   assert not checkpoints.damage(3)
   assert integrity.fingerprint(epath.Path(step)) == before

@@ -26,8 +26,10 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import UserError
 from vmoe_robust.data import open_source
+from vmoe_robust.evaluate.finished import ends_training
 from vmoe_robust.report.records import read_records
-from vmoe_robust.train import loop, start
+from vmoe_robust.report.results import read_results
+from vmoe_robust.train import loop, measuring, start
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -367,6 +369,62 @@ def test_wherever_it_is_stopped_the_same_is_measured(tmp_path, until):
     assert trainer.unmeasured or not turn or trainer.step < 4
   assert measured(stopped) == expected
   assert trainer.checkpoints.steps() == Checkpoints(tmp_path / 'whole').steps()
+
+
+@pytest.mark.slow
+def test_the_best_of_a_late_measurement_outlives_a_kill(tmp_path, monkeypatch):
+  """So that the monitor sees the same fall as in a run without a stop."""
+  values = {2: 0.9, 4: 0.1}
+  judged = []
+
+  def judge(self, params, step):
+    judged.append((step, self.best))
+    self.best = max(self.best, values[step])
+    return {self.name: values[step]}
+
+  monkeypatch.setattr(measuring.Monitor, '__call__', judge)
+  changes = {'train.steps': 4, 'eval.batch_size': 184, 'eval.every_steps': 2}
+  changes |= {'data.validation': 0.1, 'train.monitor.eps': 0.01}
+  config = small(**(TINY | changes))
+  train_on(1, (1, 1, 1), config, tmp_path, 3)  # before it measures step 2
+  assert judged == []
+
+  def kill(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.advance, 'compile_steps', kill)
+    with pytest.raises(KeyboardInterrupt):
+      train_on(1, (1, 1, 1), config, tmp_path, 0)
+  config.train.monitor.on_fall = 'stop'  # may change: it alters no step
+  loop.run(config, tmp_path)
+  assert judged == [(2, 0.0), (4, 0.9)]
+
+
+@pytest.mark.slow
+def test_an_attack_that_selects_is_not_the_one_at_the_end(
+  tmp_path, monkeypatch
+):
+  """A run that is killed in its last attack is resumed with it."""
+  changes = {'train.steps': 2, 'attack.every_steps': 1, 'attack.at_end': True}
+  changes |= {'attack.steps': 1, 'attack.eps': (0.1,), 'data.validation': 0.1}
+  config = small(**(TINY | changes | {'save.best': 'robust_accuracy/0.1'}))
+
+  def kill(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(measuring.Measuring, 'final', kill)
+    with pytest.raises(KeyboardInterrupt):
+      loop.run(config, tmp_path)
+  results = read_results(tmp_path)
+  assert results['data']['split'] == 'train (validation)'
+  assert results['weights']['step'] == 2 and not ends_training(results, 2)
+  loop.run(config, tmp_path)
+  results = read_results(tmp_path)
+  assert results['data']['split'] == 'test' and ends_training(results, 2)
+  monkeypatch.setattr(loop.Trainer, '__init__', kill)
+  loop.run(config, tmp_path)  # there is nothing left to do
 
 
 @pytest.mark.slow

@@ -84,15 +84,22 @@ def seal(
   _write(directory, values | ({'unmeasured': True} if unmeasured else {}))
 
 
-def add_metrics(directory: epath.Path, metrics: dict[str, float]) -> None:
+def add_metrics(
+  directory: epath.Path, metrics: dict[str, float], extra: dict
+) -> None:
   """Writes what was measured of a checkpoint after it was sealed.
+
+  Args:
+    directory: of the checkpoint.
+    metrics: what was measured.
+    extra: what it changed in what the checkpoint has under that name.
 
   Raises:
     ValueError: the seal is missing or damaged.
   """
   values = read_seal(directory)
   values.pop('unmeasured', None)
-  _write(directory, values | {'metrics': metrics})
+  _write(directory, values | {'metrics': metrics, 'extra': extra})
 
 
 def _write(directory, values):

@@ -92,9 +92,17 @@ class Checkpoints:
     """Whether a run stopped before it had measured what was due at a step."""
     return agreed(writer.is_unmeasured(self._directory, step))
 
-  def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """Writes what was measured of a finished checkpoint, for `save.best`."""
-    self._writer.add_metrics(step, metrics)
+  def add_metrics(
+    self, step: int, metrics: dict[str, float], extra: dict
+  ) -> None:
+    """Writes what was measured of a finished checkpoint, for `save.best`.
+
+    Args:
+      step: that was unmeasured.
+      metrics: what was measured.
+      extra: what it changed in `extra`, which `restore` gives back.
+    """
+    self._writer.add_metrics(step, metrics, extra)
 
   def restore(
     self, step: int, abstract: dict[str, PyTree]
@@ -116,7 +124,8 @@ class Checkpoints:
     items['extra'] = ocp.args.JsonRestore()
     args = ocp.args.Composite(**items)
     found = self._orbax.restore(self.path(step), args=args)
-    return {k: found[k] for k in abstract}, found['extra']
+    later = integrity.read_seal(self.path(step)).get('extra', {})
+    return {k: found[k] for k in abstract}, found['extra'] | later
 
   def damage(self, step: int) -> str:
     """What is wrong with a step's files; '' if they are as they were sealed.

@@ -134,11 +134,13 @@ class Writer:
       + (f'goes on from step {newest}' if newest else 'begins from step 0')
     )
 
-  def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+  def add_metrics(
+    self, step: int, metrics: dict[str, float], extra: dict
+  ) -> None:
     """Writes what was measured of a checkpoint that is finished."""
     if jax.process_index() == 0:
       with _as_warning(f'what was measured at step {step} cannot be written'):
-        integrity.add_metrics(self._directory / str(step), metrics)
+        integrity.add_metrics(self._directory / str(step), metrics, extra)
       self._prune()  # another one may be the best now
     together('metrics')
     self._best = None
@@ -305,7 +307,7 @@ def _clear(directory):
 def _as_warning(what):
   try:
     yield
-  except OSError as error:
+  except (OSError, ValueError) as error:
     logging.warning('%s: %s', what, _short(error))
 
 

@@ -13,6 +13,9 @@ from vmoe_robust.report.closing import Render, closing
 from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.terminal import say
 
+# What results call the held-out part of a split: its name, and this.
+VALIDATION = ' (validation)'
+
 
 def finished(
   config: ConfigDict,
@@ -40,7 +43,7 @@ def finished(
     return False
   results = read_results(workdir)
   before, training = results['weights']['step'], config.mode == 'train'
-  if training and before is not None and before < step:
+  if training and (_of_validation(results) or (before or 0) < step):
     return False  # of an attack while training
   changed = changes(config, results, step, checksum)
   if not changed and _other_examples(results, examples()):
@@ -56,6 +59,14 @@ def finished(
     )
   say(f'{called} is finished:\n\n{closing(results, workdir, render)}')
   return True
+
+
+def ends_training(results: dict, step: int) -> bool:
+  """Whether results are of the attack that ends a training of so many steps.
+
+  One that selects checkpoints may have that step too, on the held-out part.
+  """
+  return results['weights']['step'] == step and not _of_validation(results)
 
 
 def changes(
@@ -83,6 +94,10 @@ def changes(
   elif checksum not in (None, weights['checksum']):
     changed.append('weights that changed since')
   return changed
+
+
+def _of_validation(results: dict) -> bool:
+  return results['data']['split'].endswith(VALIDATION)
 
 
 def _other_examples(results: dict, examples: str | None) -> bool:

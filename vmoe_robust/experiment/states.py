@@ -16,7 +16,7 @@ from vmoe_robust.config import UserError, differences, machine_fields
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
-from vmoe_robust.evaluate.finished import changes
+from vmoe_robust.evaluate.finished import changes, ends_training
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.report.results import DAMAGE, RESULTS, read_results
 
@@ -103,7 +103,7 @@ def _judged_weights(part: Part, training: Part) -> str | None:
     return None
   results, total = read_results(part.folder), training.config.train.steps
   if part is training:  # of the attack at its end
-    finished = results['weights']['step'] == total
+    finished = ends_training(results, total)
   else:
     asked = combine_saved(part.config, saved)
     finished = not changes(asked, results, total, ignore=_ELSEWHERE)
@@ -194,7 +194,7 @@ def _end(config: ConfigDict) -> tuple[str, ...]:
 def _has_results(part: Part, step: int) -> bool:
   if not (part.folder / RESULTS).exists():
     return False
-  return read_results(part.folder)['weights']['step'] == step
+  return ends_training(read_results(part.folder), step)
 
 
 def _judging(part: Part) -> State:

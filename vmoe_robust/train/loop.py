@@ -259,7 +259,8 @@ class Trainer:
     measured = {}
     if any(self._due()) and not self._measure(log, stopping, measured):
       return
-    self.checkpoints.add_metrics(self.step, measured)
+    extra = {'best_robust': self.measuring.best_robust}
+    self.checkpoints.add_metrics(self.step, measured, extra)
     self.unmeasured = False
 
   def _open_log(self, stack: contextlib.ExitStack) -> Log:

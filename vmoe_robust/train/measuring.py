@@ -16,6 +16,7 @@ from vmoe_robust.data import Source, eval_batches
 from vmoe_robust.evaluate import accuracy
 from vmoe_robust.evaluate.attack import Attacker, attack
 from vmoe_robust.evaluate.classifier import Classifier
+from vmoe_robust.evaluate.finished import VALIDATION
 from vmoe_robust.evaluate.job import PROGRESS, Job
 from vmoe_robust.models import Model
 from vmoe_robust.train.monitor import Monitor
@@ -86,7 +87,7 @@ class Measuring:
     config = self._attacker.config
     if self._splits.validation is not None:
       config = config.copy_and_resolve_references()
-      config.data.split = f'{self._config.data.split} (validation)'
+      config.data.split = self._config.data.split + VALIDATION
     found = self._attack(state, self._splits.watched, config, None, on_turn)
     return {
       f'robust_accuracy/{eps_name(row["eps"])}': row['robust_accuracy']['value']

@@ -31,6 +31,7 @@ _FREE = (
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
   *('config.data.on_unlabelled', 'config.data.resident'),
+  *('config.train.monitor.on_fall', 'config.train.monitor.max_fall'),
 )
 
 
@@ -69,7 +70,9 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
   data = config.data
   source, validation = hold_out(open_source(data, data.split), data.validation)
   test = open_source(data, data.eval_split)
-  warning = seen_in_training(data, data.eval_split, data.split, test.lengths)
+  warning = seen_in_training(
+    data, data.eval_split, data.split, data.validation, test.lengths
+  )
   if warning:
     logging.warning('%s', warning)
   config, test = resolve(config, source, test)
