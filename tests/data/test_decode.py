@@ -123,10 +123,12 @@ def test_a_rare_subsampling_is_decoded():
 
 
 @pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'tiff_deflate'])
-def test_the_alpha_of_another_program_s_tiff_is_left_out(compression):
+@pytest.mark.parametrize('big', [False, True])
+def test_the_alpha_of_another_program_s_tiff_is_left_out(compression, big):
   pixels = np.zeros((6, 5, 4), np.uint8) + np.uint8([10, 100, 200, 128])
   buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, 'TIFF', compression=compression)
+  how = dict(compression=compression, big_tiff=big)
+  Image.fromarray(pixels).save(buffer, 'TIFF', **how)
   found = decode_image(buffer.getvalue(), 3)
   np.testing.assert_array_equal(found, pixels[:, :, :3])
   grey = decode_image(buffer.getvalue(), 1)
@@ -143,10 +145,12 @@ def test_the_alpha_of_a_tiff_is_left_out():
 
 
 @pytest.mark.parametrize('compression', ['tiff_adobe_deflate', 'tiff_lzw'])
-def test_a_tiff_is_whole_or_corrupt(compression):
+@pytest.mark.parametrize('big', [False, True])
+def test_a_tiff_is_whole_or_corrupt(compression, big):
   """OpenCV returns what it could read of a strip, and calls it an image."""
   buffer = io.BytesIO()
-  Image.fromarray(PIXELS).save(buffer, 'TIFF', compression=compression)
+  how = dict(compression=compression, big_tiff=big)
+  Image.fromarray(PIXELS).save(buffer, 'TIFF', **how)
   whole, told = buffer.getvalue(), 0
   np.testing.assert_array_equal(decode_image(whole, 3), PIXELS)
   for place in range(20, len(whole) // 2, 97):

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data import splits
+from vmoe_robust.data.hold_out import places
 
 LENGTHS = {'train': 1005, 'test': 10}
 
@@ -78,5 +81,15 @@ def test_what_is_no_split_is_refused_in_one_line(make_data, split):
 def test_examples_that_are_trained_on_are_counted(
   make_data, split, trained, shared
 ):
-  found = splits.seen_in_training(make_data(), split, trained, LENGTHS)
+  found = splits.seen_in_training(make_data(), split, trained, 0.0, LENGTHS)
   assert shared in found and bool(found) == bool(shared)
+
+
+def test_examples_that_were_held_out_are_not_trained_on(make_data):
+  seen = functools.partial(splits.seen_in_training, make_data())
+  assert '804 of the 1,005 examples' in seen('train', 'train', 0.2, LENGTHS)
+  kept, held = places(1005, 0.2)
+  for numbers, is_seen in (kept, True), (held, False):
+    for i in numbers[:5]:
+      assert is_seen == bool(seen(f'train[{i}:{i + 1}]', 'train', 0.2, LENGTHS))
+      assert seen(f'train[{i}:{i + 1}]', 'train', 0.0, LENGTHS)

@@ -21,7 +21,7 @@ warnings.filterwarnings('ignore', module=r'PIL\.TiffImagePlugin')
 
 _JPEG_START = b'\xff\xd8'
 _PNG_START = b'\x89PNG\r\n\x1a\n'
-_TIFF_STARTS = (b'II*\0', b'MM\0*')
+_TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 
 class CorruptImage(ValueError):

@@ -1,6 +1,7 @@
 """A part of the training examples that is kept for selection."""
 
 import numpy as np
+from jaxtyping import Int
 
 from vmoe_robust.config import UserError
 from vmoe_robust.data.source import Part, Source
@@ -24,13 +25,19 @@ def hold_out(source: Source, share: float) -> tuple[Source, Source | None]:
   """
   if not share:
     return source, None
-  count = round(share * len(source))
-  if not 0 < count < len(source):
+  kept, held = places(len(source), share)
+  if not min(len(kept), len(held)):
     raise UserError(
       f'config.data.validation={share} of {len(source)} training examples is '
-      f'{count}; both parts need one, so choose another share, such as 0.1'
+      f'{len(held)}; both parts need one, so choose another share, such as 0.1'
     )
-  order = np.random.default_rng(0).permutation(len(source))
-  return Part(source, np.sort(order[count:])), Part(
-    source, np.sort(order[:count])
-  )
+  return Part(source, kept), Part(source, held)
+
+
+def places(
+  length: int, share: float
+) -> tuple[Int[np.ndarray, 'kept'], Int[np.ndarray, 'held']]:
+  """Which of so many examples are trained on, and which are held out."""
+  order = np.random.default_rng(0).permutation(length)
+  count = round(share * length)
+  return np.sort(order[count:]), np.sort(order[:count])

@@ -8,9 +8,12 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
+from vmoe_robust.data.hold_out import places
 
 
 class Range(NamedTuple):
@@ -55,7 +58,11 @@ def ranges(
 
 
 def seen_in_training(
-  data: ConfigDict, split: str, trained: str, lengths: Mapping[str, int]
+  data: ConfigDict,
+  split: str,
+  trained: str,
+  validation: float,
+  lengths: Mapping[str, int],
 ) -> str:
   """A warning if examples of a split are of the one that was trained on.
 
@@ -63,6 +70,7 @@ def seen_in_training(
     data: `config.data`, for the errors.
     split: that is judged on.
     trained: that the model was trained on, of the same data set.
+    validation: the share of it that was held out.
     lengths: the number of examples of each split there is.
 
   Returns:
@@ -71,19 +79,28 @@ def seen_in_training(
   Raises:
     UserError: one of the splits is not there.
   """
-  judged, learned = (ranges(data, name, lengths) for name in (split, trained))
-  shared = sum(
-    max(0, min(one.stop, other.stop) - max(one.start, other.start))
-    for one, other in itertools.product(judged, learned)
-    if one.split == other.split
-  )
+  judged, learned = (_numbers(data, s, lengths) for s in (split, trained))
+  if validation:
+    learned = learned[places(len(learned), validation)[0]]
+  shared = np.isin(judged, learned).sum()
   if not shared:
     return ''
-  count = sum(one.stop - one.start for one in judged)
   return (
-    f'{shared:,} of the {count:,} examples of {split!r} are of {trained!r}, on '
-    'which the model is trained: accuracies are higher on these than on new '
-    'images'
+    f'{shared:,} of the {len(judged):,} examples of {split!r} are of '
+    f'{trained!r}, on which the model is trained: accuracies are higher on '
+    'these than on new images'
+  )
+
+
+def _numbers(data, split, lengths) -> Int[np.ndarray, 'examples']:
+  """The examples of a split, numbered through all that there are."""
+  ends = itertools.accumulate(lengths.values(), initial=0)
+  first = dict(zip(lengths, ends, strict=False))  # there is one end more
+  return np.concatenate(
+    [
+      np.arange(one.start, one.stop) + first[one.split]
+      for one in ranges(data, split, lengths)
+    ]
   )
 
 

@@ -1,7 +1,10 @@
 """What is to be known of data before a number on them is believed."""
 
+import os
+
 from ml_collections import ConfigDict
 
+from vmoe_robust import files
 from vmoe_robust.config import UserError
 from vmoe_robust.data import Source, seen_in_training
 
@@ -30,14 +33,22 @@ def _seen_in_training(
   if trained is None:
     return ()
   data, before = config.data, trained.data
-  folder = data.name == 'folder' and data.dir != before.dir
-  if folder or data.name != before.name:
-    return ()
   try:
-    found = seen_in_training(data, data.split, before.split, source.lengths)
+    if _called(data) != _called(before):
+      return ()
+    found = seen_in_training(
+      data, data.split, before.split, before.validation, source.lengths
+    )
   except UserError:  # this copy of the data has not what was trained on
     return ()
   return (found,) if found else ()
+
+
+def _called(data: ConfigDict) -> tuple[str, str]:
+  """The name of a data set without a version, or the folder that it is."""
+  if data.name == 'folder':
+    return data.name, os.path.realpath(files.expanded(data.dir))
+  return data.name.partition(':')[0], ''
 
 
 def _fewer_classes(there: int, known: int) -> tuple[str, ...]:
