@@ -104,6 +104,13 @@ def test_batches_that_share_capacity_have_whole_groups(use):
       other = config.copy_and_resolve_references()
       other[use].update(harmless)
       config_lib.validate(other, 2)
+  inherits = config.copy_and_resolve_references()
+  inherits.train.batch_size, inherits[use].batch_size = 12, 0
+  with pytest.raises(UserError, match='=12 .not set: that of evaluation or of'):
+    config_lib.validate(inherits, 2)
+  inherits.attack.at_end = False
+  inherits.eval.experts = 'dropless'
+  config_lib.validate(inherits, 2)  # nothing attacks
   config.model.router.name, config.model.router.noise_std = 'soft', 0.0
   config.model.router.update(dict(load_weight=0.0, importance_weight=0.0))
   config_lib.validate(config, 2)  # each image is a group

@@ -94,6 +94,13 @@ def test_no_config_and_no_such_config(capsys, monkeypatch):
   assert 'flag' in refused(capsys, monkeypatch, DIGITS, 'stray')
 
 
+GET = """
+from vmoe_robust import config
+def get_config():
+  c = config.default()
+"""
+
+
 def test_no_such_field(capsys, monkeypatch):
   near = refused(capsys, monkeypatch, DIGITS, '--config.attack.stpes=1')
   assert 'mean steps' in near
@@ -114,6 +121,12 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
   [
     ('x = (\n', "line 1: '(' was never closed"),
     ('x = 1\n', 'a file without get_config()'),
+    (GET + '  import math\n  return math.get_configs()\n', "'get_configs'"),
+    (GET + "  return {}['']\n", "KeyError: ''"),
+    (GET + '  c.train.stepz = 3\n  return c\n', 'did you mean config.train.st'),
+    (GET + '  del c.train.steps\n  return c\n', 'config.train.steps is missi'),
+    (GET + '  return c.train\n', 'is of no run'),
+    ('from configs.experiments.digits_paper import *\n', 'is of many runs'),
   ],
 )
 def test_a_file_that_is_no_configuration(

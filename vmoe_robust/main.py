@@ -26,7 +26,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
   """Does what the configuration says."""
-  config = command_line.load(_CONFIG, argv)
+  config = command_line.load_run(_CONFIG, argv)
   workdir = _workdir(config)
   compilation_cache.use(config.compilation_cache)
   modes = {

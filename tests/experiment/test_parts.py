@@ -225,6 +225,19 @@ STUDY = dict(name='s', base='configs/study.py')
       dict(studies=[dict(STUDY, changes=dict(study=dict(name='theory')))]),
       ["'s'", 'theory', 'by itself'],
     ),
+    (
+      dict(attacks=[dict(PGD, changes=dict(train=dict(log_every=10)))]),
+      ['pgd', 'of a_seed0', 'config.train.log_every=10 has no effect'],
+    ),
+    (
+      dict(
+        runs=[dict(RUN, base='configs/digits_moe.py')],
+        attacks=[
+          dict(PGD, changes=dict(attack=dict(experts='capacity', batch_size=9)))
+        ],
+      ),
+      ["'pgd' of a_seed0", 'config.attack.batch_size=9', 'whole groups'],
+    ),
   ],
   ids=lambda v: str(v)[:60],
 )
@@ -312,7 +325,7 @@ def test_states_of_a_training(tmp_path):
   kept = trained(training, 9, unmeasured=True)
   (training.folder / 'failed.json').unlink()
   assert look(training).detail == 'trained, not yet evaluated'
-  kept.add_metrics(9, {})
+  kept.add_metrics(9, {}, {})
   assert look(training).name == 'finished'
   # What changes no number may change, and what would is named.
   [more, _] = one(ends | dict(save=dict(keep=7)), tmp_path)
@@ -418,7 +431,10 @@ def test_a_folder_that_moved_is_that_of_the_same_fine_tuning(tmp_path):
 def test_an_attack_at_the_end_keeps_its_training_finished(tmp_path):
   training = one(dict(train=dict(steps=9)), tmp_path)[0]
   trained(training, 9)
+  write_results(training, training, split='train (validation)')  # to select
+  assert look(training).detail == 'trained, not yet attacked'
   write_results(training, training)
+  assert look(training).name == 'finished'
   shutil.rmtree(training.folder / 'checkpoints')
   assert states([training])[training.name].name == 'finished'
   (training.folder / 'results.json').unlink()
@@ -447,14 +463,17 @@ def test_what_a_fine_tuning_started_from_may_be_deleted(tmp_path):
   assert {state.name for state in states(every).values()} == {'not started'}
 
 
-def write_results(judging, training, checksum=None):
+def write_results(judging, training, checksum=None, split=None):
   """As far as a state looks at them."""
   config = checkpoint.read_config(training.folder)
   config.update(dict(mode='attack', checkpoint='/moved/since'))
   config.attack = judging.config.attack.copy_and_resolve_references()
   config.data.split = config.data.eval_split
   checksum = checksum or checkpoint.fingerprint(training.folder, 9)
-  found = {name: {} for name in ('data', 'summary', 'files')} | {
+  found = {
+    'data': {'split': split or config.data.split},
+    'summary': {},
+    'files': {},
     'rows': [],
     'warnings': [],
     'format': 'vmoe_robust results',

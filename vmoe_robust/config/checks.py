@@ -1,10 +1,13 @@
 """Refusing what cannot work, before anything is compiled."""
 
+import difflib
 import math
 
 from vmoe_robust.config.fields import (
   ConfigDict,
   batch_size,
+  default,
+  flatten,
 )
 from vmoe_robust.config.idle import refuse_idle
 from vmoe_robust.config.judging import (
@@ -69,12 +72,46 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   return data, expert, model
 
 
+def require_fields(config: ConfigDict) -> None:
+  """Refuses what has not the fields of `default()`, and these alone.
+
+  A config file may add fields, which a command line cannot.
+
+  Raises:
+    UserError: names the field, and one that is like it.
+  """
+  if 'mode' not in config:
+    way = (
+      'is of many runs; start it by `python -m vmoe_robust.experiment`'
+      if 'runs' in config
+      else 'is of no run; a config file changes config.default(), as '
+      'configs/digits_moe.py does'
+    )
+    raise UserError(f'--config {way}')
+  known, found = flatten(default()), flatten(config)
+  for name in found:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f', did you mean {near[0]}' if near else ''
+      raise UserError(
+        f'{name}={found[name]!r}, which the config file sets, is no field'
+        f'{hint}; vmoe_robust/config/fields.py has them all'
+      )
+  for name in known:
+    if name not in found:
+      raise UserError(
+        f'{name} is missing; a config file changes config.default(), which has '
+        'all fields'
+      )
+
+
 def validate(config: ConfigDict, devices: int) -> None:
   """Refuses a configuration that cannot work on `devices` devices.
 
   Raises:
     UserError: names the field, its value and the way out.
   """
+  require_fields(config)
   choose('config.mode', config.mode, MODES)
   if not (type(config.seed) is int and 0 <= config.seed < 2**32):
     raise UserError(
@@ -106,7 +143,8 @@ def validate(config: ConfigDict, devices: int) -> None:
   data, expert, _ = mesh_shape(config, devices)
   uses = (config.mode,) if needs_checkpoint(config) else ()
   if config.mode == 'train':
-    uses = ('train', 'eval', 'attack')
+    attacked = config.attack.at_end or config.attack.every_steps
+    uses = ('train', 'eval', *(['attack'] if attacked else []))
   for use in uses:
     _validate_batch(config, use, data * expert)
 
@@ -238,10 +276,12 @@ def _validate_batch(config: ConfigDict, use: str, unit: int):
     unit, why = 2 * unit, why + ' x 2 images that config.data.mixup pairs'
   size = batch_size(config, use)
   field = f'study.{config.study.name}' if use == 'study' else use
+  inherits = use in ('eval', 'attack') and not config[use].batch_size
+  taken = ' (not set: that of evaluation or of training)' if inherits else ''
   if size % unit:
     low = size // unit * unit
     ways = ' or '.join(str(n) for n in (low, low + unit) if n)
     raise UserError(
-      f'config.{field}.batch_size={size} is not divisible by {unit}, {why}; '
-      f'use {ways}'
+      f'config.{field}.batch_size={size}{taken} is not divisible by {unit}, '
+      f'{why}; use {ways}'
     )

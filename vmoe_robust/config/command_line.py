@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vmoe_robust.config.checks import require_fields
 from vmoe_robust.config.fields import ConfigDict, default, flatten
 from vmoe_robust.errors import UserError
 
@@ -28,6 +29,17 @@ def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
   except OSError as error:  # it is read only now
     reason = str(error).splitlines()[-1].strip()
     raise UserError(f'--config cannot be loaded: {reason}') from error
+
+
+def load_run(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
+  """The same, of one run.
+
+  Raises:
+    UserError: as of `load`, or it has other fields than a run has.
+  """
+  config = load(flag, argv)
+  require_fields(config)
+  return config
 
 
 def name() -> str:
@@ -57,12 +69,14 @@ def _parse(argv):
       f'--config: {error.filename}, line {error.lineno}: {error.msg}'
     ) from error
   except (AttributeError, KeyError) as error:  # of a field that is not there
-    if 'get_config' in str(error):
+    if str(error).endswith("has no attribute 'get_config'"):
       raise UserError(
         '--config names a file without get_config(), which returns the '
         'configuration; see configs/digits_moe.py'
       ) from error
     words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
+    if not words or words[0] == 'module':  # of Python code, and no field
+      raise UserError(f'--config: {type(error).__name__}: {error}') from error
     hint = ' '.join(words[1:]) or _elsewhere(words[0])
     raise UserError(
       f'no such field in --config: {words[0]!r}. {hint}'

@@ -1,5 +1,6 @@
 """The parts of an experiment: ordinary runs, each with its own folder."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -19,6 +20,7 @@ from vmoe_robust.config import (
   needs_checkpoint,
   validate,
 )
+from vmoe_robust.evaluate.combine import combine_saved
 from vmoe_robust.experiment.description import checked
 from vmoe_robust.files import local_path
 
@@ -149,6 +151,11 @@ def _judging(config, group, entry, training: Part) -> Part:
       f'config.studies {entry["name"]!r} judges no checkpoint '
       f'(config.study.name={made.study.name!r}); run it by itself'
     )
+  # As it will be on the model that the training makes, days from now.
+  with _named(f'config.{group} {entry["name"]!r} of {training.name}'):
+    whole = combine_saved(made, training.config)
+    if whole.mesh == default().mesh:
+      validate(whole, 1)
   return Part(
     number=0,
     name=name,
@@ -178,11 +185,18 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
       f'{where}: config.mode={made.mode!r} is changed; name it in another group'
     )
   if made.mesh == mesh:  # else it asks for devices, which a part may have
-    try:
+    with _named(where):
       validate(made, 1)
-    except UserError as error:
-      raise UserError(f'{where}: {error}') from error
   return made
+
+
+@contextlib.contextmanager
+def _named(where: str):
+  """Errors say of which entry they are."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from error
 
 
 def _change(config: ConfigDict, changes: object, path: str) -> None:

@@ -28,7 +28,7 @@ _OUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Rehearses, shows and writes what was found."""
-  config = command_line.load(_CONFIG, argv)
+  config = command_line.load_run(_CONFIG, argv)
   if not _TOPOLOGY.value:
     raise UserError('--topology is missing; try v5e:4x4 or cpu:8')
   # Programs for devices that are not there can be written but not loaded.
