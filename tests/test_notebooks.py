@@ -149,6 +149,35 @@ def colours(tmp_path):
   return tmp_path / 'run'
 
 
+def experts_drawn(notebook, experts, chosen):
+  """The picture of the cell on routing, of one image with these experts."""
+
+  class Told:
+    config = config_lib.default()
+
+    def routing(self, images):
+      return {'encoderblock_1': np.array(chosen)[None, :, None]}
+
+  Told.config.model.update(dict(experts=experts, head='gap'))
+  (cell,) = (c for c in notebook.cells if 'clf.routing' in c.source)
+  images = np.zeros((1, 8, 8, 1), np.uint8)
+  values = dict(clf=Told(), images=images, shown=[0], plt=pyplot)
+  exec(cell.source, values)
+  (drawn,) = values['axes'][1, 0].images
+  return drawn.to_rgba(drawn.get_array()).reshape(-1, 4)
+
+
+@pytest.mark.parametrize('experts', [2, 8, 16, 32])
+def test_each_expert_has_a_colour_of_its_own(notebook, experts):
+  """And a token that no expert took has none of them."""
+  side = 6
+  chosen = np.resize(np.arange(-1, experts), side * side)
+  colours = experts_drawn(notebook, experts, chosen)
+  assert len(np.unique(colours, axis=0)) == len(np.unique(chosen))
+  assert (colours[chosen == -1] == 1).all()  # white
+  pyplot.close('all')
+
+
 @pytest.mark.slow
 def test_encoded_images_are_seen(notebook, colours, capsys):
   values = {}
