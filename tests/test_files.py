@@ -1,4 +1,6 @@
+import contextlib
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -123,3 +125,13 @@ def test_an_address_is_refused_where_a_folder_is_written_to(
     with pytest.raises(UserError, match="'gs://bucket/run.*is an address"):
       use()
   assert not list(tmp_path.iterdir())
+
+
+def test_what_a_store_logs_of_a_failure_is_said_once(caplog):
+  logger = logging.getLogger('gcsfs')
+  with files.said_once(), contextlib.suppress(OSError):
+    logger.error('out of retries')
+    raise OSError
+  assert not caplog.records
+  logger.warning('later')
+  assert len(caplog.records) == 1

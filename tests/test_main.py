@@ -224,3 +224,19 @@ def test_a_corrupt_image_is_named_or_skipped(tmp_path):
   assert finished.returncode == 0, finished.stderr
   assert '1 image skipped, which cannot be read' in finished.stdout
   assert '8 examples' in finished.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('platform', ['rocm', 'nonsense'])
+def test_devices_that_are_not_there_are_one_line(platform):
+  ended = subprocess.run(
+    [sys.executable, '-m', 'vmoe_robust.main', DIGITS, '--workdir=run'],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': platform},
+    timeout=300,
+  )
+  assert ended.returncode == 1
+  *_, last = ended.stderr.strip().splitlines()
+  assert last.startswith('error: JAX finds no device') and platform in last
+  assert 'Traceback' not in ended.stderr

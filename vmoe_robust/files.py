@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -85,7 +86,7 @@ def absolute(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
     # etils, which does the reading, keeps the same one.
     options = {'finalize_on_close': True} if address.startswith('gs:') else {}
     system, place = fsspec.core.url_to_fs(address, **options)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), said_once():
       system.info(place)  # `exists` would hide what forbids it
   except Exception as error:  # each store has kinds of its own
     way = '; give a folder, or an address that these credentials may read'
@@ -96,6 +97,21 @@ def absolute(text: str | os.PathLike, field: str = 'the path') -> epath.Path:
       f'{field}={os.fspath(text)!r} cannot be reached: {said}{way}'
     ) from error
   return found
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+  """Of what goes wrong inside, the error that is raised says all.
+
+  The store of `gs://` logs each trial with a traceback besides.
+  """
+  logger = logging.getLogger('gcsfs')
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def local_path(text: str | os.PathLike, field: str) -> pathlib.Path:

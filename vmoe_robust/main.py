@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from vmoe_robust import files, staging
+from vmoe_robust import files, mesh, staging
 from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.cost import compilation_cache
 from vmoe_robust.distributed import pod
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
   }
   run_mode = modes[choose('config.mode', config.mode, modes)]
   with pod.together() if _DISTRIBUTED.value else contextlib.nullcontext():
+    mesh.require_devices()
     if _DISTRIBUTED.value and config.mode != 'train':
       # JAX now catches SIGTERM, for a run to save; others have nothing to.
       signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -71,12 +71,16 @@ def open_weights(
   where = files.expanded(path, field)
   system, place = file_system(where, field)
   try:
-    is_official, is_folder = (
-      system.exists(place + '.index'),
-      system.isdir(place),
-    )
+    with files.said_once():
+      is_official, is_folder = (
+        system.exists(place + '.index'),
+        system.isdir(place),
+      )
   except OSError as error:
-    raise UserError(f'{field}={where!r} cannot be reached: {error}') from error
+    raise UserError(
+      f'{field}={where!r} cannot be reached: {error}; give a path, or an '
+      'address that these credentials may read'
+    ) from error
   if where.endswith('.npz'):
     kind = NpzWeights
   elif where.endswith('.safetensors'):

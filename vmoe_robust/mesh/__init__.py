@@ -29,6 +29,24 @@ def rules(fsdp: bool = False) -> dict[str, tuple[str, ...]]:
   }
 
 
+def require_devices() -> None:
+  """Lets JAX find its devices, so that what is wrong is said at once.
+
+  Raises:
+    UserError: those that were asked for are not there.
+  """
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:  # of an unknown, and a known
+    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    said = str(error).strip().split('\n')[0] or type(error).__name__
+    raise UserError(
+      f'JAX finds no device of JAX_PLATFORMS={asked!r} ({said}); install '
+      'vmoe_robust[cuda] or [tpu] on a machine that has one, or set '
+      'JAX_PLATFORMS=cpu'
+    ) from error
+
+
 def create(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
   """A mesh of (data, expert, model) over all devices, or over `devices`.
 
