@@ -35,6 +35,9 @@ def refused(capsys, monkeypatch, *arguments):
   return message
 
 
+STEPS = '--config.train.steps'
+
+
 def test_ctrl_c_is_one_line(capsys, monkeypatch):
   def stopped(argv):
     raise KeyboardInterrupt
@@ -108,6 +111,18 @@ def test_no_such_field(capsys, monkeypatch):
   assert 'a field of another group: config.model.hidden' in other
   far = refused(capsys, monkeypatch, DIGITS, '--config.attack.radius=1')
   assert "'radius'" in far and 'config/fields.py' in far
+
+
+def test_values_and_files_that_are_misspelt(capsys, monkeypatch):
+  say = lambda *more: refused(capsys, monkeypatch, *more)
+  assert 'steps=many is no whole number; write' in say(DIGITS, f'{STEPS}=many')
+  assert 'steps= is no whole number' in say(DIGITS, f'{STEPS}=')
+  ema = say(DIGITS, '--config.train.ema=x')
+  assert 'config.train.ema=x is no number; write one, such as' in ema
+  end = say(DIGITS, '--config.attack.at_end=maybe')
+  assert 'at_end=maybe is neither True nor False; write one, such' in end
+  file = say(DIGITS.replace('digits_moe', 'digit_moe'))
+  assert 'did you mean' in file and 'configs/digits_moe.py' in file
 
 
 def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):

@@ -243,6 +243,7 @@ def test_images_that_do_not_fit(run):
     (IMAGES[0], r'shape \(8, 8, 1\); give \[batch'),
     (IMAGES[:0], 'one image at least'),
     (IMAGES[:, :4], r'\[4, 8, 1\]; the model takes \[8, 8, 1\].*resize'),
+    (np.moveaxis(IMAGES, -1, 1), r'\[1, 8, 8\]; the .*move the channels last'),
     (IMAGES.astype(np.float32), 'between 0.0 and 255.0; give pixels in'),
     (IMAGES / 255 - 0.5, 'give pixels in'),
   ]

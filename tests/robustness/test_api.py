@@ -87,6 +87,14 @@ def test_neither_batch_nor_devices_nor_neighbours_matter():
   np.testing.assert_array_equal(part.robust, whole.robust[:20])
 
 
+def test_images_that_were_divided_twice_are_told():
+  fn, images, labels = problem()
+  found = robust_accuracy(fn, images / 255, labels, attack='fgsm', **QUICK)
+  assert 'divided by 255 twice' in found.warnings[0]
+  found = robust_accuracy(fn, images, labels, attack='fgsm', **QUICK)
+  assert not any('divided' in text for text in found.warnings)
+
+
 def test_a_folder_belongs_to_one_question(tmp_path):
   fn, images, labels = problem()
   run = functools.partial(robust_accuracy, folder=tmp_path, **QUICK)
@@ -278,7 +286,9 @@ def test_results_are_named_by_their_budget():
     (dict(labels=[0]), 'one class for each of the 44'),
     (dict(labels=np.full(44, 7)), 'labels go up to 7; the model has 5'),
     (dict(labels=np.full(44, -1)), '44 of 44 labels are below 0, such as -1'),
-    (dict(labels=np.arange(44) / 7), 'one class for each of the 44'),
+    (dict(labels=np.arange(44) / 7), 'labels.astype.int.'),
+    (dict(labels=np.eye(44)), r'float64.44, 44.; .* labels.argmax.-1.'),
+    (dict(images=np.full((2, 6, 6, 1), 9)), 'images / 255 are, or uint8'),
     (dict(iterations=0), 'iterations=0 must be a whole number, 1 to'),
     (dict(queries=0), 'queries=0 must be a whole number'),
     (dict(batch_size=0), 'batch_size=0 must be a whole number'),

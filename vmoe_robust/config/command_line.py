@@ -1,5 +1,6 @@
 """What the programs share: one `--config` and short errors."""
 
+import difflib
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +12,13 @@ from ml_collections import config_flags
 from vmoe_robust.config.checks import require_fields
 from vmoe_robust.config.fields import ConfigDict, default, flatten
 from vmoe_robust.errors import UserError
+
+# What Python says of text that is of another kind than a field.
+_KINDS = {
+  'literal for int': 'no whole number',
+  'string to float': 'no number',
+  'Non-boolean': 'neither True nor False',
+}
 
 
 def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
@@ -28,7 +36,9 @@ def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
     return flag.value.copy_and_resolve_references()
   except OSError as error:  # it is read only now
     reason = str(error).splitlines()[-1].strip()
-    raise UserError(f'--config cannot be loaded: {reason}') from error
+    raise UserError(
+      f'--config cannot be loaded: {reason}{_file_like_it()}'
+    ) from error
 
 
 def load_run(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
@@ -82,7 +92,28 @@ def _parse(argv):
       f'no such field in --config: {words[0]!r}. {hint}'
     ) from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
-    raise UserError(str(error)) from error
+    raise UserError(_wrong_value(str(error)) or str(error)) from error
+
+
+def _file_like_it() -> str:
+  path = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  there = [file.name for file in path.parent.glob('*.py')]
+  near = difflib.get_close_matches(path.name, there, 1)
+  return f'; did you mean {path.parent / near[0]}' if near else ''
+
+
+def _wrong_value(said: str) -> str:
+  """What is to be written instead, where a value does not fit its field."""
+  found = re.fullmatch(r'flag --(config[\w.]*)=(.*?): (.*)', said, re.DOTALL)
+  if not found:
+    return ''
+  name, value, reason = found.groups()
+  for words, kind in _KINDS.items():
+    if words in reason:
+      usual = flatten(default()).get(name)
+      example = '' if usual is None else f', such as {usual}'
+      return f'{name}={value} is {kind}; write one{example}'
+  return ''
 
 
 def _elsewhere(name: str) -> str:

@@ -38,7 +38,7 @@ from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import routing
 from vmoe_robust.evaluate.target import of_model
 from vmoe_robust.models import Model, build, recognise, unbox
-from vmoe_robust.robustness.arguments import checked_images
+from vmoe_robust.robustness.arguments import checked_images, require_shape
 from vmoe_robust.robustness.target import Target, as_floats
 
 # Images of one call of a program, for each device that shares the batch: so
@@ -73,11 +73,7 @@ class Classifier:
       UserError: they are of another size, or the model has several labels an
         image.
     """
-    if shape != self.model.image_shape:
-      raise UserError(
-        f'images are {list(shape)}; the model takes '
-        f'{list(self.model.image_shape)}'
-      )
+    require_shape(shape, self.model.image_shape)
     if self.config.train.loss != 'softmax':
       raise UserError(
         f'the model has several labels an image ({self.config.train.loss} '
@@ -135,12 +131,7 @@ class Classifier:
 
   def _checked(self, images) -> np.ndarray:
     images = checked_images(images)
-    if images.shape[1:] != self.model.image_shape:
-      raise UserError(
-        f'images are {list(images.shape[1:])}; the model takes '
-        f'{list(self.model.image_shape)}, so resize them, as jax.image.resize '
-        'does'
-      )
+    require_shape(images.shape[1:], self.model.image_shape)
     return images
 
   def outputs(

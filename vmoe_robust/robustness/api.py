@@ -186,6 +186,7 @@ def robust_accuracy(
       archive=folder and folder / _X_ADV,
       on_turn=stages.update if progress else lambda *_: None,
     )
+  found.warnings[:0] = arguments.cautions(images)
   x_adv = keeper.x_adv if keeper else _archived(folder, eps, found, images)
   return _result(found, x_adv, settings)
 

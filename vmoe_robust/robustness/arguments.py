@@ -34,8 +34,9 @@ def images_and_labels(
     ) from error
   if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
     raise UserError(
-      f'labels are {labels.dtype}{list(labels.shape)}; give one class for each '
-      f'of the {len(images)} images'
+      f'labels are {labels.dtype}{list(labels.shape)}; give whole numbers, one '
+      f'class for each of the {len(images)} images: labels.astype(int), or '
+      'labels.argmax(-1) of a column a class'
     )
   small = labels.astype(np.int32)
   if (small != labels).any():
@@ -73,9 +74,38 @@ def checked_images(images: object) -> np.ndarray:
   if not ((images >= 0) & (images <= 1)).all():
     raise UserError(
       f'images are between {images.min()} and {images.max()}; give pixels in '
-      '[0, 1], and let the model normalise'
+      '[0, 1], as images / 255 are, or uint8, and let the model normalise'
     )
   return images
+
+
+def require_shape(
+  images: tuple[int, ...], wanted: tuple[int, int, int]
+) -> None:
+  """Refuses images of another shape than the model takes.
+
+  Raises:
+    UserError: says what to do with such images.
+  """
+  if images == wanted:
+    return
+  way = 'resize them, as jax.image.resize does'
+  if (*images[1:], images[0]) == wanted:
+    way = 'move the channels last, as images.transpose(0, 2, 3, 1) does'
+  raise UserError(
+    f'images are {list(images)}; the model takes {list(wanted)}, so {way}'
+  )
+
+
+def cautions(images: np.ndarray) -> list[str]:
+  """What makes images hard to believe."""
+  whole = 255 if images.dtype == np.uint8 else 1
+  if images.max() <= whole / 255:
+    return [
+      f'all pixels are at most {images.max() / whole:.2g} of white, nearly '
+      'black: were they divided by 255 twice?'
+    ]
+  return []
 
 
 def classes(labels: np.ndarray, count: int) -> None:

@@ -85,9 +85,8 @@ class Unfinished:
     if theirs != ours:
       name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
       raise UserError(
-        f'{self._folder} has the beginning of another run: {name} is '
-        f'{ours.get(name)!r} here and was {theirs.get(name)!r}; choose another '
-        'folder, or delete this one'
+        f'{self._folder} is of another run: {name} is {ours.get(name)!r} here '
+        f'and was {theirs.get(name)!r}; choose another folder'
       )
     if jax.process_index() == 0:
       write_json(path, ours)
