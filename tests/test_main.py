@@ -141,6 +141,9 @@ def test_workdir_that_cannot_be_written(capsys, monkeypatch, tmp_path):
     (GET + '  c.train.stepz = 3\n  return c\n', 'did you mean config.train.st'),
     (GET + '  del c.train.steps\n  return c\n', 'config.train.steps is missi'),
     (GET + '  return c.train\n', 'is of no run'),
+    (GET + "  return {'mode': 'train'}\n", 'returns a dict, no ConfigDict'),
+    (GET + "  c.seed = int('1 2')\n  return c\n", "10: '1 2'"),
+    (GET + "  open('no.json')\n  return c\n", "directory: 'no.json'"),
     ('from configs.experiments.digits_paper import *\n', 'is of many runs'),
   ],
 )
@@ -253,5 +256,5 @@ def test_devices_that_are_not_there_are_one_line(platform):
   )
   assert ended.returncode == 1
   *_, last = ended.stderr.strip().splitlines()
-  assert last.startswith('error: JAX finds no device') and platform in last
+  assert last.startswith('error: JAX cannot use its') and platform in last
   assert 'Traceback' not in ended.stderr

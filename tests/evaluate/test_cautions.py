@@ -55,4 +55,6 @@ def test_a_folder_is_itself_however_it_is_spelt(tmp_path, monkeypatch, spelt):
 
 def test_a_version_makes_no_other_data():
   named = lambda name: data_of(name=name, split='train')
-  assert warned(named('pets:1.0.0'), named('pets'), _Images(9))
+  for version in (':1.0.0', '/1.0.0', ''):
+    assert warned(named(f'pets{version}'), named('pets'), _Images(9))
+  assert not warned(named('pets/large'), named('pets'), _Images(9))

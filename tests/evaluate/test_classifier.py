@@ -244,6 +244,8 @@ def test_images_that_do_not_fit(run):
     (IMAGES[:0], 'one image at least'),
     (IMAGES[:, :4], r'\[4, 8, 1\]; the model takes \[8, 8, 1\].*resize'),
     (np.moveaxis(IMAGES, -1, 1), r'\[1, 8, 8\]; the .*move the channels last'),
+    (np.zeros((2, 1, 9, 9)), r'\[1, 9, 9\]; the .*move the channels last'),
+    (np.zeros((2, 8, 8, 3)), r'\[8, 8, 3\]; the .*give them 1 channels'),
     (IMAGES.astype(np.float32), 'between 0.0 and 255.0; give pixels in'),
     (IMAGES / 255 - 0.5, 'give pixels in'),
   ]

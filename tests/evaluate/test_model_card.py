@@ -129,7 +129,7 @@ def test_named_results_have_to_be_there(run, tmp_path, capsys, named):
     ['export', str(run), str(out), '--results', str(tmp_path / named)]
   )
   [line] = capsys.readouterr().err.splitlines()
-  assert line.startswith('error: results: ') and named in line
+  assert line.startswith('error: --results: ') and named in line
   assert not out.exists() and not out.with_suffix('.md').exists()
 
 
@@ -138,8 +138,8 @@ def test_results_may_be_of_a_folder_of_runs(run, save_run, tmp_path):
     fields = dict(weights__checksum=fingerprint(run, 1), asked__attack=name)
     save_run(f'many/{name}', [0, 1, 2, 9], **fields)
   out = tmp_path / 'moe.safetensors'
-  front, _ = exported(run, out, '--results', tmp_path / 'many')
-  assert len(front['model-index'][0]['results']) > 0
+  _, text = exported(run, out, '--results', tmp_path / 'many')
+  assert 'one' in text and 'two' in text
 
 
 def test_weights_are_no_markdown(run, tmp_path, capsys):

@@ -87,10 +87,11 @@ def test_neither_batch_nor_devices_nor_neighbours_matter():
   np.testing.assert_array_equal(part.robust, whole.robust[:20])
 
 
-def test_images_that_were_divided_twice_are_told():
+def test_images_that_were_divided_twice_are_told(caplog):
   fn, images, labels = problem()
   found = robust_accuracy(fn, images / 255, labels, attack='fgsm', **QUICK)
   assert 'divided by 255 twice' in found.warnings[0]
+  assert 'divided by 255 twice' in caplog.text
   found = robust_accuracy(fn, images, labels, attack='fgsm', **QUICK)
   assert not any('divided' in text for text in found.warnings)
 

@@ -63,7 +63,8 @@ def _verify(arguments) -> int:
 def _export(arguments) -> int:
   source, out = arguments.source, arguments.out
   with contextlib.closing(open_weights(source, field='source')) as weights:
-    card = model_card.card_path(out, arguments.overwrite, arguments.results)
+    model_card.require_results(arguments.results)
+    card = model_card.card_path(out, arguments.overwrite)
     export(weights, out, overwrite=arguments.overwrite)
     print(f'{out}: {len(weights.shapes)} arrays of {source}')
     for line in model_card.write_card(

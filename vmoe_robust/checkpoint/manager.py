@@ -124,8 +124,8 @@ class Checkpoints:
     items['extra'] = ocp.args.JsonRestore()
     args = ocp.args.Composite(**items)
     found = self._orbax.restore(self.path(step), args=args)
-    later = integrity.read_seal(self.path(step)).get('extra', {})
-    return {k: found[k] for k in abstract}, found['extra'] | later
+    extra = found['extra'] | writer.added(self._directory, step)
+    return {k: found[k] for k in abstract}, extra
 
   def damage(self, step: int) -> str:
     """What is wrong with a step's files; '' if they are as they were sealed.

@@ -140,7 +140,10 @@ class Writer:
     """Writes what was measured of a checkpoint that is finished."""
     if jax.process_index() == 0:
       with _as_warning(f'what was measured at step {step} cannot be written'):
-        integrity.add_metrics(self._directory / str(step), metrics, extra)
+        try:
+          integrity.add_metrics(self._directory / str(step), metrics, extra)
+        except ValueError as error:  # it was damaged meanwhile
+          raise OSError(error) from error
       self._prune()  # another one may be the best now
     together('metrics')
     self._best = None
@@ -291,10 +294,19 @@ def _metrics(directory: epath.Path) -> dict[int, dict[str, float] | None]:
 
 def is_unmeasured(directory: epath.Path, step: int) -> bool:
   """Whether a run stopped at a step before it had measured what was due."""
+  return _sealed(directory, step).get('unmeasured', False)
+
+
+def added(directory: epath.Path, step: int) -> dict:
+  """What was measured later changed in a checkpoint's `extra`."""
+  return _sealed(directory, step).get('extra', {})
+
+
+def _sealed(directory, step) -> dict:
   try:
-    return integrity.read_seal(directory / str(step)).get('unmeasured', False)
+    return integrity.read_seal(directory / str(step))
   except ValueError:
-    return False
+    return {}
 
 
 def _clear(directory):
@@ -307,7 +319,7 @@ def _clear(directory):
 def _as_warning(what):
   try:
     yield
-  except (OSError, ValueError) as error:
+  except OSError as error:
     logging.warning('%s: %s', what, _short(error))
 
 

@@ -1,6 +1,7 @@
 """Refusing what cannot work, before anything is compiled."""
 
 import difflib
+import functools
 import math
 
 from vmoe_robust.config.fields import (
@@ -75,7 +76,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 def require_fields(config: ConfigDict) -> None:
   """Refuses what has not the fields of `default()`, and these alone.
 
-  A config file may add fields, which a command line cannot.
+  A config file may add fields in silence, which a command line cannot.
 
   Raises:
     UserError: names the field, and one that is like it.
@@ -88,21 +89,25 @@ def require_fields(config: ConfigDict) -> None:
       'configs/digits_moe.py does'
     )
     raise UserError(f'--config {way}')
-  known, found = flatten(default()), flatten(config)
+  known, found = _fields(), flatten(config)
   for name in found:
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
+      near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
       hint = f', did you mean {near[0]}' if near else ''
       raise UserError(
-        f'{name}={found[name]!r}, which the config file sets, is no field'
-        f'{hint}; vmoe_robust/config/fields.py has them all'
+        f'{name}={found[name]!r} is no field{hint}; '
+        'vmoe_robust/config/fields.py has them all'
       )
-  for name in known:
-    if name not in found:
-      raise UserError(
-        f'{name} is missing; a config file changes config.default(), which has '
-        'all fields'
-      )
+  for name in sorted(known - found.keys()):
+    raise UserError(
+      f'{name} is missing; a config file changes config.default(), which has '
+      'all fields'
+    )
+
+
+@functools.cache
+def _fields() -> frozenset[str]:
+  return frozenset(flatten(default()))
 
 
 def validate(config: ConfigDict, devices: int) -> None:

@@ -33,7 +33,11 @@ def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
   if flag.value is None:
     raise UserError('--config names no file; try configs/digits_moe.py')
   try:
-    return flag.value.copy_and_resolve_references()
+    copy = getattr(flag.value, 'copy_and_resolve_references', None)
+    if copy is None:
+      kind = type(flag.value).__name__
+      raise UserError(f'--config: get_config() returns a {kind}, no ConfigDict')
+    return copy()
   except OSError as error:  # it is read only now
     reason = str(error).splitlines()[-1].strip()
     raise UserError(
@@ -85,18 +89,31 @@ def _parse(argv):
         'configuration; see configs/digits_moe.py'
       ) from error
     words = re.findall(r'[\w?]+', str(error).replace('\\n', ' '))
-    if not words or words[0] == 'module':  # of Python code, and no field
+    # Of Python code, and no field.
+    if not words or words[0] in ('module', 'FrozenConfigDict'):
       raise UserError(f'--config: {type(error).__name__}: {error}') from error
     hint = ' '.join(words[1:]) or _elsewhere(words[0])
     raise UserError(
       f'no such field in --config: {words[0]!r}. {hint}'
     ) from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
-    raise UserError(_wrong_value(str(error)) or str(error)) from error
+    raise UserError(_wrong_value(str(error)) or _last(str(error))) from error
+
+
+def _last(said: str) -> str:
+  """Of what a config file raised, whose traceback is in the text, the end."""
+  first, *rest = said.strip().splitlines()
+  if not rest:
+    return first
+  places = re.findall(r'File "(.*)", line (\d+)', said)
+  where = f'{places[-1][0]}, line {places[-1][1]}: ' if places else ''
+  return f'--config: {where}{rest[-1].strip()}'
 
 
 def _file_like_it() -> str:
   path = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  if path.exists():  # what it opens is not there
+    return ''
   there = [file.name for file in path.parent.glob('*.py')]
   near = difflib.get_close_matches(path.name, there, 1)
   return f'; did you mean {path.parent / near[0]}' if near else ''
@@ -104,7 +121,7 @@ def _file_like_it() -> str:
 
 def _wrong_value(said: str) -> str:
   """What is to be written instead, where a value does not fit its field."""
-  found = re.fullmatch(r'flag --(config[\w.]*)=(.*?): (.*)', said, re.DOTALL)
+  found = re.fullmatch(r'flag --(config\.[\w.]+)=(.*?): (.*)', said, re.DOTALL)
   if not found:
     return ''
   name, value, reason = found.groups()

@@ -14,6 +14,7 @@ from vmoe_robust.config.limits import (
 )
 from vmoe_robust.errors import UserError
 
+_QUERIES = default().attack.queries
 EXPERT_MODES = ('capacity', 'dropless')
 DTYPES = ('float32', 'bfloat16')
 # Attacks on every image to the end, with all the settings of `config.attack`;
@@ -55,7 +56,7 @@ def validate_attack(attack: ConfigDict) -> None:
   choose('config.attack.norm', attack.norm, NORMS)
   choose('config.attack.target', attack.target, TARGETS)
   choose('config.attack.experts', attack.experts, EXPERT_MODES)
-  positive('config.attack.steps', attack.steps)
+  positive('config.attack.steps', attack.steps, MOST_COUNT)
   between('config.attack.restarts', attack.restarts, 0, MOST_COUNT)
   for name in (
     'step_size',
@@ -100,7 +101,7 @@ def validate_attack(attack: ConfigDict) -> None:
     )
   if attack.compute_dtype:
     choose('config.attack.compute_dtype', attack.compute_dtype, DTYPES)
-  positive('config.attack.queries', attack.queries)
+  positive('config.attack.queries', attack.queries, MOST_COUNT)
   if attack.name == 'paper':
     _fixed(attack, dict(norm='linf', step_size=0.0, restarts=0, momentum=0.0))
   if attack.name not in WHOLE_ATTACKS:
@@ -115,8 +116,7 @@ def require_queries(attack: ConfigDict) -> None:
   Raises:
     UserError: `config.attack.queries` would have no effect.
   """
-  usual = default().attack.queries
-  if attack.queries != usual and not {*attack.name.split('+')} & {*QUERYING}:
+  if attack.queries != _QUERIES and not {*attack.name.split('+')} & {*QUERYING}:
     raise UserError(
       f'config.attack.queries={attack.queries} has no effect with '
       f'config.attack.name={attack.name!r}, which has no Square; leave it out, '

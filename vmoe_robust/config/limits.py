@@ -9,7 +9,7 @@ from vmoe_robust.errors import UserError
 
 # Of more choices than this, an error names only the first few.
 _NAMED, _FEW = 40, 5
-# Of steps and other counts: devices count in 32 bits, and add to them.
+# Of an attack's steps and the like, to which devices add.
 MOST_COUNT = 10**9
 
 
@@ -53,11 +53,11 @@ def numbers(field: str, values: Iterable) -> None:
       raise UserError(f'{field}={value!r} is not a number; write {hint}')
 
 
-def positive(field: str, value: int) -> int:
-  """Returns `value` if it is 1 or more, and no more than devices count."""
+def positive(field: str, value: int, most: int = 2**31 - 1) -> int:
+  """Returns `value` if it is from 1 to `most`; devices count in 31 bits."""
   _finite(field, value)
-  if not 1 <= value <= MOST_COUNT:
-    way = '1 or more' if value < 1 else f'{MOST_COUNT} or less'
+  if not 1 <= value <= most:
+    way = '1 or more' if value < 1 else f'{most} or less'
     raise UserError(f'{field}={value} must be {way}')
   return value
 

@@ -1,6 +1,7 @@
 """What is to be known of data before a number on them is believed."""
 
 import os
+import re
 
 from ml_collections import ConfigDict
 
@@ -48,7 +49,7 @@ def _called(data: ConfigDict) -> tuple[str, str]:
   """The name of a data set without a version, or the folder that it is."""
   if data.name == 'folder':
     return data.name, os.path.realpath(files.expanded(data.dir))
-  return data.name.partition(':')[0], ''
+  return re.sub(r'[:/]\d+\.\d+\.\d+$', '', data.name), ''
 
 
 def _fewer_classes(there: int, known: int) -> tuple[str, ...]:

@@ -43,7 +43,8 @@ def finished(
     return False
   results = read_results(workdir)
   before, training = results['weights']['step'], config.mode == 'train'
-  if training and (_of_validation(results) or (before or 0) < step):
+  earlier = before is not None and before < step
+  if training and (earlier or _of_validation(results)):
     return False  # of an attack while training
   changed = changes(config, results, step, checksum)
   if not changed and _other_examples(results, examples()):

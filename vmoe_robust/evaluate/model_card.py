@@ -27,21 +27,24 @@ from vmoe_robust.report.table import percent, radius
 _RESULTS = (RESULTS, f'*/{RESULTS}', f'*/*/{RESULTS}')
 
 
-def card_path(
-  out: str | pathlib.Path, overwrite: bool, results: Sequence[str] = ()
-) -> pathlib.Path:
-  """Where the card of exported weights goes: the same name, ending in .md.
-
-  It is asked before weights are exported, so that nothing is written where the
-  card could not be.
+def require_results(folders: Sequence[str]) -> None:
+  """Refuses folders of runs in which there is no run.
 
   Raises:
-    UserError: there is a file already, or no results where they are named.
+    UserError: names the first, and what is wrong.
   """
-  for folder in results:
+  for folder in folders:
     problems = Problems()
     if not find([folder], problems):
-      raise UserError('results: ' + '; '.join(problems.lines))
+      raise UserError(f'--results: {"; ".join(problems.lines)}')
+
+
+def card_path(out: str | pathlib.Path, overwrite: bool) -> pathlib.Path:
+  """Where the card of exported weights goes: the same name, ending in .md.
+
+  Raises:
+    UserError: there is a file already.
+  """
   weights = pathlib.Path(files.path(out, 'out'))
   path = weights.with_suffix('.md')
   # Weights have another ending: `export` refuses this one.

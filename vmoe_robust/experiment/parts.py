@@ -154,8 +154,8 @@ def _judging(config, group, entry, training: Part) -> Part:
   # As it will be on the model that the training makes, days from now.
   with _named(f'config.{group} {entry["name"]!r} of {training.name}'):
     whole = combine_saved(made, training.config)
-    if whole.mesh == default().mesh:
-      validate(whole, 1)
+    if training.seed == config.seeds[0]:  # others differ in nothing else
+      _validate(whole)
   return Part(
     number=0,
     name=name,
@@ -179,15 +179,23 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
   if config.data_dir:
     made.data.dir = config.data_dir
   made.update(own)
-  mesh = default().mesh
   if made.mode != MODES[group]:
     raise UserError(
       f'{where}: config.mode={made.mode!r} is changed; name it in another group'
     )
-  if made.mesh == mesh:  # else it asks for devices, which a part may have
-    with _named(where):
-      validate(made, 1)
+  with _named(where):
+    _validate(made)
   return made
+
+
+def _validate(config: ConfigDict) -> None:
+  if config.mesh == _any_mesh():  # else it asks for devices, which may be there
+    validate(config, 1)
+
+
+@functools.cache
+def _any_mesh() -> ConfigDict:
+  return default().mesh
 
 
 @contextlib.contextmanager

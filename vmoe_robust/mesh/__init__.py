@@ -38,12 +38,12 @@ def require_devices() -> None:
   try:
     jax.devices()
   except (AssertionError, RuntimeError) as error:  # of an unknown, and a known
-    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
-    said = str(error).strip().split('\n')[0] or type(error).__name__
+    asked = jax.config.jax_platforms or ''  # type: ignore[attr-defined]
+    said = str(error).strip().split('\n')[0] or 'there is none'
     raise UserError(
-      f'JAX finds no device of JAX_PLATFORMS={asked!r} ({said}); install '
-      'vmoe_robust[cuda] or [tpu] on a machine that has one, or set '
-      'JAX_PLATFORMS=cpu'
+      f'JAX cannot use its devices (JAX_PLATFORMS={asked!r}): {said}. On a '
+      'machine that has them install vmoe_robust[cuda] or [tpu] and see that '
+      'no other program holds them; JAX_PLATFORMS=cpu works everywhere'
     ) from error
 
 

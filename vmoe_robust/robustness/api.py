@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from vmoe_robust.attacks import Budget, Ensemble, ensemble, label
@@ -142,6 +143,8 @@ def robust_accuracy(
       or one whose images change each other's predictions.
   """
   images, labels = arguments.images_and_labels(images, labels)
+  for text in (told := arguments.cautions(images)):
+    logging.warning('%s', text)  # now, for an attack may take hours
   names = arguments.attack(attack)
   norm, eps = arguments.ball(norm, eps)
   counts = dict(iterations=iterations, queries=queries, batch_size=batch_size)
@@ -186,7 +189,7 @@ def robust_accuracy(
       archive=folder and folder / _X_ADV,
       on_turn=stages.update if progress else lambda *_: None,
     )
-  found.warnings[:0] = arguments.cautions(images)
+  found.warnings[:0] = told
   x_adv = keeper.x_adv if keeper else _archived(folder, eps, found, images)
   return _result(found, x_adv, settings)
 

@@ -90,8 +90,10 @@ def require_shape(
   if images == wanted:
     return
   way = 'resize them, as jax.image.resize does'
-  if (*images[1:], images[0]) == wanted:
-    way = 'move the channels last, as images.transpose(0, 2, 3, 1) does'
+  if images[2] != wanted[2]:
+    way = f'give them {wanted[2]} channels, the last axis'
+    if images[0] == wanted[2]:
+      way = 'move the channels last, as images.transpose(0, 2, 3, 1) does'
   raise UserError(
     f'images are {list(images)}; the model takes {list(wanted)}, so {way}'
   )
