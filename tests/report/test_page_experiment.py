@@ -62,8 +62,13 @@ def folder(tmp_path, save_run):
     'command': 'python -m vmoe_robust.experiment --config=twins.py',
     'figures': [about],
     'parts': [
-      {'number': 1, 'name': 'a_seed0', 'state': 'finished', 'usage': USAGE},
-      {'number': 2, 'name': 'b_seed0', 'state': 'failed', 'usage': None},
+      part | {'folder': f'run{i}'}
+      for i, part in enumerate(
+        [
+          {'number': 1, 'name': 'a_seed0', 'state': 'finished', 'usage': USAGE},
+          *[{'number': 2, 'name': 'b', 'state': 'failed', 'usage': None}] * 16,
+        ]
+      )
     ],
   }
   write_json(tmp_path / 'experiment.json', said)
@@ -84,7 +89,7 @@ def test_it_says_what_runs_say_together(folder):
   )
   assert sentence in text and '(over 2 seeds)' in text
   assert '+25.0 [-20.0, +10.0]</strong> points (one seed' in text
-  assert 'Experiment twins, 1 of 2 parts are finished' in text
+  assert 'Experiment twins, 1 of 17 parts are finished' in text
   assert 'Main figure' in text and 'a_seed0' in text
   assert '-4.0, +0.0' in text and '0.25, 0.25' in text
   assert '6.25' in text
@@ -145,6 +150,15 @@ def test_warnings_of_all_runs_are_shown(folder, save_run, tmp_path):
   write_json(path, found | {'warnings': many})
   text, _ = shown(folder)
   assert 'More warnings: 18' in text and 'run3: number 19' in text
+
+
+def test_runs_of_no_part_are_left_out(folder, save_run):
+  """Those of other models, of which the experiment was not asked last."""
+  save_run('other', [0, 1], [0, 9], [0, 1], warnings=['of another model'])
+  save_run('run3/attacks/pgd', [0, 1], [0, 9], [0, 1], warnings=['of a part'])
+  text, [line] = shown(folder)
+  assert 'of another model' not in text and 'of a part' in text
+  assert line.startswith('1 runs in') and 'experiment twins' in line
 
 
 def test_another_run_beside_an_experiment_is_shown(folder, tmp_path_factory):

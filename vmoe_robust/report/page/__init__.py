@@ -96,6 +96,14 @@ def _page(paths: Sequence[str | os.PathLike], problems: Problems) -> str:
   if not runs:
     raise UserError('no run to report of: ' + '; '.join(problems.lines))
   experiments = experiment.experiments(paths, problems)
+  for one in experiments:
+    kept = [run for run in runs if not one.leaves_out(run)]
+    if kept and len(kept) < len(runs):
+      problems.add(
+        f'{len(runs) - len(kept):,} runs in {one.folder} that are of no part '
+        f'of the experiment {one.name}, as it was asked for last'
+      )
+      runs = kept
   # Experiments name the pairs and seeds that they compare.
   compared = len(experiments) < len(paths)
   return render(runs, problems, experiments, compared)

@@ -59,6 +59,7 @@ class Experiment:
   """What a page shows of an experiment."""
 
   folder: epath.Path
+  folders: Sequence[str]  # of its parts, in that one
   name: str
   state: str  # such as '12 of 14 parts are finished'
   command: str
@@ -70,8 +71,17 @@ class Experiment:
 
   def has(self, run: Run) -> bool:
     """Whether the run's folder is in that of the experiment."""
-    inner, outer = map(os.path.abspath, (run.results.folder, self.folder))
-    return inner.startswith(f'{outer}/')
+    return _is_in(run, self.folder)
+
+  def leaves_out(self, run: Run) -> bool:
+    """Whether it is in that folder and of no part, but of other models."""
+    folders = [self.folder / name for name in self.folders]
+    return self.has(run) and not any(_is_in(run, one) for one in folders)
+
+
+def _is_in(run: Run, folder: epath.Path) -> bool:
+  inner, outer = map(os.path.abspath, (run.results.folder, folder))
+  return f'{inner}/'.startswith(f'{outer}/')
 
 
 def experiments(
@@ -111,6 +121,7 @@ def _experiment(path: str | os.PathLike, problems: Problems):
   done = sum(part['state'] == 'finished' for part in said['parts'])
   return Experiment(
     folder=folder,
+    folders=[part['folder'] for part in said['parts']],
     name=said['name'],
     state=f'{done} of {len(said["parts"])} parts are finished',
     command=said['command'],
