@@ -174,16 +174,18 @@ def test_the_last_attack_has_the_memory_of_training(tmp_path, monkeypatch):
 def test_lengths_that_few_would_want_are_said(ema, warmup, steps, words):
   config = small(**{'train.ema': ema, 'train.steps': steps})
   config.train.optimizer.warmup_steps = warmup
-  said = list(loop._expected(config, mesh_lib.create((2, 4, 1))))
+  said = list(loop._expected(config, mesh_lib.create((2, 4, 1)), 1437))
   assert len(said) == len(words)
   assert all(a in b for a, b in zip(words, said, strict=True))
+  (line,) = set(loop._expected(config, mesh_lib.create((2, 4, 1)), 9)) - {*said}
+  assert f'batch_size={config.train.batch_size} of 9 images' in line
 
 
 def test_groups_larger_than_a_device_s_share_are_said():
   config = small(**{'train.batch_size': 16, 'model.router.group_images': 8})
   config.train.optimizer.warmup_steps, config.train.ema = 0, 0.0
   config.model.update(experts=4, moe_every=2, moe_last=0, moe_blocks=())
-  said = lambda: list(loop._expected(config, mesh_lib.create((2, 4, 1))))
+  said = lambda: list(loop._expected(config, mesh_lib.create((2, 4, 1)), 1437))
   (line,) = said()
   assert 'runs on 64 images a step' in line and 'batch_size=16' in line
   config.model.router.group_images = 2

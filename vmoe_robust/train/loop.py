@@ -94,7 +94,7 @@ def _run(config, workdir, splits):
       say(f'finished; checkpoints are in {staging.name(workdir)}/checkpoints')
 
 
-def _expected(config: ConfigDict, mesh: Mesh) -> Iterator[str]:
+def _expected(config: ConfigDict, mesh: Mesh, images: int) -> Iterator[str]:
   """What sizes that were asked for mean, where few would want it."""
   train, warmup = config.train, config.train.optimizer.warmup_steps
   left = train.ema**train.steps
@@ -110,6 +110,11 @@ def _expected(config: ConfigDict, mesh: Mesh) -> Iterator[str]:
       'the learning rate rises to the end and does not fall'
     )
   router, size = config.model.router, train.batch_size
+  if size > images:
+    yield (
+      f'config.train.batch_size={size} of {images} images: a batch has each of '
+      'them more than once'
+    )
   whole = padded_batch(size, router.group_images, mesh)
   if config.model.experts and router.name != 'soft' and whole > size:
     yield (
@@ -269,7 +274,7 @@ class Trainer:
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
       f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
-    for line in _expected(self.config, self.mesh):
+    for line in _expected(self.config, self.mesh, len(self.splits.train)):
       say(line)
     if is_told(self.config):
       say(
