@@ -46,7 +46,7 @@ def load(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
 
 
 def load_run(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
-  """The same, of one run.
+  """The same, of one run, looked at before any field is used.
 
   Raises:
     UserError: as of `load`, or it has other fields than a run has.
