@@ -112,7 +112,7 @@ def _expected(config: ConfigDict, mesh: Mesh, images: int) -> Iterator[str]:
   router, size = config.model.router, train.batch_size
   if size > images:
     yield (
-      f'config.train.batch_size={size} of {images} images: a batch has each of '
+      f'config.train.batch_size={size} of {images} images: a batch has some of '
       'them more than once'
     )
   whole = padded_batch(size, router.group_images, mesh)
