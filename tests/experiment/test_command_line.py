@@ -31,7 +31,7 @@ for arguments in json.loads(sys.stdin.read()):
     flags.FLAGS[name].unparse()
   with contextlib.redirect_stdout(io.StringIO()) as out:
     try:
-      command_line.run(program.main)
+      command_line.run(program.main, program.FIELDS)
     except SystemExit as stop:
       answers.append([stop.code, out.getvalue()])
 print(json.dumps(answers))
@@ -48,7 +48,14 @@ REFUSED = {
   '--jobs=9999': ['--jobs=9999', 'use 1 to '],
   '--distributed': ['--only=NUMBER'],
   "--config.select=('moe',)": ["config.select='moe'", "'moe_e8'"],
-  '--config.seed=1': ["no such field in --config: 'seed'"],
+  '--config.seed=1': [
+    "no such field in --config: 'seed'",
+    'Did you mean seeds',
+  ],
+  '--config.compilation_cache=x': [
+    "no such field in --config: 'compilation_cache'",
+    'There are runs, attacks,',
+  ],
   '--workdir=gs://b/x': ['gs://b/x', 'mounted folder'],
   '--config=configs/experiments/none.py': ['none.py'],
   '--config=configs/digits_moe.py': ['is that of one run'],

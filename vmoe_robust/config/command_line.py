@@ -1,9 +1,10 @@
 """What the programs share: one `--config` and short errors."""
 
 import difflib
+import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -61,13 +62,14 @@ def name() -> str:
   return Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], fields: Sequence[str] = ()) -> None:
   """A program; what the user can mend is one line and exit code 1.
 
-  Ctrl-C is one line and exit code 130, as shells have it.
+  Ctrl-C is one line and exit code 130, as shells have it. `fields` are those
+  of its `--config`, where that is not of one run.
   """
   try:
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=functools.partial(_parse, fields))
   except UserError as error:
     sys.exit(f'error: {error}')
   except KeyboardInterrupt:
@@ -75,7 +77,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.exit(130)
 
 
-def _parse(argv):
+def _parse(fields, argv):
   try:
     return flags.FLAGS(argv)
   except SyntaxError as error:  # of the file
@@ -92,7 +94,7 @@ def _parse(argv):
     # Of Python code, and no field.
     if not words or words[0] in ('module', 'FrozenConfigDict'):
       raise UserError(f'--config: {type(error).__name__}: {error}') from error
-    hint = ' '.join(words[1:]) or _elsewhere(words[0])
+    hint = ' '.join(words[1:]) or _elsewhere(words[0], fields)
     raise UserError(
       f'no such field in --config: {words[0]!r}. {hint}'
     ) from error
@@ -133,8 +135,13 @@ def _wrong_value(said: str) -> str:
   return ''
 
 
-def _elsewhere(name: str) -> str:
+def _elsewhere(name: str, fields: Sequence[str]) -> str:
   """Where a field of this name is, if it is not where it was looked for."""
+  if fields:
+    return (
+      f'There are {", ".join(fields)}; what its runs change is written in the '
+      'file itself'
+    )
   found = [f for f in flatten(default()) if f.rpartition('.')[2] == name]
   found = [f for f in found if not f.startswith('config.study.')] or found
   if not found:

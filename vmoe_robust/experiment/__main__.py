@@ -17,7 +17,7 @@ from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment import states as states_lib
 from vmoe_robust.experiment.accuracies import accuracies, attacked
-from vmoe_robust.experiment.description import checked
+from vmoe_robust.experiment.description import FIELDS, checked
 from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.markdown import MARKDOWN, markdown
 from vmoe_robust.experiment.parts import Part, parts
@@ -221,4 +221,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, FIELDS)
