@@ -102,6 +102,7 @@ def test_a_run_as_safetensors(tmp_path, capsys):
   assert f'{out}: 41 arrays of {tmp_path / "run"}' in capsys.readouterr().out
   weights = open_weights(out)
   assert weights.config == config and weights.renamed == {}
+  assert weights.step == 1
   weights.close()
   same(out, arrays_of(tmp_path / 'run'))
   theirs = safetensors.numpy.load_file(out)  # its own library agrees
@@ -119,7 +120,7 @@ def test_convolutions_go_to_safetensors_and_back(tmp_path):
   out = tmp_path / 'vit.safetensors'
   assert main(['export', str(tmp_path / 'run'), str(out)]) == 0
   weights = open_weights(out)
-  assert weights.config == config
+  assert weights.config == config and weights.step == 1
   weights.close()
   same(out, {'/'.join(path): leaf for path, leaf in flatten_dict(ema).items()})
 
@@ -205,6 +206,7 @@ def test_what_released_files_do_not_have(tmp_path, capsys, fields, what):
 
 class Failing:
   where, renamed, config, class_names = 'here', {}, None, ()
+  step = None
 
   def __init__(self, weights):
     self.shapes, self._weights, self._left = weights.shapes, weights, 3
@@ -214,6 +216,9 @@ class Failing:
     if not self._left:
       raise UserError('damaged')
     return self._weights.read(name, index)
+
+  def stamp(self):
+    return None
 
   def close(self):
     pass

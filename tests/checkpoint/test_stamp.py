@@ -3,10 +3,11 @@
 import os
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from tests.checkpoint import official_writer
-from vmoe_robust.checkpoint import open_weights, stamp
+from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.checkpoint.export import export
 
 
@@ -20,8 +21,26 @@ def test_content_counts_where_size_and_time_are_the_same(tmp_path):
     out = tmp_path / 'out.safetensors'
     export(open_weights(first), out, overwrite=True)
     os.utime(out, (1e9, 1e9))
-    stamps.add(stamp(str(out)))
+    stamps.add(open_weights(out).stamp())
   assert len(stamps) == 2
+
+
+@pytest.mark.parametrize(
+  'name, is_same',
+  [('a.safetensors', True), ('a.npz', True), ('other.safetensors', False)],
+)
+def test_a_copy_is_known_by_its_checksums(tmp_path, name, is_same):
+  path, arrays = tmp_path / name, {'cls': np.zeros((1, 1, 4), np.float32)}
+  if path.suffix == '.npz':
+    np.savez(path, **arrays)
+  else:
+    safetensors.numpy.save_file(arrays, tmp_path / 'other.safetensors')
+    if name != 'other.safetensors':  # that of others has no checksums
+      export(open_weights(tmp_path / 'other.safetensors'), path)
+  copy = tmp_path / f'copy{path.suffix}'
+  copy.write_bytes(path.read_bytes())
+  os.utime(copy, (1e9, 1e9))
+  assert (open_weights(copy).stamp() == open_weights(path).stamp()) == is_same
 
 
 def test_all_files_of_an_official_checkpoint_count(tmp_path):
@@ -32,10 +51,10 @@ def test_all_files_of_an_official_checkpoint_count(tmp_path):
     (tmp_path / other).write_bytes(b'of something else')
   files = sorted(tmp_path.glob('p.*-*'))
   assert len(files) == 2
-  stamps = [stamp(str(prefix))]
+  stamps = [open_weights(prefix).stamp()]
   for file in files:
     content, time = file.read_bytes(), file.stat().st_mtime
     file.write_bytes(content.replace(bytes(4), b'1234', 1))
     os.utime(file, (time, time))
-    stamps.append(stamp(str(prefix)))
+    stamps.append(open_weights(prefix).stamp())
   assert len(set(stamps)) == 3

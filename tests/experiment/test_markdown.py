@@ -72,6 +72,30 @@ def test_warnings_and_numbers_of_images_are_told(tmp_path):
   assert '| 100 | 300 | 1.00 GiB |' in text
 
 
+def test_what_is_left_out_is_told(tmp_path):
+  parts = [part_of(tmp_path, seed, 0.5) for seed in (0, 1)]
+  states = {part.name: State('finished') for part in parts}
+  path = parts[0].folder / 'results.json'
+  empty = dict.fromkeys(('weights', 'software', 'hardware'), {})
+  write_json(path, dict(read_results(parts[0].folder)) | empty)
+  (parts[1].folder / 'results.json').write_text('{')
+  found = attacked(parts, states, lambda _: None)
+  usage = {part.name: Usage(9.0, 10.0, 2**30, None) for part in parts}
+  pair = difference('moe', 'dense', 'aa', 'aa linf 16/255', -0.05)
+  missing = ['seed 1: moe_seed1/attacks/aa is failed']
+  none = dict(pair, condition=None, seeds=[], difference=None)
+  about = {'name': 'twins', 'command': 'python -m x'}
+  for rows in ([pair | dict(missing=missing)], [none | dict(missing=missing)]):
+    text = markdown(about, parts, states, found, usage, [], rows)
+    assert (
+      'Not compared:\n\n- moe - dense, aa, seed 1: moe_seed1/attacks/aa is fail'
+    ) in text
+    assert text.count('## Pairs of runs') == 1
+    assert (
+      'Left out, for their files are damaged: moe_seed1/attacks/aa.' in text
+    )
+
+
 def test_nothing_is_finished_yet(tmp_path):
   part = part_of(tmp_path, 0, 0.5)
   about = {'name': 'twins', 'command': 'python -m x'}

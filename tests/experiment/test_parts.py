@@ -210,7 +210,10 @@ STUDY = dict(name='s', base='configs/study.py')
     (dict(attacks=[dict(PGD, of=('z',))]), ["'pgd': of='z'", "'a', 'b'"]),
     (dict(attacks=[dict(PGD, of='a')]), ["of='a'", 'tuple']),
     (dict(attacks=[dict(PGD, name='x_adv')]), ["'x_adv'", 'of this name']),
-    (dict(studies=[dict(STUDY, name='figures')]), ["'figures'", 'folder of']),
+    (
+      dict(studies=[dict(STUDY, name='figures')]),
+      ["'figures'", 'of this name'],
+    ),
     (dict(unions=[dict(name='u', of=('pgd', 'l'))]), ["'u': of='l'", 'pgd']),
     (dict(unions=[dict(name='u', of=('pgd',))]), ["'u'", 'two attacks']),
     (dict(unions=[dict(name='pgd', of=('pgd',))]), ['an attack has the name']),
@@ -218,6 +221,7 @@ STUDY = dict(name='s', base='configs/study.py')
     (dict(comparisons=[('a', 'moe')]), ["config.comparisons='moe'"]),
     (dict(comparisons=['ab']), ['two runs']),
     (dict(comparisons=[('a', 'a')]), ['two runs']),
+    (dict(attacks=[dict(PGD, name='clean')]), ["'clean'", 'of this name']),
     (dict(seeds=()), ['config.seeds=()']),
     (dict(seeds=(0, 0)), ['config.seeds=(0, 0)']),
     (dict(seeds=(0.5,)), ['config.seeds=(0.5,)']),
@@ -374,11 +378,20 @@ def test_checkpoints_may_be_deleted_when_all_is_done(tmp_path):
   assert states([training, judging])[training.name].name == 'not started'
   judging.config.attack.steps -= 1
   assert states([training])[training.name].name == 'not started'
+  # Of what is missing nothing is found, and the rest counts while nothing runs.
+  lost = dataclasses.replace(judging, name='lost', folder=tmp_path / 'lost')
+  every = [training, judging, lost]
+  assert {s.name for s in states(every).values()} == {'not started'}
+  found = states(every, nothing_runs=True)
+  assert [s.name for s in found.values()] == [
+    'not started', 'finished', 'not started'
+  ]  # fmt: skip
   # Another attack judged other weights, of a training on another machine.
   other = dataclasses.replace(judging, name='b', folder=tmp_path / 'other')
   write_results(other, training, checksum='other')
-  found = states([training, judging, other])
-  assert found[training.name].name == 'not started'
+  for nothing_runs in (False, True):
+    found = states([training, judging, other], nothing_runs)
+    assert {state.name for state in found.values()} == {'not started'}
   write_results(other, training, checksum='same')
   write_results(judging, training, checksum='same')
   found = states([training, judging, other])

@@ -367,7 +367,7 @@ def test_studies_under_other_attacks_are_told_apart(save_run):
   def study(name, **attack):
     return save_run(
       name, [0, 1, 2, 9], asked__mode='study', weights__checksum=name,
-      rows=[{'condition': CONDITION, 'x': 1}],
+      asked__name='knobs', rows=[{'condition': CONDITION, 'x': 1}],
       asked__config__attack={'norm': 'linf', 'steps': 40} | attack,
     )  # fmt: skip
 
@@ -515,7 +515,7 @@ def test_an_entry_of_robustbench_takes_the_whole_attack(save_run):
   fine = dict(asked__settings={'compute_dtype': 'float32'})
   assert entry('fine attack', **model, **fine) is not None
   row = {'condition': CONDITION, 'attack': 'pgd', 'norm': 'linf', 'eps': 0.1}
-  row['robust_accuracy'] = {'value': 0.5, 'interval': None, 'n': 1}
+  row['robust_accuracy'] = {'value': 0.75, 'interval': None, 'n': 4}
   for field in ('outside_ball', 'outside_range'):
     for count in (0, 1):
       found = entry(f'{field}{count}', rows=[row, row | {field: count}])

@@ -1,11 +1,15 @@
 """Which runs a page is of, and what damage leaves of it."""
 
+import json
+import re
 import zipfile
 
 import pytest
+from etils import epath
 
 from vmoe_robust.report import page
-from vmoe_robust.report.page.runs import Problems
+from vmoe_robust.report.page.runs import Problems, Run
+from vmoe_robust.report.results import Results
 
 
 def names_of(*paths):
@@ -77,3 +81,48 @@ def test_as_many_experts_as_in_training_are_no_other_model(save_run):
   # What was asked for is what the router of the config has, too.
   trained, same, other = run('a', 0, 2), run('b', 2, 2), run('c', 1, 1)
   assert trained == same != other
+
+
+def test_numbers_that_records_contradict_are_nowhere(save_run):
+  good, bad = (save_run(name, [0, 1, 2, 9]) for name in ('good', 'bad'))
+  path = bad / 'results.json'
+  found = json.loads(path.read_text())
+  found['rows'][0]['robust_accuracy']['value'] = 0.5
+  path.write_text(json.dumps(found))
+  problems = Problems()
+  assert [run.name for run in page.find([good, bad], problems)] == ['good']
+  assert problems.lines == [
+    "bad: the records have 0.75 right under 'pgd linf 16/255' and results.json "
+    'says 0.5: they are of different runs'
+  ]
+  (bad / 'records.parquet').unlink()  # then nothing contradicts them
+  assert len(page.find([good, bad], Problems())) == 2
+
+
+def test_no_two_names_have_one_id():
+  names = ('a b', 'a-b', 'a_b', 'a/b', 'a.2f.b', 'a.b', '\u00e9', '\u00e8')
+  ids = [Run(name, Results({}, epath.Path())).id for name in names]
+  assert len(set(ids)) == len(names)
+  assert all(re.fullmatch(r'[A-Za-z0-9_.-]+', one) for one in ids)
+
+
+def test_studies_that_attack_nothing_differ_in_no_attack(save_run):
+  def compared(name):
+    folders = [
+      save_run(
+        f'{name}/{norm}', [0, 1, 2, 9], asked__mode='study', asked__name=name,
+        asked__config__attack={'norm': norm}, weights__checksum=norm,
+      )
+      for norm in ('linf', 'l2')
+    ]  # fmt: skip
+    for folder in folders:
+      path = folder / 'results.json'
+      found = json.loads(path.read_text())
+      row = found['rows'][0]
+      row['accuracy'] = row.pop('robust_accuracy')
+      path.write_text(json.dumps(found))
+    return page.compare(*folders).problems
+
+  assert compared('corruptions') == []
+  [problem] = compared('forced_expert')
+  assert 'attacked in other norms, linf and l2' in problem

@@ -1,7 +1,6 @@
 """Checkpoints: Orbax behind a thin wrapper, and weights from elsewhere."""
 
 from vmoe_robust.checkpoint.adapt import HEAD, WAYS, Plan, matches, plan, take
-from vmoe_robust.checkpoint.files import stamp
 from vmoe_robust.checkpoint.manager import Checkpoints, abstract
 from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.checkpoint.trees import flat, require_same, shapes_of
@@ -33,6 +32,5 @@ __all__ = [
   'require_same',
   'save_config',
   'shapes_of',
-  'stamp',
   'take',
 ]

@@ -16,6 +16,7 @@ from vmoe_robust.checkpoint.safe_tensors import (
   CLASSES,
   CONFIG,
   NAMES,
+  STEP,
   Checksum,
   as_bytes,
   text_checksum,
@@ -86,6 +87,8 @@ def _write_safetensors(weights, names, file: BinaryIO):
     metadata[CONFIG] = to_json(weights.config)
   if weights.class_names:
     metadata[CLASSES] = json.dumps(weights.class_names)
+  if weights.step is not None:
+    metadata[STEP] = json.dumps(weights.step)
   checksums = {name: text_checksum(text) for name, text in metadata.items()}
   # Those of arrays are known when all is written.
   checksums |= dict.fromkeys(names, '0' * 8)

@@ -37,18 +37,17 @@ def open_to_hop(files: fsspec.AbstractFileSystem, path: str) -> io.IOBase:
   return files.open(path, 'rb', block_size=_AHEAD, cache_type='readahead')
 
 
-def stamp(where: str) -> str:
+def stamp(where: str, has_checksums: bool) -> str:
   """By which a change of files is noticed without reading all of them.
-
-  Of a .npz, and of a .safetensors that was exported here, the ends have the
-  checksums of all arrays.
 
   Args:
     where: a file, or the prefix of an official V-MoE checkpoint.
+    has_checksums: the ends of the file have those of all arrays, so that a copy
+      is known by them, whenever it was made.
 
   Returns:
-    Their size, the time of the newest, and a digest of their first and last
-    64 KiB.
+    Their size, a digest of their first and last 64 KiB, and, without
+    checksums, the time of the newest.
   """
   files, place = file_system(where, 'path')
   parts = [place]
@@ -64,5 +63,7 @@ def stamp(where: str) -> str:
   for part in parts:
     ends.update(files.head(part, _AHEAD) + files.tail(part, _AHEAD))
   size = sum(files.size(part) for part in parts)
-  newest = max(files.modified(part) for part in parts)
-  return f'{size} bytes of {newest}, {ends.hexdigest()}'
+  found = f'{size} bytes, {ends.hexdigest()}'
+  if has_checksums:
+    return found
+  return f'{found}, of {max(files.modified(part) for part in parts)}'

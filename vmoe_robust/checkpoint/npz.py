@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_robust.checkpoint.files import file_system, open_to_hop
+from vmoe_robust.checkpoint.files import file_system, open_to_hop, stamp
 from vmoe_robust.config import UserError
 
 # Released ViT names (AugReg and the ViT paper) to those used here.
@@ -30,6 +30,7 @@ class NpzWeights:
 
   config = None
   class_names: tuple[str, ...] = ()
+  step = None
 
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field
@@ -54,6 +55,10 @@ class NpzWeights:
       array = np.frombuffer(content, leaf.dtype, offset=start)
       array = array.reshape(leaf.shape, order=order)
     return array if index is None else array[index]
+
+  def stamp(self) -> str:
+    """Of the archive's directory, its end, which has all checksums."""
+    return stamp(self.where, has_checksums=True)
 
   def close(self) -> None:
     """Closes the file."""

@@ -15,7 +15,7 @@ import math
 import jax
 import numpy as np
 
-from vmoe_robust.checkpoint.files import file_system, open_to_hop
+from vmoe_robust.checkpoint.files import file_system, open_to_hop, stamp
 from vmoe_robust.checkpoint.msgpack import Broken, Scanner
 from vmoe_robust.checkpoint.official_format import (
   Bounds,
@@ -37,6 +37,7 @@ class OfficialWeights:
 
   config = None
   class_names: tuple[str, ...] = ()
+  step = None
 
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field
@@ -82,6 +83,10 @@ class OfficialWeights:
         pieces = self._pieces[shard][number, chunk]
         self._paste(out, wanted, shared, chunk, shard, pieces)
     return out
+
+  def stamp(self) -> str:
+    """Of the files' ends and the time, for they have no checksums."""
+    return stamp(self.where, has_checksums=False)
 
   def close(self) -> None:
     """There is nothing to let go of."""

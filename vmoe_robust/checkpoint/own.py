@@ -9,6 +9,7 @@ from vmoe_robust import files
 from vmoe_robust.checkpoint.manager import Checkpoints
 from vmoe_robust.checkpoint.trees import flat
 from vmoe_robust.checkpoint.workdir import (
+  fingerprint,
   locate,
   read_class_names,
   read_config,
@@ -65,6 +66,10 @@ class RunWeights:
         f'{name} cannot be read in {self._folder}: {error}; `python -m '
         f'vmoe_robust.checkpoint verify {self.workdir}` says what is good'
       ) from error
+
+  def stamp(self) -> str | None:
+    """Of the checksums of all files; None if the checkpoint is gone."""
+    return fingerprint(self.workdir, self.step)
 
   def close(self) -> None:
     """There is nothing to let go of."""

@@ -1,8 +1,7 @@
 """Weights in the safetensors format: a header, and arrays that are mapped.
 
 The format has no checksums. Files that `export` writes have a CRC-32C of each
-array, of the configuration and of the names of the classes in their header, and
-are refused where one differs.
+array and of what the header says of the run, and are refused where one differs.
 """
 
 import contextlib
@@ -15,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from vmoe_robust.checkpoint.files import stamp
 from vmoe_robust.config import ConfigDict, UserError, from_json
 
 # Under this key the header has the configuration of the run, as JSON.
 CONFIG = 'vmoe_robust.config'
 # Under this key the names of the classes, as JSON.
 CLASSES = 'vmoe_robust.class_names'
-# Under this key a checksum of each array and of these two texts, as JSON.
+# Under this key the step of the run.
+STEP = 'vmoe_robust.step'
+# Under this key a checksum of each array and of these texts, as JSON.
 CHECKSUMS = 'vmoe_robust.checksums'
 _CHUNK = 1 << 24  # bytes read at once to check them
 # Names of types in the header.
@@ -58,6 +60,7 @@ class SafeTensorsWeights:
       metadata = self._file.metadata() or {}
       self._checksums = _checksums(metadata, self.shapes)
       self.config, self.class_names = _config(metadata), _classes(metadata)
+      self.step = _step(metadata)
       # The processes of a pod share the work: what one finds ends all.
       names = sorted(self.shapes if self._checksums else ())
       self._unchecked = set(names[jax.process_index() :: jax.process_count()])
@@ -73,6 +76,10 @@ class SafeTensorsWeights:
       if index is None:
         return self._file.get_tensor(name)
       return self._file.get_slice(name)[index]
+
+  def stamp(self) -> str:
+    """Of the file's ends, which have all checksums if it was exported here."""
+    return stamp(self.where, has_checksums=bool(self._checksums))
 
   def close(self) -> None:
     """Closes the file."""
@@ -149,7 +156,7 @@ def _checksums(metadata: dict[str, str], shapes) -> dict[str, str]:
     return {}
   found = json.loads(metadata[CHECKSUMS])
   texts = {
-    name: metadata[name] for name in (CONFIG, CLASSES) if name in metadata
+    name: metadata[name] for name in (CONFIG, CLASSES, STEP) if name in metadata
   }
   if not isinstance(found, dict) or found.keys() != {*shapes, *texts}:
     raise ValueError('it is damaged: its checksums are of other arrays')
@@ -166,6 +173,13 @@ def _config(metadata: dict[str, str]) -> ConfigDict | None:
     return from_json(metadata[CONFIG])
   except (AttributeError, TypeError, ValueError, RecursionError) as error:
     raise ValueError(f'its {CONFIG} is no configuration: {error}') from error
+
+
+def _step(metadata: dict[str, str]) -> int | None:
+  step = json.loads(metadata.get(STEP, 'null'))
+  if step is not None and type(step) is not int:
+    raise ValueError(f'its {STEP} is no whole number')
+  return step
 
 
 def _classes(metadata: dict[str, str]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class Weights(Protocol):
   config: ConfigDict | None
   # What the logits stand for, in their order; empty where nothing says so.
   class_names: tuple[str, ...]
+  step: int | None  # of the run; None where the file does not say
 
   def read(
     self, name: str, index: tuple[slice, ...] | None = None
@@ -42,6 +43,9 @@ class Weights(Protocol):
     Raises:
       UserError: the data are damaged.
     """
+
+  def stamp(self) -> str | None:
+    """By which these weights are known again, without reading all of them."""
 
   def close(self) -> None:
     """Lets go of the files."""

@@ -17,7 +17,7 @@ from vmoe_robust.config.study_fields import CORRUPTIONS
 from vmoe_robust.errors import UserError
 
 # Studies that attack, as `config.attack` says.
-_ATTACKS = (
+ATTACKING = (
   'batch_dependence',
   'forced_expert',
   'frozen_routing',
@@ -42,7 +42,7 @@ _ALONE = ('theory',)
 
 def attacks(config: ConfigDict) -> bool:
   """Whether `config.attack` is asked for."""
-  return config.mode != 'study' or config.study.name in _ATTACKS
+  return config.mode != 'study' or config.study.name in ATTACKING
 
 
 def needs_checkpoint(config: ConfigDict) -> bool:

@@ -18,12 +18,10 @@ from vmoe_robust.checkpoint import (
   RunWeights,
   Weights,
   abstract,
-  fingerprint,
   open_weights,
   plan,
   require_same,
   shapes_of,
-  stamp,
   take,
 )
 from vmoe_robust.config import (
@@ -60,7 +58,7 @@ class Classifier:
   config: ConfigDict  # of the run, or what the weights' shapes tell
   mesh: Mesh
   where: str | os.PathLike  # the work directory, or the weights' path
-  step: int | None  # None: not of a run
+  step: int | None  # None: not known
   checksum: str | None = None  # by which the weights are known again
 
   def target(self, shape: tuple[int, int, int]) -> Target:
@@ -227,12 +225,12 @@ def restore(
 def origin(weights: Weights) -> tuple[str, int | None, str | None]:
   """The work directory, step and checksum of a run's weights.
 
-  Of others their path, no step, and what tells one file from another.
+  Of others their path, the step if the file says it, and what tells one file
+  from another.
   """
-  if isinstance(weights, RunWeights):
-    checksum = fingerprint(weights.workdir, weights.step)
-    return weights.workdir, weights.step, checksum
-  return weights.where, None, stamp(weights.where)
+  is_run = isinstance(weights, RunWeights)
+  where = weights.workdir if is_run else weights.where
+  return where, weights.step, weights.stamp()
 
 
 def recognised(weights: Weights) -> ConfigDict:

@@ -123,9 +123,11 @@ def _about(weights: Weights, out: pathlib.Path, checksum: str | None) -> About:
   sums = [(f'SHA-256 of {out.name}', _sha256(out))]
   if isinstance(weights, RunWeights):
     sums.append(('the checkpoint that results name', str(checksum)))
-    made = f'{base(weights.workdir)}, step {weights.step}'
+    made = base(weights.workdir)
   else:
     made = base(weights.where)
+  if weights.step is not None:
+    made += f', step {weights.step}'
   sums.append(('exported from', made))
   return About(
     out.stem,
@@ -211,7 +213,7 @@ def _training(weights: Weights) -> list[tuple[str, str]]:
   if data.validation:
     held_out = f', of which {percent(data.validation)} were held out'
   steps = f'{train.steps:,}'
-  if isinstance(weights, RunWeights) and weights.step != train.steps:
+  if weights.step not in (None, train.steps):
     steps = f'{weights.step:,} of {steps}'
   return [
     ('data', f'{data.name} {data.split}{held_out}'),

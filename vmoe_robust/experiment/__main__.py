@@ -150,7 +150,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
     except OSError as error:  # the parts' own results are what counts
       _say(f'{SUMMARY} was not written: {error}')
 
-  runner = Runner(every, states(every), _JOBS.value, _say, write_summary)
+  found = states(every, nothing_runs=_REPORT.value)
+  runner = Runner(every, found, _JOBS.value, _say, write_summary)
   write_summary()
   if not _REPORT.value:
     runner.run()

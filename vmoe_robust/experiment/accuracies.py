@@ -8,7 +8,7 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics
 from vmoe_robust.report.results import DAMAGE, Results, read_results
-from vmoe_robust.report.verdicts import CLEAN
+from vmoe_robust.report.verdicts import CLEAN, require_agreement
 
 # An attack that is finished, and what it found.
 Attacked = tuple[Part, Results]
@@ -24,7 +24,7 @@ def attacked(
   Args:
     parts: all of the experiment.
     states: of all, by name.
-    say: told which results are damaged; these are left out.
+    say: told which results are damaged, or contradicted by their records; these are left out.
   """
   found = []
   for part in parts:
@@ -33,6 +33,7 @@ def attacked(
     try:
       results = read_results(part.folder)
       _conditions(results)
+      require_agreement(results)
     except DAMAGE as error:
       say(f'{part.name} is left out: {error}')
       continue

@@ -92,8 +92,8 @@ def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
   return rows
 
 
-def show(rows: Sequence[Mapping]) -> str:
-  """The comparisons as a table for the terminal; '' if there are none."""
+def left_out(rows: Sequence[Mapping]) -> list[str]:
+  """Which pairs and seeds are not compared, and why; the first few."""
   notes = list(
     dict.fromkeys(
       f'{row["first"]} - {row["second"]}, {row["attack"]}, {text}'
@@ -104,6 +104,12 @@ def show(rows: Sequence[Mapping]) -> str:
   if len(notes) > _MOST_NOTES:
     more = len(notes) - _MOST_NOTES
     notes[_MOST_NOTES:] = [f'{more} more: "missing" of comparisons.json']
+  return notes
+
+
+def show(rows: Sequence[Mapping]) -> str:
+  """The comparisons as a table for the terminal; '' if there are none."""
+  notes = left_out(rows)
   headers, lines = cells(rows)
   if not lines:
     return '\n'.join(notes)

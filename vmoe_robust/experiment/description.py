@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError, choose
 from vmoe_robust.report.page.runs import NOT_RUNS
+from vmoe_robust.report.verdicts import CLEAN
 
 # The fields of a run, an attack and a study, with their defaults; None: needed.
 _RUN = dict(name=None, base=None, changes={}, start='')
@@ -126,10 +127,11 @@ def _entries(group: str, entries: Sequence, fields: Mapping) -> list[dict]:
       raise UserError(
         f'{where}: the name becomes a folder; use letters, digits, _, + and -'
       )
-    if group in ('attacks', 'studies') and entry['name'] in NOT_RUNS:
+    taken = (*NOT_RUNS, CLEAN)  # folders of a run, and a figure
+    if group in ('attacks', 'studies') and entry['name'] in taken:
       raise UserError(
-        f'{where}: a run has a folder of this name; use another, not one of '
-        f'{", ".join(NOT_RUNS)}'
+        f'{where}: a folder or figure of another kind is of this name; use '
+        f'another, not one of {", ".join(taken)}'
       )
     if isinstance(entry.get('of'), str):
       raise UserError(f'{where}: of={entry["of"]!r} is no tuple of runs')

@@ -48,6 +48,12 @@ def markdown(
     f'over images).{_images(accuracies)}',
     _accuracies(accuracies),
   ]
+  used = {part.name for part, _ in found}
+  lost = [p.name for p in done if p.mode == 'attack' and p.name not in used]
+  if lost:
+    sections.append(
+      f'Left out, for their files are damaged: {", ".join(lost)}.'
+    )
   if warnings := [(part, w) for part, r in found for w in r['warnings']]:
     sections += [
       '## Warnings',
@@ -61,6 +67,11 @@ def markdown(
       "McNemar's exact test of each seed, not corrected for the number of "
       'lines.',
       _table(headers, lines),
+    ]
+  if notes := comparing.left_out(comparisons):
+    sections += [
+      'Not compared:' if lines else '## Pairs of runs\n\nNot compared:',
+      '\n'.join(f'- {note}' for note in notes),
     ]
   sections += [
     '## What it took',

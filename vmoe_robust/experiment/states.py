@@ -43,21 +43,28 @@ class State:
   detail: str = ''
 
 
-def states(parts: Sequence[Part]) -> dict[str, State]:
+def states(
+  parts: Sequence[Part], nothing_runs: bool = False
+) -> dict[str, State]:
   """The state of each part by name, from the disk alone.
 
   A training whose checkpoints were deleted is finished if its results and those
   of every part that needed them are there, all of the same weights; else it has
   to be done again.
+
+  Args:
+    parts: of the experiment.
+    nothing_runs: a training that would have to be done again is not, so that
+      what was found with its weights still counts.
   """
   found: dict[str, State] = {}
-  spent = _spent(parts)
+  spent = _spent(parts, nothing_runs)
   for part in parts:
     found[part.name] = spent.get(part.name) or look(part, found.get(part.needs))
   return found
 
 
-def _spent(parts: Sequence[Part]) -> dict[str, State]:
+def _spent(parts: Sequence[Part], nothing_runs: bool) -> dict[str, State]:
   """Finished trainings whose checkpoints were deleted, and what needed them.
 
   Of these some may be damaged: training again would not mend the others.
@@ -73,17 +80,21 @@ def _spent(parts: Sequence[Part]) -> dict[str, State]:
     left = [part for name, part in users.items() if name not in spent]
     if training.config.attack.at_end:
       left.append(training)
-    judged, damaged = [], {}
+    judged, damaged = {}, {}
     for part in left:
       try:
-        judged.append(_judged_weights(part, training))
+        judged[part.name] = _judged_weights(part, training)
       except DAMAGE as error:
         damaged[part.name] = _failed(part, error)
-    alike = len({weights for weights in judged if weights}) <= 1
+    if len({weights for weights in judged.values() if weights}) > 1:
+      continue
     known = (users or left) and (judged or not left)  # not all are damaged
-    if known and alike and None not in judged:
+    if known and None not in judged.values():
       done = dict.fromkeys((training.name, *users), State(FINISHED))
       spent = done | damaged | spent
+    elif nothing_runs:
+      there = [name for name, weights in judged.items() if weights is not None]
+      spent = dict.fromkeys(there, State(FINISHED)) | damaged | spent
   return spent
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from vmoe_robust.config import UserError
 from vmoe_robust.report.records import to_numpy
-from vmoe_robust.report.results import Results
+from vmoe_robust.report.results import DAMAGE, Results
 
 NO_CLASS = -1  # the prediction where a logit is not finite
 CLEAN = 'clean'  # images without an attack, as a condition
@@ -98,11 +98,30 @@ def judged_of(results: Results) -> dict[str, Judged]:
       `results.json` is of other records.
   """
   found = judged(results.records)
+  _require_agreement(found, results)
   data = results['data'].get('fingerprint')  # older versions wrote none
-  found = {
+  return {
     condition: dataclasses.replace(one, fingerprint=data)
     for condition, one in found.items()
   }
+
+
+def require_agreement(results: Results) -> None:
+  """Refuses numbers of a run that its records contradict.
+
+  Where there are no records that can be read, nothing contradicts them.
+
+  Raises:
+    UserError: says which number is of another run.
+  """
+  try:
+    found = judged(results.records)
+  except DAMAGE:
+    return
+  _require_agreement(found, results)
+
+
+def _require_agreement(found: Mapping[str, Judged], results: Results):
   shares = [(CLEAN, results['summary'].get('clean_accuracy'))]
   shares += [
     (row['condition'], row.get(name))
@@ -113,12 +132,13 @@ def judged_of(results: Results) -> dict[str, Judged]:
     if condition not in found or not isinstance(share, Mapping):
       continue
     right = found[condition].right
-    if len(right) and abs(right.mean() - share['value']) > 1e-9:
+    if share['value'] is None or not len(right):
+      continue
+    if abs(right.mean() - share['value']) > 1e-9:
       raise UserError(
         f'the records have {right.mean():.6g} right under {condition!r} and '
         f'results.json says {share["value"]:.6g}: they are of different runs'
       )
-  return found
 
 
 def union(conditions: Sequence[Judged]) -> Judged:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vmoe_robust.config import UserError
+from vmoe_robust.config.studies import ATTACKING
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.page.runs import Problems, Run
 from vmoe_robust.report.page.tables import (
@@ -176,10 +177,10 @@ def _unlike(a: Run, b: Run) -> str:
 
 def _settings(run: Run) -> dict[str, object]:
   """What was asked of a run, of a study with its attack."""
-  attack = {}
-  if not run.is_attack and run.config:
-    attack = run.results['asked']['config'].get('attack') or {}
-  return {**attack, **run.results['asked']['settings']}
+  asked, attack = run.results['asked'], {}
+  if run.config and asked['name'] in ATTACKING:
+    attack = asked['config'].get('attack') or {}
+  return {**attack, **asked['settings']}
 
 
 def _cut(count: int) -> str:

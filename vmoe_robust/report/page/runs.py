@@ -20,6 +20,7 @@ from vmoe_robust.report.results import (
   Results,
   read_results,
 )
+from vmoe_robust.report.verdicts import require_agreement
 
 METRICS = 'metrics.jsonl'
 # How deep below a path runs are looked for, and what is never one.
@@ -39,8 +40,9 @@ class Run:
 
   @property
   def id(self) -> str:
-    """As the name, of letters that an address may have."""
-    return ''.join(c if c.isascii() and c.isalnum() else '-' for c in self.name)
+    """As the name, of letters that an address may have; no two are alike."""
+    plain = lambda c: c.isascii() and (c.isalnum() or c in '_-')
+    return ''.join(c if plain(c) else f'.{ord(c):x}.' for c in self.name)
 
   @property
   def mode(self) -> str:
@@ -168,7 +170,8 @@ def find(paths: Sequence[str | os.PathLike], problems: Problems) -> list[Run]:
 
   Args:
     paths: folders of runs, folders that have such, or files `results.json`.
-    problems: gets a line for each path or run that cannot be read.
+    problems: gets a line for each path or run that cannot be read, and for each
+      run whose numbers are contradicted by its records.
   """
   found: dict[str, Results] = {}
   for path in paths:
@@ -177,9 +180,11 @@ def find(paths: Sequence[str | os.PathLike], problems: Problems) -> list[Run]:
     except DAMAGE as error:
       problems.add(str(error))
   names = _names([results.folder for results in found.values()])
+  runs = map(Run, names, found.values())
   return [
-    Run(name, results)
-    for name, results in zip(names, found.values(), strict=True)
+    run
+    for run in runs
+    if problems.guard(run.name, functools.partial(_is_whole, run))
   ]
 
 
@@ -193,6 +198,12 @@ def flat(found: Mapping, prefix: str = '', by: str = '/') -> dict[str, object]:
     else:
       out[whole] = value
   return out
+
+
+def _is_whole(run: Run) -> bool:
+  if run.is_attack:
+    require_agreement(run.results)
+  return True
 
 
 def _read(path, found: dict[str, Results], problems: Problems):
