@@ -219,6 +219,60 @@ def test_an_error_of_the_model_is_its_own():
     of_function(broken, None, SHAPE)
 
 
+class Scorer:
+  """As other libraries' classifiers are: no array, and called on the host."""
+
+  def decision_function(self, x):
+    return np.asarray(x).reshape(len(x), -1) @ np.asarray(weights())
+
+
+@pytest.mark.parametrize(
+  ('function', 'given', 'attack'),
+  [
+    (lambda w, x: x.reshape(len(x), -1) @ w, None, 'fgsm'),  # on one device
+    (lambda w, x: x.reshape(len(x), w['n']) @ w['w'], {'n': 36}, 'fgsm'),
+    (
+      lambda w, x: w['act'](x.reshape(len(x), -1) @ w['w']),
+      {'act': jnp.tanh, 'name': 'linear'},
+      'fgsm',
+    ),
+    (lambda w, x: x.reshape(len(x), -1) @ weights(), 'nothing', 'fgsm'),
+    (lambda w, x: w.decision_function(x), Scorer(), 'square'),
+  ],
+  ids=['placed', 'a size', 'a function', 'no weights', 'on the host'],
+)
+def test_weights_may_be_anything(function, given, attack):
+  if given is None:
+    given = jax.device_put(weights(), jax.devices()[0])
+  elif given == 'nothing':
+    given = None
+  elif isinstance(given, dict):
+    given = given | {'w': weights()}
+  plain = lambda x: x.reshape(len(x), -1) @ weights()
+  _, images, labels = problem()
+  labels[::2] = np.asarray(plain(images)).argmax(-1)[::2]
+  found = run((function, given), images, labels, attack=attack)
+  expected = run(plain, images, labels, attack=attack)
+  assert 0 < found.clean_accuracy == expected.clean_accuracy < 1
+  if 'act' not in str(given):  # by which the logits are others
+    np.testing.assert_array_equal(found.robust, expected.robust)
+
+
+def test_a_module_is_given_arrays_of_jax():
+  class Updates(Net):
+    def __call__(self, x):
+      return super().__call__(x.at[:, 0].set(0))  # as those of NumPy cannot
+
+  assert of_function(Updates(), None, SHAPE).differentiable
+
+
+def test_a_key_comes_after_the_images():
+  with pytest.raises(UserError, match='takes key first; it must take images,'):
+    of_function(lambda key, x: x, None, SHAPE)
+  with pytest.raises(UserError, match='it must take weights and images, and'):
+    of_function((lambda w, key, x: x, weights()), None, SHAPE)
+
+
 @pytest.mark.slow
 def test_convolutions_are_found_and_attacked_alike():
   # Those of XLA are slow in loops on a CPU, so that the host turns the loop.
@@ -266,9 +320,6 @@ def test_what_jax_says_of_a_model_without_a_gradient_is_told():
   with pytest.raises(UserError, match='TracerBoolConversionError') as caught:
     run(branches, images, labels)
   assert caught.value.__cause__ is not None
-  named = (lambda w, x: fn(x) * w['scale'], {'scale': 1.0, 'name': 'mlp'})
-  with pytest.raises(UserError, match='JAX says TypeError'):
-    run(named, images, labels)
 
 
 def test_an_attribute_called_target_is_no_method():

@@ -92,6 +92,23 @@ class Fab:
     led = state.led + leads(weights)
     return self._keep(state.replace(x=x, led=led), broken, eps)
 
+  def edge(self, state: State, eps: Float[Array, '']) -> Images:
+    """`state.x_adv` moved away from the image, as far as the ball goes.
+
+    Of two functions that nearly agree, the nearest point beyond the boundary of
+    one need not be beyond that of the other; one farther on may be.
+    """
+    delta = state.x_adv - state.clean
+    reach = eps / jnp.maximum(norms.length(delta, self.norm), _LEAST)
+    moved = state.clean + norms.per_image(jnp.maximum(reach, 1)) * delta
+    return jnp.clip(norms.project(moved, state.clean, eps, self.norm), 0, 1)
+
+  def forget(self, state: State, denied: Bool[Array, 'batch']) -> State:
+    """Where the nearest point does not count, the next one is the nearest."""
+    own = state.own
+    distance = jnp.where(denied, jnp.inf, own.distance)
+    return state.replace(own=own.replace(distance=distance))
+
   def _keep(self, state: State, broken: Bool[Array, 'batch'], eps) -> State:
     x, clean, own = state.x, state.clean, state.own
     distance = norms.distance(x, clean, self.norm)

@@ -37,7 +37,7 @@ class OfficialWeights:
 
   config = None
   class_names: tuple[str, ...] = ()
-  step = None
+  step: int | None = None
 
   def __init__(self, where: str, field: str):
     self.where, self._field = where, field

@@ -228,8 +228,9 @@ def origin(weights: Weights) -> tuple[str, int | None, str | None]:
   Of others their path, the step if the file says it, and what tells one file
   from another.
   """
-  is_run = isinstance(weights, RunWeights)
-  where = weights.workdir if is_run else weights.where
+  where = weights.where
+  if isinstance(weights, RunWeights):
+    where = weights.workdir
   return where, weights.step, weights.stamp()
 
 

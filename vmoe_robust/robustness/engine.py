@@ -25,6 +25,8 @@ from vmoe_robust.robustness.work import Batches, Queue, fitting
 _MOST_STEPS = 50
 # A stage goes on in fewer slots when so few of them are left.
 _SHRINK = 4
+# How often an image whose fall the judge denied is attacked again.
+_MOST_DENIED = 10
 
 # (the name of the stage, steps done, steps in all, images that stand)
 OnTurn = Callable[[str, int, int, int], None]
@@ -73,6 +75,7 @@ class _Turns:
     self._radius, self._stage = work.radius, programs.stage(number)
     self._standing = programs.stands(number, work.radius)
     self._queue = self._make_queue()
+    self._denied = np.zeros(len(self._standing), int)
     self._done = 0  # steps
     self._slots: slots_lib.Slots | None = None
     self._outbox: slots_lib.Outbox | None = None
@@ -216,12 +219,29 @@ class _Turns:
     if wanted.any():
       self._send(wanted, report['value'])
     if not stays:
+      if self._programs.target.random:
+        broken = broken & ~self._denials(broken)
       self._standing[index[broken]] = False
       # Other attempts on what fell are not needed.
       leaves = leaves | (active & ~self._standing[np.maximum(index, 0)])
     self._index[leaves] = -1
     if self._programs.target.together > 1:
       self._flush()
+
+  def _denials(self, broken) -> np.ndarray:
+    """Where the judge, who draws anew, does not see an image fall.
+
+    These are attacked again, and by other draws.
+    """
+    self._flush()
+    index = self._index
+    denied = broken & ~self._radius.broken[np.maximum(index, 0)]
+    np.add.at(self._denied, index[denied], 1)
+    more = denied & (self._denied[np.maximum(index, 0)] <= _MOST_DENIED)
+    if more.any() and isinstance(self._queue, Queue):
+      pairs = zip(index[more], self._tried[more], strict=True)
+      self._queue.again += [(int(i), int(a)) for i, a in pairs]
+    return denied
 
   def _send(self, wanted, value):
     """Puts images into the outbox, which is judged when a row is taken."""
@@ -250,6 +270,9 @@ class _Turns:
     }
     x_adv, stays = self._outbox.x_adv, self._stage.stays
     self._programs.judge(self._work, left, batch, x_adv, stays)
+    # Two programs may round otherwise; only the judge says who has fallen.
+    index = left.index[left.index >= 0]
+    self._standing[index[~self._radius.broken[index]]] = True
 
   def _pause(self):
     """Makes `work` say all that there is to go on from."""

@@ -81,7 +81,7 @@ def of_function(
   return Target(
     judge=lambda params, *rest: judge(params[0], *rest),
     attacked=lambda params, *rest: attacked(params[1], *rest),
-    params=(judge.weights, attacked.weights),
+    params=tuple(_placed(f.weights, mesh) for f in (judge, attacked)),
     mesh=mesh,
     classes=judge.classes,
     random=judge.takes_key or attacked.takes_key,
@@ -99,8 +99,7 @@ class _Function:
     self._name, self._shape = name, shape
     self.on_host = self.convolves = False
     self.why: Exception | None = None  # JAX cannot trace or differentiate it
-    self._fn, self.weights = self._split(model)
-    self.takes_key = _takes_key(self._fn)
+    self._fn, self.weights, self.takes_key = self._split(model)
     self.classes = self._find_classes()
 
   def __call__(self, weights: PyTree, images, mask, key) -> tuple:
@@ -124,14 +123,15 @@ class _Function:
       return False
     return True
 
-  def _split(self, model) -> tuple[Callable, PyTree]:
-    """The function and its weights, which are an argument of it if known.
+  def _split(self, model) -> tuple[Callable, PyTree, bool]:
+    """The function, its weights, and whether it asks for a key.
 
-    What is an argument is not compiled into the program, where it would be
-    slow to compile and kept in memory.
+    Weights that are known are an argument of it. What is an argument is not
+    compiled into the program, where it would be slow to compile and kept in
+    memory. What is no array, such as a name, cannot be one.
     """
     if isinstance(model, nnx.Module):
-      return self._of_nnx(model)
+      return *self._of_nnx(model), False
     if isinstance(model, nn.Module):
       if model.scope is None:
         raise UserError(
@@ -139,15 +139,42 @@ class _Function:
           '(lambda weights, x: module.apply(weights, x), weights)'
         )
       module, weights = model.unbind()
-      return module.apply, weights
+      model = module.apply, weights
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-      return model
+      fn, weights = model
+      leaves, tree = jax.tree.flatten(weights)
+      arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+      def ask(arrays, images, **more):
+        given = iter(arrays)
+        whole = [next(given) if _is_array(leaf) else leaf for leaf in leaves]
+        return fn(jax.tree.unflatten(tree, whole), images, **more)
+
+      return ask, arrays, self._takes_key(fn, 2)
     if not callable(model):
       raise UserError(
         f'{self._name} is {type(model).__name__}, which cannot be called; give '
         'a function from images to logits, or (function, weights)'
       )
-    return model, None
+    return model, None, self._takes_key(model, 1)
+
+  def _takes_key(self, fn: Callable, given: int) -> bool:
+    """Whether it asks for a key, besides what it is given, in this order."""
+    try:
+      names = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # of what has no signature
+      return False
+    key = names.get('key')
+    if key is None or key.default not in (key.empty, None):
+      return False
+    first = key.kind != key.KEYWORD_ONLY and list(names).index('key') < given
+    if first and key.default is key.empty:
+      what = 'images' if given == 1 else 'weights and images'
+      raise UserError(
+        f'{self._name} takes key first; it must take {what}, and then the key '
+        'from which it draws'
+      )
+    return True
 
   def _of_nnx(self, model):
     graph, weights = nnx.split(model)
@@ -157,7 +184,7 @@ class _Function:
 
     # Once for real: a copy that draws or counts would do so alike each time.
     copy = nnx.merge(graph, jax.tree.map(jnp.array, weights))
-    copy(np.zeros((2, *self._shape), np.float32))
+    copy(jnp.zeros((2, *self._shape), np.float32))
     before, after = jax.tree.leaves(weights), jax.tree.leaves(nnx.state(copy))
     same = lambda a, b: np.array_equal(_numbers(a), _numbers(b))
     if len(before) != len(after) or not all(map(same, before, after)):
@@ -227,13 +254,23 @@ class _Function:
     return jax.ShapeDtypeStruct((batch, *self._shape), np.float32)
 
 
-def _takes_key(fn: Callable) -> bool:
-  """Whether it asks for a key, that has not been given to it yet."""
-  try:
-    key = inspect.signature(fn).parameters.get('key')
-  except (TypeError, ValueError):  # of what has no signature
-    return False
-  return key is not None and (key.default is key.empty or key.default is None)
+def _is_array(leaf: object) -> bool:
+  """Whether it may be an argument of a compiled function."""
+  if isinstance(leaf, np.ndarray):
+    return leaf.dtype == bool or jnp.issubdtype(leaf.dtype, np.number)
+  return isinstance(leaf, jax.Array)
+
+
+def _placed(weights: PyTree, mesh: Mesh) -> PyTree:
+  """Weights where the mesh can use them: those on other devices are copied."""
+  devices = {*mesh.devices.flat}
+
+  def place(leaf):
+    if isinstance(leaf, jax.Array) and leaf.sharding.device_set != devices:
+      return jax.device_put(leaf, mesh_lib.replicated(mesh))
+    return leaf
+
+  return jax.tree.map(place, weights)
 
 
 def _operations(jaxpr: Jaxpr) -> set[str]:

@@ -20,6 +20,11 @@ from vmoe_robust.robustness.target import Target, as_floats
 from vmoe_robust.robustness.trust import Checks
 
 _MOST_SHOWN = 8
+# What the judge says of x_adv, and of the image itself.
+_OF_CLEAN = {
+  'prediction_after': 'prediction_before',
+  'loss_after': 'loss_before',
+}
 
 
 @dataclasses.dataclass
@@ -160,7 +165,8 @@ class Programs:
       indices = np.where((indices >= 0) & wanted[indices], indices, -1)
       nothing = np.zeros(len(indices))
       left = Left(indices, nothing.astype(int), nothing - np.inf, -1)
-      self.judge(work, left, batch, as_floats(batch['image']), stays=False)
+      x_adv = as_floats(batch['image'])
+      self.judge(work, left, batch, x_adv, stays=False, clean=True)
 
   def judge(
     self,
@@ -169,6 +175,7 @@ class Programs:
     batch: dict[str, jax.Array],
     x_adv: jax.Array,
     stays: bool,
+    clean: bool = False,
   ) -> None:
     """Judges what left its slots, and keeps what counts.
 
@@ -178,6 +185,8 @@ class Programs:
       batch: 'image', 'label' and 'mask' of them.
       x_adv: of them.
       stays: see `Radius.record`.
+      clean: x_adv is the image itself, of which a verdict is known already: a
+        random model would give another one.
 
     Raises:
       RuntimeError: an x_adv left its ball or [0, 1], so that its numbers mean
@@ -187,8 +196,13 @@ class Programs:
     arguments = self.target.params, batch, x_adv, radius.eps
     key = 'score', len(left.index)
     columns = self.timed(key, self.measure.score, *arguments)
+    if clean:
+      known, index = radius.clean.columns, np.maximum(left.index, 0)
+      for after, before in _OF_CLEAN.items():
+        columns = columns | {after: known[before][index]}
     if self.ensemble.is_bounded:
-      _require_bounds(columns, left.index, radius.eps)
+      name = 'an image' if left.stage < 0 else self.stage(left.stage).name
+      _require_bounds(columns, left.index, radius.eps, self.measure.norm, name)
     kept = radius.record(left, columns, stays)
     rows = BatchRows(batch_sharding(self.target.mesh), len(kept))
     if work.keeper is not None:
@@ -211,11 +225,12 @@ class Programs:
       del work.shown[number]
 
 
-def _require_bounds(columns, index, eps: float):
-  for name in ('in_ball', 'in_range'):
-    outside = ~columns[name] & (index >= 0)
+def _require_bounds(columns, index, eps: float, norm: str, name: str):
+  for bound in ('in_ball', 'in_range'):
+    outside = ~columns[bound] & (index >= 0)
     if outside.any():
       where = index[outside].tolist()
       raise RuntimeError(
-        f'x_adv of examples {where[:5]} is not {name} at eps={eps}'
+        f'x_adv of examples {where[:5]} by {name} is not {bound} at {norm} '
+        f'eps={eps}; please report this'
       )

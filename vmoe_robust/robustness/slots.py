@@ -159,12 +159,24 @@ class Program:
   def agree(self, params, slots, active, turn) -> Slots:
     """A claim of the attack's counts if the judge agrees."""
     target, key = self._drawn(params, turn)
-    state = slots.state
+    state, attack = slots.state, self._stage.attack
     claimed = active & state.broken
-    logits, _ = predict(
-      target, target.judge, state.x_adv, active, key, JUDGE_DRAWS
-    )
-    denied = claimed & ~self._broken(logits, slots.goal)
+
+    def denies(x_adv):
+      found = predict(target, target.judge, x_adv, active, key, JUDGE_DRAWS)
+      return claimed & ~self._broken(found[0], slots.goal)
+
+    denied = denies(state.x_adv)
+    if isinstance(attack, Fab):  # the nearest point may be too near
+
+      def beyond():
+        edge = where(denied, attack.edge(state, turn.eps), state.x_adv)
+        return edge, denies(edge)
+
+      x_adv, denied = jax.lax.cond(
+        denied.any(), beyond, lambda: (state.x_adv, denied)
+      )
+      state = attack.forget(state.replace(x_adv=x_adv), denied)
     state = state.replace(
       broken=state.broken & ~denied,
       value=jnp.where(denied, -jnp.inf, state.value),
