@@ -3,7 +3,7 @@ import pytest
 
 from tests.evaluate.conftest import InMemory
 from vmoe_robust.config import UserError
-from vmoe_robust.data import hold_out
+from vmoe_robust.data import hold_out, lost_classes
 
 
 def numbers(part):
@@ -34,3 +34,16 @@ def test_nothing_is_held_out_unless_asked():
 def test_a_part_without_examples_is_refused(share):
   with pytest.raises(UserError, match=f'config.data.validation={share}.*both'):
     hold_out(InMemory(5), share)
+
+
+def test_classes_that_are_held_out_whole_are_known():
+  source = InMemory(12)
+  source.labels[:] = np.arange(12) % 4
+  train, held_out = hold_out(source, 0.5)
+  for lost in ([], [2], [2, 3]):
+    source.labels[:] = np.arange(12) % 2
+    for place, number in zip(numbers(held_out), lost, strict=False):
+      source.labels[place] = number
+    assert lost_classes(train, held_out) == lost
+  source.labels[numbers(held_out)[0]] = -1  # an image without a class
+  assert lost_classes(train, held_out) == [3]

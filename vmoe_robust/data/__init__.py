@@ -6,6 +6,7 @@ from vmoe_robust.data.classes import require_one_order as require_one_order
 from vmoe_robust.data.corruptions import Corruption as Corruption
 from vmoe_robust.data.datasets import open_source as open_source
 from vmoe_robust.data.hold_out import hold_out as hold_out
+from vmoe_robust.data.hold_out import lost_classes as lost_classes
 from vmoe_robust.data.load import describe_skipped as describe_skipped
 from vmoe_robust.data.load import require_images as require_images
 from vmoe_robust.data.mixup import mixup as mixup

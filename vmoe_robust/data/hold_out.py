@@ -6,6 +6,9 @@ from jaxtyping import Int
 from vmoe_robust.config import UserError
 from vmoe_robust.data.source import Part, Source
 
+# Examples whose labels are looked at before a run.
+_MOST_READ = 2000
+
 
 def hold_out(source: Source, share: float) -> tuple[Source, Source | None]:
   """What is trained on, and what is held out of it.
@@ -32,6 +35,26 @@ def hold_out(source: Source, share: float) -> tuple[Source, Source | None]:
       f'{len(held)}; both parts need one, so choose another share, such as 0.1'
     )
   return Part(source, kept), Part(source, held)
+
+
+def lost_classes(kept: Source, held: Source) -> list[int]:
+  """Classes of which all images are held out; of large data it is not asked.
+
+  There it is next to impossible, and labels are read with their images.
+  """
+  if len(kept) + len(held) > _MOST_READ:
+    return []
+  return sorted(_classes(held) - _classes(kept))
+
+
+def _classes(source: Source) -> set[int]:
+  labels = [np.asarray(source[index]['label']) for index in range(len(source))]
+  return {
+    int(one)
+    for label in labels
+    for one in (np.flatnonzero(label) if label.ndim else [label])
+    if one >= 0  # not of what has no class
+  }
 
 
 def places(

@@ -24,7 +24,8 @@ def attacked(
   Args:
     parts: all of the experiment.
     states: of all, by name.
-    say: told which results are damaged, or contradicted by their records; these are left out.
+    say: told which results are damaged, or contradicted by their records;
+      these are left out.
   """
   found = []
   for part in parts:

@@ -118,10 +118,10 @@ def _expected(config: ConfigDict, mesh: Mesh, images: int) -> Iterator[str]:
   whole = padded_batch(size, router.group_images, mesh)
   if config.model.experts and router.name != 'soft' and whole > size:
     yield (
-      f'config.model.router.group_images={router.group_images} leaves each of '
-      f'{mesh_lib.batch_shards(mesh)} devices less than a group of '
-      f'config.train.batch_size={size}: the model runs on {whole} images a '
-      'step, with empty ones; use smaller groups, or larger batches'
+      f'config.train.batch_size={size} is no multiple of config.model.router.'
+      f'group_images={router.group_images} x {mesh_lib.batch_shards(mesh)} '
+      f'devices: the model runs on {whole} images a step, {whole - size} of '
+      f'them empty; use batches of {whole}, or smaller groups'
     )
 
 

@@ -19,11 +19,13 @@ from vmoe_robust.config import (
 from vmoe_robust.data import (
   Source,
   hold_out,
+  lost_classes,
   open_source,
   require_one_order,
   seen_in_training,
 )
 from vmoe_robust.evaluate.fit import check_fit
+from vmoe_robust.files import is_address
 
 # Fields that may change when a run resumes, besides the machine's: they alter
 # neither the model nor what it learns from each step.
@@ -76,6 +78,14 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
   if warning:
     logging.warning('%s', warning)
   config, test = resolve(config, source, test)
+  if validation is not None and (lost := lost_classes(source, validation)):
+    names = [source.class_names[number] for number in lost[:5]]
+    logging.warning(
+      'config.data.validation=%s holds out all images of %s of %s classes, '
+      'such as %s: they are not learnt, and measured all the same; use a '
+      'smaller share',
+      *(data.validation, len(lost), len(source.class_names), names),
+    )
   return config, Splits(source, test, validation, warning)
 
 
@@ -143,6 +153,13 @@ def _measured_otherwise(config: ConfigDict, saved: ConfigDict) -> list[str]:
   ]
 
 
+def _place(where: str) -> str:
+  """A path or address in one spelling."""
+  if not where or is_address(where):
+    return where.rstrip('/')
+  return os.path.abspath(os.path.expanduser(where))
+
+
 def check_same_run(
   config: ConfigDict, workdir: str | os.PathLike, class_names: Sequence[str]
 ) -> None:
@@ -160,13 +177,17 @@ def check_same_run(
   if saved is None or not steps(staging.checkpoints(workdir)):
     return
   free = (*machine_fields(config.data.name), *_FREE)
+  if _place(config.init_from) == _place(saved.init_from):
+    free += ('config.init_from',)  # however it is spelt
   changed = differences(config, saved, free)
   changed += _measured_otherwise(config, saved)
   if changed:
+    longer = config.train.steps > saved.train.steps
+    way = f', and --config.init_from={workdir} to train on from its weights'
     raise UserError(
       f'--workdir={staging.name(workdir)} has a run with other settings, not '
-      f'{"; ".join(changed[:5])}; choose another --workdir, or set the fields '
-      'back to resume'
+      f'{"; ".join(changed[:5])}; choose another --workdir{way * longer}, or '
+      'set the fields back to resume'
     )
   before, now = read_class_names(workdir), tuple(class_names)
   if not before and config.data.name == 'folder':
