@@ -1,5 +1,6 @@
 """What tells that weights of others changed since they were judged."""
 
+import json
 import os
 
 import numpy as np
@@ -9,15 +10,17 @@ import safetensors.numpy
 from tests.checkpoint import official_writer
 from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.checkpoint.export import export
+from vmoe_robust.checkpoint.safe_tensors import CLASSES
 
 
-def test_content_counts_where_size_and_time_are_the_same(tmp_path):
-  stamps = set()
+@pytest.mark.parametrize('classes', [0, 21_841])  # a header of 10 KB, or 300
+def test_content_counts_where_size_and_time_are_the_same(tmp_path, classes):
+  stamps, names = set(), json.dumps([f'class {i}' for i in range(classes)])
   for value in (1, 2):
     arrays = {'a': np.full(1 << 16, 0, np.float32)}
     arrays['a'][1 << 15] = value  # far from both ends
     first = tmp_path / 'first.safetensors'
-    safetensors.numpy.save_file(arrays, first)
+    safetensors.numpy.save_file(arrays, first, {CLASSES: names})
     out = tmp_path / 'out.safetensors'
     export(open_weights(first), out, overwrite=True)
     os.utime(out, (1e9, 1e9))

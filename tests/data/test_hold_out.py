@@ -4,6 +4,7 @@ import pytest
 from tests.evaluate.conftest import InMemory
 from vmoe_robust.config import UserError
 from vmoe_robust.data import hold_out, lost_classes
+from vmoe_robust.data.decode import CorruptImage
 
 
 def numbers(part):
@@ -36,7 +37,7 @@ def test_a_part_without_examples_is_refused(share):
     hold_out(InMemory(5), share)
 
 
-def test_classes_that_are_held_out_whole_are_known():
+def test_classes_that_are_held_out_whole_are_known(monkeypatch):
   source = InMemory(12)
   source.labels[:] = np.arange(12) % 4
   train, held_out = hold_out(source, 0.5)
@@ -45,5 +46,15 @@ def test_classes_that_are_held_out_whole_are_known():
     for place, number in zip(numbers(held_out), lost, strict=False):
       source.labels[place] = number
     assert lost_classes(train, held_out) == lost
+  broken = numbers(train)[0]  # is said where it is loaded
+  read = source.__getitem__
+
+  def fails(_, i):
+    if i == broken:
+      raise CorruptImage('cut short')
+    return read(i)
+
+  monkeypatch.setattr(InMemory, '__getitem__', fails)
+
   source.labels[numbers(held_out)[0]] = -1  # an image without a class
   assert lost_classes(train, held_out) == [3]

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+from collections.abc import Mapping
 
 import fsspec
 
@@ -37,17 +39,26 @@ def open_to_hop(files: fsspec.AbstractFileSystem, path: str) -> io.IOBase:
   return files.open(path, 'rb', block_size=_AHEAD, cache_type='readahead')
 
 
-def stamp(where: str, has_checksums: bool) -> str:
+def stamp_of_checksums(checksums: Mapping[str, object]) -> str:
+  """By which a file that has checksums is known again, and so are its copies.
+
+  Args:
+    checksums: by the names of what they are of.
+  """
+  found = hashlib.blake2b(digest_size=8)
+  found.update(json.dumps(dict(checksums), sort_keys=True).encode())
+  return f'checksums {found.hexdigest()}'
+
+
+def stamp(where: str) -> str:
   """By which a change of files is noticed without reading all of them.
 
   Args:
     where: a file, or the prefix of an official V-MoE checkpoint.
-    has_checksums: the ends of the file have those of all arrays, so that a copy
-      is known by them, whenever it was made.
 
   Returns:
-    Their size, a digest of their first and last 64 KiB, and, without
-    checksums, the time of the newest.
+    Their size, the time of the newest, and a digest of their first and last
+    64 KiB.
   """
   files, place = file_system(where, 'path')
   parts = [place]
@@ -63,7 +74,5 @@ def stamp(where: str, has_checksums: bool) -> str:
   for part in parts:
     ends.update(files.head(part, _AHEAD) + files.tail(part, _AHEAD))
   size = sum(files.size(part) for part in parts)
-  found = f'{size} bytes, {ends.hexdigest()}'
-  if has_checksums:
-    return found
-  return f'{found}, of {max(files.modified(part) for part in parts)}'
+  newest = max(files.modified(part) for part in parts)
+  return f'{size} bytes of {newest}, {ends.hexdigest()}'

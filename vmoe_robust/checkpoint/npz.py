@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_robust.checkpoint.files import file_system, open_to_hop, stamp
+from vmoe_robust.checkpoint.files import (
+  file_system,
+  open_to_hop,
+  stamp_of_checksums,
+)
 from vmoe_robust.config import UserError
 
 # Released ViT names (AugReg and the ViT paper) to those used here.
@@ -57,8 +61,9 @@ class NpzWeights:
     return array if index is None else array[index]
 
   def stamp(self) -> str:
-    """Of the archive's directory, its end, which has all checksums."""
-    return stamp(self.where, has_checksums=True)
+    """Of the checksums in the archive's directory."""
+    members = self._zip.infolist()
+    return stamp_of_checksums({m.filename: m.CRC for m in members})
 
   def close(self) -> None:
     """Closes the file."""

@@ -86,7 +86,7 @@ class OfficialWeights:
 
   def stamp(self) -> str:
     """Of the files' ends and the time, for they have no checksums."""
-    return stamp(self.where, has_checksums=False)
+    return stamp(self.where)
 
   def close(self) -> None:
     """There is nothing to let go of."""

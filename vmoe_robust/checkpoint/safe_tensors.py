@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from vmoe_robust.checkpoint.files import stamp
+from vmoe_robust.checkpoint.files import stamp, stamp_of_checksums
 from vmoe_robust.config import ConfigDict, UserError, from_json
 
 # Under this key the header has the configuration of the run, as JSON.
@@ -78,8 +78,10 @@ class SafeTensorsWeights:
       return self._file.get_slice(name)[index]
 
   def stamp(self) -> str:
-    """Of the file's ends, which have all checksums if it was exported here."""
-    return stamp(self.where, has_checksums=bool(self._checksums))
+    """Of the checksums, if it was exported here; else of the file's ends."""
+    if self._checksums:
+      return stamp_of_checksums(self._checksums)
+    return stamp(self.where)
 
   def close(self) -> None:
     """Closes the file."""

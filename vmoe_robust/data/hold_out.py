@@ -48,13 +48,14 @@ def lost_classes(kept: Source, held: Source) -> list[int]:
 
 
 def _classes(source: Source) -> set[int]:
-  labels = [np.asarray(source[index]['label']) for index in range(len(source))]
-  return {
-    int(one)
-    for label in labels
-    for one in (np.flatnonzero(label) if label.ndim else [label])
-    if one >= 0  # not of what has no class
-  }
+  found = set[int]()
+  for index in range(len(source)):
+    try:
+      label = np.asarray(source[index]['label'])
+    except (OSError, RuntimeError, ValueError):  # said where it is loaded
+      continue
+    found |= {*map(int, np.flatnonzero(label) if label.ndim else [label])}
+  return {one for one in found if one >= 0}  # not of what has no class
 
 
 def places(

@@ -58,11 +58,19 @@ class Results(dict):
     Raises:
       UserError: the file is missing, damaged or of another run.
     """
+    return self.read()
+
+  def read(self, columns: list[str] | None = None) -> pa.Table:
+    """The table, or those of some columns that it has, which is not kept.
+
+    Raises:
+      UserError: the file is missing, damaged or of another run.
+    """
     about = self['files']['records']
     path = self.folder / about['name']
     try:
       with path.open('rb') as file:
-        found = parquet.read_table(file)
+        found = parquet.read_table(file, columns=columns)
     except FileNotFoundError as error:
       raise UserError(
         f'path={path} is missing; copy the whole folder of the run'

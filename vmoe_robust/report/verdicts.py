@@ -15,6 +15,9 @@ from vmoe_robust.report.results import DAMAGE, Results
 
 NO_CLASS = -1  # the prediction where a logit is not finite
 CLEAN = 'clean'  # images without an attack, as a condition
+# Of records, those that say it; the last one may be missing.
+_COLUMNS = ['condition', 'index', 'label', 'prediction_after']
+_COLUMNS += ['prediction_before']
 # Fields of a row that tell how many predictions under its condition are right.
 _SHARES = ('robust_accuracy', 'accuracy')
 # What comes from NumPy stays there.
@@ -70,11 +73,11 @@ def judged(records: pa.Table) -> dict[str, Judged]:
   Raises:
     UserError: a column is missing, or an image is twice under a condition.
   """
-  needed = ('condition', 'index', 'label', 'prediction_after')
+  *needed, _ = _COLUMNS
   if missing := [n for n in needed if n not in records.column_names]:
     raise UserError(f'the records have no {missing[0]!r}')
-  names = (*needed, 'prediction_before')
-  found = {n: to_numpy(records[n]) for n in names if n in records.column_names}
+  there = [n for n in _COLUMNS if n in records.column_names]
+  found = {n: to_numpy(records[n]) for n in there}
   out: dict[str, Judged] = {}
   for condition in dict.fromkeys(found['condition'].tolist()):
     own = np.flatnonzero(found['condition'] == condition)
@@ -115,7 +118,8 @@ def require_agreement(results: Results) -> None:
     UserError: says which number is of another run.
   """
   try:
-    found = judged(results.records)
+    # Of many runs all columns would not fit into memory.
+    found = judged(results.read(_COLUMNS))
   except DAMAGE:
     return
   _require_agreement(found, results)

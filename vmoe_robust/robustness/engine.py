@@ -25,8 +25,9 @@ from vmoe_robust.robustness.work import Batches, Queue, fitting
 _MOST_STEPS = 50
 # A stage goes on in fewer slots when so few of them are left.
 _SHRINK = 4
-# How often an image whose fall the judge denied is attacked again.
-_MOST_DENIED = 10
+# How often an image whose fall the judge denied is attacked again: each time
+# is another draw of the judge's, and one that sees it fall counts.
+_MOST_DENIED = 3
 
 # (the name of the stage, steps done, steps in all, images that stand)
 OnTurn = Callable[[str, int, int, int], None]
@@ -219,7 +220,7 @@ class _Turns:
     if wanted.any():
       self._send(wanted, report['value'])
     if not stays:
-      if self._programs.target.random:
+      if self._programs.target.random and broken.any():
         broken = broken & ~self._denials(broken)
       self._standing[index[broken]] = False
       # Other attempts on what fell are not needed.

@@ -78,10 +78,11 @@ def of_function(
     if judge.on_host or attacked.on_host:
       devices = devices[:1]  # it is called once for a batch
     mesh = mesh_lib.create((len(devices), 1, 1), devices)
+  copies: dict[int, jax.Array] = {}  # of arrays that both functions may have
   return Target(
     judge=lambda params, *rest: judge(params[0], *rest),
     attacked=lambda params, *rest: attacked(params[1], *rest),
-    params=tuple(_placed(f.weights, mesh) for f in (judge, attacked)),
+    params=tuple(_placed(f.weights, mesh, copies) for f in (judge, attacked)),
     mesh=mesh,
     classes=judge.classes,
     random=judge.takes_key or attacked.takes_key,
@@ -261,13 +262,17 @@ def _is_array(leaf: object) -> bool:
   return isinstance(leaf, jax.Array)
 
 
-def _placed(weights: PyTree, mesh: Mesh) -> PyTree:
+def _placed(
+  weights: PyTree, mesh: Mesh, copies: dict[int, jax.Array]
+) -> PyTree:
   """Weights where the mesh can use them: those on other devices are copied."""
   devices = {*mesh.devices.flat}
 
   def place(leaf):
     if isinstance(leaf, jax.Array) and leaf.sharding.device_set != devices:
-      return jax.device_put(leaf, mesh_lib.replicated(mesh))
+      if id(leaf) not in copies:
+        copies[id(leaf)] = jax.device_put(leaf, mesh_lib.replicated(mesh))
+      return copies[id(leaf)]
     return leaf
 
   return jax.tree.map(place, weights)
