@@ -307,6 +307,8 @@ def test_a_key_that_is_given_already_is_kept():
   labels = np.asarray(noisy(images, key).argmax(1))
   found = run(functools.partial(noisy, key=key), images, labels, eps=1e-6)
   assert found.accuracy == found.clean_accuracy == 1 and not found.warnings
+  old = functools.partial(noisy, key=jax.random.PRNGKey(5))  # two numbers
+  assert run(old, images, labels, eps=1e-6).accuracy == 1
   free = run(functools.partial(noisy, scale=0.1), images, labels, eps=1e-6)
   assert 'outputs are random' in str(free.warnings)
 

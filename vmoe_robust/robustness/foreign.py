@@ -166,10 +166,11 @@ class _Function:
     except (TypeError, ValueError):  # of what has no signature
       return False
     key = names.get('key')
-    if key is None or key.default not in (key.empty, None):
+    needed = key is not None and key.default is key.empty
+    if not needed and (key is None or key.default is not None):
       return False
     first = key.kind != key.KEYWORD_ONLY and list(names).index('key') < given
-    if first and key.default is key.empty:
+    if first and needed:
       what = 'images' if given == 1 else 'weights and images'
       raise UserError(
         f'{self._name} takes key first; it must take {what}, and then the key '
