@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from tests.checkpoint import official_writer
+from vmoe_robust.checkpoint import files as checkpoint_files
 from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.checkpoint.export import export
 from vmoe_robust.checkpoint.safe_tensors import CLASSES
@@ -29,10 +30,16 @@ def test_content_counts_where_size_and_time_are_the_same(tmp_path, classes):
 
 
 @pytest.mark.parametrize(
-  'name, is_same',
-  [('a.safetensors', True), ('a.npz', True), ('other.safetensors', False)],
+  'name, whole, is_same',
+  [
+    ('a.safetensors', 0, True),
+    ('a.npz', 0, True),
+    ('other.safetensors', 0, False),  # is too large to be read
+    ('other.safetensors', 1 << 20, True),
+  ],
 )
-def test_a_copy_is_known_by_its_checksums(tmp_path, name, is_same):
+def test_a_copy_is_known(tmp_path, monkeypatch, name, whole, is_same):
+  monkeypatch.setattr(checkpoint_files, '_WHOLE', whole)
   path, arrays = tmp_path / name, {'cls': np.zeros((1, 1, 4), np.float32)}
   if path.suffix == '.npz':
     np.savez(path, **arrays)
@@ -46,7 +53,11 @@ def test_a_copy_is_known_by_its_checksums(tmp_path, name, is_same):
   assert (open_weights(copy).stamp() == open_weights(path).stamp()) == is_same
 
 
-def test_all_files_of_an_official_checkpoint_count(tmp_path):
+@pytest.mark.parametrize('whole', [0, 1 << 20])
+def test_all_files_of_an_official_checkpoint_count(
+  tmp_path, monkeypatch, whole
+):
+  monkeypatch.setattr(checkpoint_files, '_WHOLE', whole)
   prefix = tmp_path / 'p'
   arrays = {'a': np.zeros(3, np.float32), 'b': np.zeros(3, np.float32)}
   official_writer.write(prefix, arrays, {'a': 0, 'b': 1})

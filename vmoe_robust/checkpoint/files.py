@@ -9,6 +9,7 @@ import fsspec
 
 from vmoe_robust.config import UserError
 
+_WHOLE = 1 << 26  # bytes; so many are read in a moment
 _AHEAD = 1 << 16  # bytes; in the cloud, a look costs as much as many bytes
 
 
@@ -51,14 +52,15 @@ def stamp_of_checksums(checksums: Mapping[str, object]) -> str:
 
 
 def stamp(where: str) -> str:
-  """By which a change of files is noticed without reading all of them.
+  """By which files that have no checksums are known again.
 
   Args:
     where: a file, or the prefix of an official V-MoE checkpoint.
 
   Returns:
-    Their size, the time of the newest, and a digest of their first and last
-    64 KiB.
+    Their size and a digest, by which copies are known too; of more than 64 MiB
+    their size, the time of the newest, and a digest of their first and last 64
+    KiB, so that a change is noticed without reading all of them.
   """
   files, place = file_system(where, 'path')
   parts = [place]
@@ -70,9 +72,14 @@ def stamp(where: str) -> str:
       for path in sorted(there)
       if path.removeprefix(place).startswith(('.index', '.data-'))
     ]
+  size = sum(files.size(part) for part in parts)
+  if size <= _WHOLE:
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+      found.update(files.cat_file(part))
+    return f'{size} bytes, {found.hexdigest()}'
   ends = hashlib.blake2b(digest_size=8)
   for part in parts:
     ends.update(files.head(part, _AHEAD) + files.tail(part, _AHEAD))
-  size = sum(files.size(part) for part in parts)
   newest = max(files.modified(part) for part in parts)
   return f'{size} bytes of {newest}, {ends.hexdigest()}'
