@@ -92,8 +92,8 @@ def test_what_leaves_its_bounds_is_not_reported(
   for x_adv in wrong[broken]:
     out = measure.score(params, batch, jnp.asarray(x_adv), 0.1)
     assert not out[broken].all()
-    with pytest.raises(RuntimeError, match='is not in_'):
-      programs._require_bounds(out, np.arange(8), 0.1)
+    with pytest.raises(RuntimeError, match=r'by pgd is not in_\w+ at linf'):
+      programs._require_bounds(out, np.arange(8), 0.1, 'linf', 'pgd')
 
 
 @pytest.mark.slow

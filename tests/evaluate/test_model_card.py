@@ -165,7 +165,7 @@ def test_damaged_results_are_one_line(run, save_run, tmp_path, capsys):
 
 
 def test_of_many_radii_some_are_shown(run, save_run, tmp_path):
-  [row] = results([0], [0], [0])['rows']
+  [row] = results([0, 1, 2, 3], [0, 1, 2, 9], [0, 1, 2, 3])['rows']
   rows = [row | {'eps': level / 255} for level in range(1, 21)]
   fields = dict(weights__checksum=fingerprint(run, 1), rows=rows)
   save_run('run/attacks/pgd', [0, 1, 2, 9], **fields)
