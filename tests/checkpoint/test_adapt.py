@@ -105,7 +105,7 @@ def test_positions_are_resized_linearly_and_the_token_is_kept():
 class InMemory:
   """Weights that remember what was read of them."""
 
-  where, config, class_names = 'memory', None, ()
+  where, config, class_names, step = 'memory', None, (), None
 
   def __init__(self, arrays):
     self.arrays, self.renamed, self.indices = arrays, {}, []
@@ -116,6 +116,9 @@ class InMemory:
   def read(self, name, index=None):
     self.indices.append(index)
     return self.arrays[name] if index is None else self.arrays[name][index]
+
+  def stamp(self):
+    return None
 
   def close(self):
     pass

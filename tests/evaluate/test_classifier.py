@@ -149,7 +149,7 @@ def test_an_exported_run(run, tmp_path):
     export(weights, path)
   clf, same = (vmoe_robust.load(p, mesh=ONE) for p in (path, run[0]))
   np.testing.assert_array_equal(clf(IMAGES), same(IMAGES))
-  assert clf.config == same.config and clf.step is None
+  assert clf.config == same.config and clf.step == same.step
 
 
 @pytest.mark.parametrize(
