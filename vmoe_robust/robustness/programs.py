@@ -165,8 +165,7 @@ class Programs:
       indices = np.where((indices >= 0) & wanted[indices], indices, -1)
       nothing = np.zeros(len(indices))
       left = Left(indices, nothing.astype(int), nothing - np.inf, -1)
-      x_adv = as_floats(batch['image'])
-      self.judge(work, left, batch, x_adv, stays=False, clean=True)
+      self.judge(work, left, batch, as_floats(batch['image']), stays=False)
 
   def judge(
     self,
@@ -175,7 +174,6 @@ class Programs:
     batch: dict[str, jax.Array],
     x_adv: jax.Array,
     stays: bool,
-    clean: bool = False,
   ) -> None:
     """Judges what left its slots, and keeps what counts.
 
@@ -185,8 +183,6 @@ class Programs:
       batch: 'image', 'label' and 'mask' of them.
       x_adv: of them.
       stays: see `Radius.record`.
-      clean: x_adv is the image itself, of which a verdict is known already: a
-        random model would give another one.
 
     Raises:
       RuntimeError: an x_adv left its ball or [0, 1], so that its numbers mean
@@ -196,7 +192,7 @@ class Programs:
     arguments = self.target.params, batch, x_adv, radius.eps
     key = 'score', len(left.index)
     columns = self.timed(key, self.measure.score, *arguments)
-    if clean:
+    if left.stage < 0:  # whose verdict is known: another draw gives another
       known, index = radius.clean.columns, np.maximum(left.index, 0)
       for after, before in _OF_CLEAN.items():
         columns = columns | {after: known[before][index]}

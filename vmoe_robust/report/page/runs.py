@@ -184,7 +184,7 @@ def find(paths: Sequence[str | os.PathLike], problems: Problems) -> list[Run]:
   return [
     run
     for run in runs
-    if problems.guard(run.name, functools.partial(_is_whole, run))
+    if problems.guard(run.name, functools.partial(_agrees, run))
   ]
 
 
@@ -200,7 +200,8 @@ def flat(found: Mapping, prefix: str = '', by: str = '/') -> dict[str, object]:
   return out
 
 
-def _is_whole(run: Run) -> bool:
+def _agrees(run: Run) -> bool:
+  """With its records, as far as it has some."""
   if run.is_attack:
     require_agreement(run.results)
   return True
