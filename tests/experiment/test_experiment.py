@@ -18,6 +18,7 @@ import pytest
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import states
 from vmoe_robust.report.records import read_records
+from vmoe_robust.report.results import read_results
 from vmoe_robust.report.verdicts import is_right
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -103,6 +104,12 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_results(
   said = json.loads((tmp_path / 'experiment.json').read_text())
   assert {row['run'] for row in said['accuracies']} == {'killed', 'twin'}
   assert all((tmp_path / f['picture']).exists() for f in said['figures'])
+  [measured] = said['measures']
+  study = read_results(tmp_path / 'killed_seed0/studies/routing')
+  changed = study['rows'][-1]['selected']['encoderblock_0']
+  assert measured['seeds'] == [{'seed': 0, 'number': changed}]
+  [related] = said['relations']
+  assert related['correlation']['n'] == 1 and not related['missing']
   for part in said['parts']:
     assert part['usage']['cpu_seconds'] > 1
     assert part['usage']['peak_bytes'] > 2**27  # of Python with JAX

@@ -218,6 +218,36 @@ STUDY = dict(name='s', base='configs/study.py')
     (dict(unions=[dict(name='u', of=('pgd',))]), ["'u'", 'two attacks']),
     (dict(unions=[dict(name='pgd', of=('pgd',))]), ['an attack has the name']),
     (dict(unions=[dict(name='u')]), ["'u'", "no 'of'"]),
+    (
+      dict(studies=[STUDY], measures=[dict(name='m', study='t', number='x')]),
+      ["'m': study='t'", "'s'"],
+    ),
+    (
+      dict(studies=[STUDY], measures=[dict(name='m', study='s', number='x')]),
+      ["'m': number='x'", 'give keys'],
+    ),
+    (
+      dict(
+        studies=[STUDY],
+        measures=[dict(name='m', study='s', number=('x',), against='aa')],
+      ),
+      ["'m': against='aa'", "'pgd'"],
+    ),
+    (
+      dict(
+        studies=[STUDY],
+        measures=[dict(name='m', study='s', number=('x',), unit='share')],
+      ),
+      ["'m': unit='share'", "'points'"],
+    ),
+    (
+      dict(
+        studies=[STUDY],
+        measures=[dict(name='m', study='s', number=('x',), of=('z',))],
+      ),
+      ["'m': of='z'"],
+    ),
+    (dict(measures=[dict(name='m', study='s')]), ["'m'", "no 'number'"]),
     (dict(comparisons=[('a', 'moe')]), ["config.comparisons='moe'"]),
     (dict(comparisons=['ab']), ['two runs']),
     (dict(comparisons=[('a', 'a')]), ['two runs']),

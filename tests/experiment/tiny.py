@@ -30,4 +30,14 @@ def get_config():
       )
     ],
     comparisons=[('killed', 'twin')],
+    measures=[
+      dict(
+        name='changed',
+        study='routing',
+        condition='eps 25.5/255',
+        number=('selected', 'encoderblock_0'),
+        unit='%',
+        against='pgd',
+      )
+    ],
   )

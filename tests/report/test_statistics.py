@@ -106,3 +106,47 @@ def test_over_seeds_by_hand():
   assert alike == {'value': 0.5, 'interval': None, 'n': 3, 'over': 'seeds'}
   for unknown in ([], [rate(0.5), rate(None)]):
     assert statistics.over_seeds(unknown, statistics.SHARE)['value'] is None
+
+
+def test_rank_correlation_by_hand():
+  found = statistics.rank_correlation([1, 2, 3, 4, 5], [10, 20, 40, 30, 50])
+  # 1 - 6 x (1 + 1) / (5 x 24)
+  assert found['value'] == pytest.approx(0.9) and found['n'] == 5
+  # Of 120 pairings 1 + 4 are as far to each side.
+  assert found['p'] == pytest.approx(10 / 120, abs=0.01)
+  half = 1.959964 * ((1 + 0.9**2 / 2) / 2) ** 0.5
+  ends = np.tanh(np.arctanh(0.9) + np.array([-half, half]))
+  assert found['interval'] == pytest.approx(ends.tolist())
+  assert statistics.rank_correlation([1, 2, 2], [5, 9, 9])['value'] == 1
+
+
+def test_rank_correlation_within_groups():
+  first, second = [1, 2, 3, 7, 8, 9], [3, 2, 1, 9, 8, 7]
+  found = statistics.rank_correlation(first, second, list('aaabbb'))
+  assert found['value'] == -1 and found['interval'] is None
+  assert found['p'] == pytest.approx(2 / 36, abs=0.01)
+  # A group of one thing says nothing, and takes no freedom from the others.
+  one = statistics.rank_correlation([*first, 5], [*second, 1], list('aaabbbc'))
+  assert one['value'] == -1 and one['p'] == pytest.approx(2 / 36, abs=0.01)
+  some = statistics.rank_correlation([1, 2, 3, 4, 5, 9], [1, 3, 2, 5, 4, 9])
+  with_one = statistics.rank_correlation(
+    [1, 2, 3, 4, 5, 9, 7], [1, 3, 2, 5, 4, 9, 7], list('aaaaaab')
+  )
+  assert with_one['interval'] == some['interval'] and with_one['n'] == 7
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'groups'),
+  [
+    ([], [], None),
+    ([1, 2], [1, 2], None),
+    ([1, 1, 1], [1, 2, 3], None),
+    ([1, 2, 3], [5, 5, 5], None),
+    ([1, 2, 3], [1, 2, 3], ['a', 'b', 'c']),
+  ],
+)
+def test_no_correlation_is_known(first, second, groups):
+  found = statistics.rank_correlation(first, second, groups)
+  assert found == {
+    'value': None, 'interval': None, 'n': len(first), 'p': None
+  }  # fmt: skip

@@ -16,10 +16,11 @@ from ml_collections import ConfigDict, config_flags
 from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.experiment import comparing
 from vmoe_robust.experiment import states as states_lib
-from vmoe_robust.experiment.accuracies import accuracies, attacked
+from vmoe_robust.experiment.accuracies import accuracies, attacked, studied
 from vmoe_robust.experiment.description import FIELDS, checked
 from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.markdown import MARKDOWN, markdown
+from vmoe_robust.experiment.measures import measures, relations
 from vmoe_robust.experiment.parts import Part, parts
 from vmoe_robust.experiment.running import Runner, cpus
 from vmoe_robust.experiment.states import FINISHED, State, states
@@ -159,11 +160,19 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   write_json(workdir / COMPARISONS, rows)
   found = attacked(every, runner.states, _say)
   means = accuracies(config, found)
-  known |= dict(accuracies=means, figures=_drawn(workdir, figures(means, rows)))
+  asked = {measure['study'] for measure in config.measures}
+  of_studies = studied(every, runner.states, asked, _say)
+  measured = measures(config, of_studies, _say)
+  related = relations(config, measured, means)
+  drawn = figures(means, rows, measured, related)
+  known = dict(accuracies=means, measures=measured, relations=related)
+  known |= dict(figures=_drawn(workdir, drawn))
   write_summary()
   ended = runner.states
   took = of_each(every)
-  page_text = markdown(about, every, ended, found, took, means, rows)
+  page_text = markdown(
+    about, every, ended, found, took, means, rows, measured, related
+  )
   with replacing(workdir / MARKDOWN) as draft:
     draft.write_text(page_text, encoding='utf-8')
   if text := comparing.show(rows):
@@ -176,8 +185,8 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
 
 
 def _known(workdir: Path) -> dict[str, list]:
-  """Accuracies and figures that an earlier command left."""
-  names = ('accuracies', 'figures')
+  """What an earlier command found."""
+  names = ('accuracies', 'measures', 'relations', 'figures')
   try:
     found = json.loads((workdir / SUMMARY).read_text())
     return {name: list(found[name]) for name in names}

@@ -1,6 +1,6 @@
-"""The accuracy of each run under each attack, over seeds."""
+"""What is finished, and the accuracy of each run under each attack."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -10,15 +10,15 @@ from vmoe_robust.report import statistics
 from vmoe_robust.report.results import DAMAGE, Results, read_results
 from vmoe_robust.report.verdicts import CLEAN, require_agreement
 
-# An attack that is finished, and what it found.
-Attacked = tuple[Part, Results]
+# An attack or a study that is finished, and what it found.
+Found = tuple[Part, Results]
 
 
 def attacked(
   parts: Sequence[Part],
   states: Mapping[str, State],
   say: Callable[[str], None],
-) -> list[Attacked]:
+) -> list[Found]:
   """The attacks that are finished, with their results.
 
   Args:
@@ -27,13 +27,30 @@ def attacked(
     say: told which results are damaged, or contradicted by their records;
       these are left out.
   """
+  own = [part for part in parts if part.mode == 'attack']
+  return _finished(own, states, say, _conditions)
+
+
+def studied(
+  parts: Sequence[Part],
+  states: Mapping[str, State],
+  names: Collection[str],
+  say: Callable[[str], None],
+) -> list[Found]:
+  """The same of studies with these names."""
+  own = [p for p in parts if p.mode == 'study' and p.asked in names]
+  return _finished(own, states, say, lambda results: results['summary'])
+
+
+def _finished(parts, states, say, check) -> list[Found]:
+  """Those whose results are whole, of which `check` raises nothing."""
   found = []
   for part in parts:
-    if part.mode != 'attack' or states[part.name].name != FINISHED:
+    if states[part.name].name != FINISHED:
       continue
     try:
       results = read_results(part.folder)
-      _conditions(results)
+      check(results)
       require_agreement(results)
     except DAMAGE as error:
       say(f'{part.name} is left out: {error}')
@@ -42,7 +59,7 @@ def attacked(
   return found
 
 
-def accuracies(config: ConfigDict, found: Sequence[Attacked]) -> list[dict]:
+def accuracies(config: ConfigDict, found: Sequence[Found]) -> list[dict]:
   """What attacks say, a row a run and condition.
 
   Args:

@@ -13,8 +13,13 @@ from vmoe_robust.report.verdicts import CLEAN
 _RUN = dict(name=None, base=None, changes={}, start='')
 _ASKED = dict(name=None, base=None, changes={}, of=())
 GROUPS = {'runs': _RUN, 'attacks': _ASKED, 'studies': _ASKED}
-FIELDS = (*GROUPS, 'unions', 'comparisons', 'seeds', 'select', 'data_dir')
+FIELDS = (*GROUPS, 'unions', 'comparisons', 'measures', 'seeds', 'select')
+FIELDS += ('data_dir',)
 _UNION = dict(name=None, of=None)
+_MEASURE = dict(
+  name=None, study=None, number=None, condition='', unit='', of=(), against=''
+)
+UNITS = ('', '%', 'points')  # of a measure, as figures have them
 
 
 def describe(
@@ -24,6 +29,7 @@ def describe(
   studies: Sequence[Mapping] = (),
   unions: Sequence[Mapping] = (),
   comparisons: Sequence[tuple[str, str]] = (),
+  measures: Sequence[Mapping] = (),
   seeds: Sequence[int] = (0,),
 ) -> ConfigDict:
   """An experiment, as a file in `configs/experiments/` returns it.
@@ -39,6 +45,13 @@ def describe(
       norms: an image stands if it stands under all of them.
     comparisons: pairs of runs, which are compared image by image under each
       attack and each union that is asked of both.
+    measures: numbers of studies, of which there are means over seeds: a `name`,
+      the `study`, and where its results have the `number`: keys in `summary`,
+      or in the row of a `condition`, such as `('margin', 'total')`. Its `unit`
+      is '%' of a share, 'points' of a difference of shares (both times 100), or
+      ''. `of` names runs; (): all that the study is asked of. `against` names
+      an attack: does the number go with the accuracy under it, at the largest
+      radius, over the trainings?
     seeds: each run is trained with each of these.
 
   Returns:
@@ -53,6 +66,7 @@ def describe(
       studies=tuple(studies),
       unions=tuple(unions),
       comparisons=tuple(comparisons),
+      measures=tuple(measures),
       seeds=tuple(seeds),
       select=(),
       data_dir='',
@@ -92,6 +106,7 @@ def checked(config: ConfigDict) -> ConfigDict:
       for name in entry['of']:
         choose(f'config.{group} {entry["name"]!r}: of', name, names)
   out['unions'] = _unions(config.unions, out['attacks'])
+  out['measures'] = _measures(config.measures, out, names)
   for pair in config.comparisons:
     if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
       raise UserError(f'config.comparisons has {pair!r}; give two runs')
@@ -110,7 +125,9 @@ def checked(config: ConfigDict) -> ConfigDict:
   )
 
 
-def _entries(group: str, entries: Sequence, fields: Mapping) -> list[dict]:
+def _entries(
+  group: str, entries: Sequence, fields: Mapping[str, object]
+) -> list[dict]:
   found = []
   for entry in entries:
     where = f'config.{group}'
@@ -154,6 +171,26 @@ def _unions(unions: Sequence, attacks: Sequence[Mapping]) -> list[dict]:
       raise UserError(f'{where}: of={union["of"]!r}; give two attacks or more')
     for name in union['of']:
       choose(f'{where}: of', name, names)
+  return found
+
+
+def _measures(measures: Sequence, known: Mapping, runs: Sequence[str]):
+  found = _entries('measures', measures, _MEASURE)
+  named = lambda group: [entry['name'] for entry in known[group]]
+  for entry in found:
+    where = f'config.measures {entry["name"]!r}'
+    choose(f'{where}: study', entry['study'], named('studies'))
+    if entry['against']:
+      choose(f'{where}: against', entry['against'], named('attacks'))
+    choose(f'{where}: unit', entry['unit'], UNITS)
+    for name in entry['of']:
+      choose(f'{where}: of', name, runs)
+    number = entry['number']
+    keys = isinstance(number, Sequence) and not isinstance(number, str)
+    if not keys or not number or not all(isinstance(n, str) for n in number):
+      raise UserError(
+        f"{where}: number={number!r}; give keys, such as ('margin', 'total')"
+      )
   return found
 
 

@@ -13,13 +13,18 @@ _MOST_FIGURES = 3
 
 
 def figures(
-  accuracies: Sequence[Mapping], comparisons: Sequence[Mapping]
+  accuracies: Sequence[Mapping],
+  comparisons: Sequence[Mapping],
+  measures: Sequence[Mapping] = (),
+  relations: Sequence[Mapping] = (),
 ) -> list[BarPlot | LinePlot]:
-  """Accuracies of runs and differences of pairs, attack by attack.
+  """Accuracies of runs, differences of pairs, and what studies say of seeds.
 
   Args:
     accuracies: of `accuracies`.
     comparisons: of `comparing.compare`.
+    measures: of `measures.measures`.
+    relations: of `measures.relations`.
   """
   by_attack = lambda row: row['attack']
   made: list[BarPlot | LinePlot] = []
@@ -32,7 +37,9 @@ def figures(
     made.append(
       _differences(attack, [r for r in compared if r['attack'] == attack])
     )
-  return made
+  for name in dict.fromkeys(row['measure'] for row in measures):
+    made.append(_measure([r for r in measures if r['measure'] == name]))
+  return made + [_relation(row) for row in relations]
 
 
 def _of_attack(
@@ -107,6 +114,65 @@ def _differences(attack: str, rows: Sequence[Mapping]) -> BarPlot:
   )
 
 
+def _measure(rows: Sequence[Mapping]) -> BarPlot:
+  """What a study says of each run, in the mean over seeds."""
+  name, unit = rows[0]['measure'], rows[0]['unit']
+  times = 100 if unit == 'points' else 1
+  return BarPlot(
+    name=f'measure_{name}',
+    title=f'{name}, {_seeds(rows)}',
+    x_label=name + (', percentage points' if unit == 'points' else ''),
+    bars=[
+      Bar.of(
+        row['run'],
+        row['mean'],
+        dots=_dots([one['number'] for one in row['seeds']], times),
+        times=times,
+      )
+      for row in rows
+    ],
+    unit=unit,
+  )
+
+
+def _relation(row: Mapping) -> LinePlot:
+  """What a study measured against accuracy, each training a point."""
+  name, unit = row['measure'], row['unit']
+  times = 100 if unit else 1
+  lines = []
+  for run in dict.fromkeys(one['run'] for one in row['trainings']):
+    own = [one for one in row['trainings'] if one['run'] == run]
+    own.sort(key=lambda one: one['number'])
+    unknown = [float('nan')] * len(own)
+    lines.append(
+      Line(
+        run,
+        [times * one['number'] for one in own],
+        [100 * one['accuracy'] for one in own],
+        unknown,
+        unknown,
+        joined=False,
+      )
+    )
+  return LinePlot(
+    name=f'relation_{name}',
+    title=f'{name} and accuracy, {row["correlation"]["n"]} trainings',
+    x_label=name + (f', {unit}' if unit else ''),
+    y_label=f'accuracy under {row["condition"]} (%)',
+    lines=lines,
+    unit='',
+    note="Each point is a training. Spearman's rank correlation: "
+    f'{_spearman(row["correlation"])} of all, {_spearman(row["within"])} '
+    'within runs.',
+  )
+
+
+def _spearman(correlation: Mapping) -> str:
+  if correlation['value'] is None:
+    return 'not known'
+  return f'{correlation["value"]:.2f} (p {correlation["p"]:.2g})'
+
+
 def _shown(attack: str, condition: str) -> str:
   """A condition, with the attack's name in the experiment where that differs.
 
@@ -130,10 +196,14 @@ def _dots(seeds: Sequence[Mapping], times: float = 1) -> list[float]:
 
 def _counts(rows: Sequence[Mapping]) -> tuple[str, str]:
   """How many seeds and images, in words."""
-  seeds = {len(row['seeds']) for row in rows}
   images = {one['accuracy']['n'] for row in rows for one in row['seeds']}
+  shown = f'{min(images)}' if len(images) == 1 else f'{min(images)} or more'
+  return _seeds(rows), shown
+
+
+def _seeds(rows: Sequence[Mapping]) -> str:
+  """How many each row has, in words."""
+  seeds = {len(row['seeds']) for row in rows}
   most, least = max(seeds), min(seeds)
   counted = f'{most}' if most == least else f'{least} to {most}'
-  word = 'seed' if most == 1 else 'seeds'
-  shown = f'{min(images)}' if len(images) == 1 else f'{min(images)} or more'
-  return f'{counted} {word}', shown
+  return f'{counted} {"seed" if most == 1 else "seeds"}'

@@ -1,16 +1,17 @@
 """What an experiment found as Markdown, for a page of documentation."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vmoe_robust.experiment import comparing
-from vmoe_robust.experiment.accuracies import Attacked, clean, images
+from vmoe_robust.experiment.accuracies import Found, clean, images
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.results import Results
-from vmoe_robust.report.table import percent, some_of
+from vmoe_robust.report.table import percent, some_of, written
 from vmoe_robust.report.verdicts import CLEAN
 
 MARKDOWN = 'results.md'  # in the experiment's folder
@@ -22,12 +23,14 @@ def markdown(
   about: Mapping[str, str],
   parts: Sequence[Part],
   states: Mapping[str, State],
-  found: Sequence[Attacked],
+  found: Sequence[Found],
   usage: Mapping[str, Usage],
   accuracies: Sequence[Mapping],
   comparisons: Sequence[Mapping],
+  measures: Sequence[Mapping] = (),
+  relations: Sequence[Mapping] = (),
 ) -> str:
-  """Accuracies, comparisons and what they cost, as tables.
+  """Accuracies, comparisons, studies and what they cost, as tables.
 
   Args:
     about: 'name' and 'command' of the experiment.
@@ -37,6 +40,8 @@ def markdown(
     usage: what they took, by name of the part.
     accuracies: of `accuracies.accuracies`.
     comparisons: of `comparing.compare`.
+    measures: of `measures.measures`.
+    relations: of `measures.relations`.
   """
   done = [part for part in parts if states[part.name].name == FINISHED]
   headers, lines = comparing.cells(comparisons)
@@ -72,6 +77,30 @@ def markdown(
     sections += [
       'Not compared:' if lines else '## Pairs of runs\n\nNot compared:',
       '\n'.join(f'- {note}' for note in notes),
+    ]
+  if measures:
+    sections += [
+      '## Studies',
+      "Mean over seeds with Student's 95% intervals; of one seed the study's "
+      'own, over images.',
+      _measures(measures),
+    ]
+  if relations:
+    sections += [
+      '## Do they go with robustness?',
+      "Spearman's rank correlation with the accuracy, over trainings: of all "
+      'runs as if they were one, within runs (ranked in their run), and of '
+      'each run of several trainings. Interval: by Bonett and Wright (2000). '
+      'p: of pairings drawn anew, not corrected for the number of lines.',
+      _relations(relations),
+    ]
+    sections += [
+      f'Left out of {row["measure"]}, for they were not attacked, or the '
+      f'number is not known: {lost}.'
+      for row in relations
+      if (
+        lost := ', '.join(f'{m["run"]}_seed{m["seed"]}' for m in row['missing'])
+      )
     ]
   sections += [
     '## What it took',
@@ -139,7 +168,46 @@ def _estimate(row: Mapping, alike: bool) -> str:
   return text if alike else f'{text}, {images(row):,} images'
 
 
-def _sizes(found: Sequence[Attacked]) -> dict[str, list[str]]:
+def _measures(rows: Sequence[Mapping]) -> str:
+  lines = []
+  for row in rows:
+    shown = functools.partial(_number, unit=row['unit'])
+    mean = row['mean']
+    interval = ' to '.join(map(shown, mean['interval'] or ())) or '-'
+    each = ', '.join(shown(one['number']['value']) for one in row['seeds'])
+    lines.append(
+      [row['measure'], row['run'], shown(mean['value']), interval, each]
+    )
+  return _table(('measure', 'run', 'mean', '95% interval', 'each seed'), lines)
+
+
+def _number(value: float | None, unit: str) -> str:
+  if value is None:
+    return '-'
+  return written(100 * value if unit == 'points' else value, unit, 4)
+
+
+def _relations(rows: Sequence[Mapping]) -> str:
+  lines = []
+  for row in rows:
+    each = {'all': row['correlation'], 'within runs': row['within']}
+    each |= row['of_runs']
+    for run, found in each.items():
+      shown = [
+        f'{v:.2f}'
+        for v in (found['value'], *(found['interval'] or ()))
+        if v is not None
+      ]
+      lines.append(
+        [row['measure'], row['condition'], run, str(found['n'])]
+        + [shown[0] if shown else '-', ' to '.join(shown[1:]) or '-']
+        + ['-' if found['p'] is None else f'{found["p"]:.2g}']
+      )
+  headers = ('measure', 'accuracy under', 'runs', 'trainings', 'correlation')
+  return _table((*headers, '95% interval', 'p'), lines)
+
+
+def _sizes(found: Sequence[Found]) -> dict[str, list[str]]:
   """Parameters and FLOPs of each run, all values that its results have."""
   sizes = {}
   for run in dict.fromkeys(part.run for part, _ in found):

@@ -51,6 +51,8 @@ def summary(
   found: Mapping[str, State],
   used: Mapping[str, Usage],
   accuracies: Sequence[Mapping] = (),
+  measures: Sequence[Mapping] = (),
+  relations: Sequence[Mapping] = (),
   figures: Sequence[Mapping] = (),
 ) -> dict:
   """What experiment.json says.
@@ -61,6 +63,8 @@ def summary(
     found: their states, by name.
     used: what they took so far, by name.
     accuracies: of `accuracies.accuracies`.
+    measures: of `measures.measures`.
+    relations: of `measures.relations`.
     figures: of `report.writing.draw`.
   """
   said = [
@@ -90,5 +94,7 @@ def summary(
     'comparisons': [list(pair) for pair in config.comparisons],
     'parts': said,
     'accuracies': list(accuracies),
+    'measures': list(measures),
+    'relations': list(relations),
     'figures': list(figures),
   }

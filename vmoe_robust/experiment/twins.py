@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ml_collections import ConfigDict
 
 from vmoe_robust.experiment.description import describe
+from vmoe_robust.report.table import radius
 
 _EXPERTS = (2, 4, 8, 16)
 # Other routers over 8 experts. The last three are controls that learn no
@@ -144,5 +145,39 @@ def describe_twins(
         *((f'moe_{n}{end}', f'moe_e8{end}') for n in _ROUTERS),
       )
     ],
+    measures=_measures(both, usual, eps),
     seeds=seeds,
   )
+
+
+def _measures(both, usual: Sequence[str], eps: Sequence[float]) -> list[dict]:
+  """What routing does to the main model, and the Jacobian of all."""
+  under = f'eps {radius("linf", eps[1])}'
+  found = [
+    dict(
+      name='routing_damage',
+      study='frozen_routing',
+      number=('compared', under, 'routing_damage_of_free_attack', 'difference'),
+      unit='points',
+    ),
+    dict(
+      name='random_experts',
+      study='substitution',
+      condition='clean, random, all',
+      number=('against_unchanged', 'difference'),
+      unit='points',
+    ),
+  ]
+  for end in ('', '_adv'):
+    for term in ('total', 'expert', 'gate', 'sum_of_gates'):
+      found.append(
+        dict(
+          name=f'jacobian_{term}{end}',
+          study='jacobian',
+          condition='clean',
+          number=('margin', term),
+          of=tuple(f'{name}{end}' for name in usual),
+          against='autoattack',
+        )
+      )
+  return found

@@ -46,6 +46,7 @@ class Line:
   high: Sequence[float]
   panel: str = ''  # lines of a panel are drawn together
   dashed: bool = False
+  joined: bool = True  # or points alone
 
   @classmethod
   def of(
@@ -243,7 +244,8 @@ def _draw_panel(axis, plot: LinePlot, panel: str):
       marker=_MARKERS[number % len(_MARKERS)],
       markersize=4.5,
       linewidth=1.4,
-      linestyle='--' if line.dashed else '-',
+      linestyle=_style(line),
+      label=plain(line.label),
     )
     axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     if len(line.x) == 1:  # a band needs two points
@@ -255,7 +257,16 @@ def _draw_panel(axis, plot: LinePlot, panel: str):
   axis.grid(alpha=0.25, linewidth=0.5)
   if panel:
     axis.set_title(plain(panel), fontsize=10)
-  _name_lines(axis, lines, times)
+  if all(line.joined for line in lines):
+    _name_lines(axis, lines, times)
+  else:  # a name at the end of a line needs one
+    axis.legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=7.5)
+
+
+def _style(line: Line) -> str:
+  if not line.joined:
+    return 'none'
+  return '--' if line.dashed else '-'
 
 
 def _name_lines(axis, lines: Sequence[Line], times: float):

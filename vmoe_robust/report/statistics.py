@@ -13,6 +13,8 @@ SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
 # How often images are drawn again, and how many numbers are drawn at a time.
 RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
+# Of which the p of a correlation is.
+_PAIRINGS = 9_999
 
 # {'value': float, 'interval': [low, high], 'n': images}
 Estimate = dict[str, Any]
@@ -103,6 +105,60 @@ def over_seeds(
     'n': len(values),
     'over': 'seeds',
   }
+
+
+def rank_correlation(
+  first: Sequence[float],
+  second: Sequence[float],
+  groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Spearman's rank correlation, and whether chance alone would give it.
+
+  With groups it is the correlation within them: numbers are ranked in their
+  group, so that what sets one group apart from another does not count.
+
+  Args:
+    first: a number of each thing, such as a training.
+    second: another number of the same things.
+    groups: to which each belongs; None: all are of one.
+
+  Returns:
+    An estimate: 'value', null of fewer than three things and where all of each
+    group have the same number; 'interval', by Bonett and Wright (2000), a group
+    taking one thing away; null where fewer than four are left and where the
+    value is 1 or -1; 'n' things. And 'p', two-sided, of 9,999 pairings drawn
+    anew, in each group.
+  """
+  from scipy import stats
+
+  n = len(first)
+  groups = ['one'] * n if groups is None else groups
+  places = [
+    np.flatnonzero([own == group for own in groups])
+    for group in dict.fromkeys(groups)
+  ]
+  a, b = (np.zeros(n) for _ in range(2))
+  for place in places:
+    for ranks, numbers in ((a, first), (b, second)):
+      found = stats.rankdata(np.asarray(numbers, np.float64)[place])
+      ranks[place] = found - found.mean()
+  length = float(np.sqrt((a @ a) * (b @ b)))
+  if n < 3 or not length:
+    return {'value': None, 'interval': None, 'n': n, 'p': None}
+  value = float(np.clip(a @ b / length, -1, 1))
+  interval, left = None, n - (len(places) - 1)
+  if left > 3 and abs(value) < 1:
+    half = ((1 + value**2 / 2) / (left - 3)) ** 0.5
+    half *= float(special.ndtri((1 + LEVEL) / 2))
+    centre = np.arctanh(value)
+    interval = [float(np.tanh(centre - half)), float(np.tanh(centre + half))]
+  rng, drawn = np.random.default_rng(0), np.zeros(_PAIRINGS)
+  for place in places:
+    again = np.tile(a[place], (_PAIRINGS, 1))
+    drawn += rng.permuted(again, axis=1) @ b[place]
+  as_far = np.abs(drawn) >= abs(a @ b) - 1e-9 * length
+  p = float((1 + as_far.sum()) / (1 + _PAIRINGS))
+  return {'value': value, 'interval': interval, 'n': n, 'p': p}
 
 
 def paired(

@@ -166,7 +166,7 @@ def _line(figure, line, number, x: Scale, y: Scale) -> Markup:
     if i < count and is_known(line['x'][i]) and is_known(line['y'][i]):
       run.append(i)
       continue
-    if run:
+    if run and line.get('joined', True):
       parts.append(_band(line, number, run, x, y))
       path = 'M' + 'L'.join(
         f'{x(line["x"][j]):.1f} {y(line["y"][j]):.1f}' for j in run
@@ -178,7 +178,7 @@ def _line(figure, line, number, x: Scale, y: Scale) -> Markup:
         )
       )
     run = []
-  if count <= _MOST_MARKERS:
+  if count <= _MOST_MARKERS or not line.get('joined', True):
     for i in range(count):
       if not (is_known(line['x'][i]) and is_known(line['y'][i])):
         continue

@@ -144,7 +144,9 @@ def _shown(folder: epath.Path, about: Mapping[str, str]) -> Shown:
   name = about['data']
   if os.path.isabs(name) or '..' in name.split('/'):
     raise UserError(f'{name!r} is outside {folder}')
-  return of_figure(_read(folder / name), about['title'], _READING)
+  figure = _read(folder / name)
+  means = all(line.get('joined', True) for line in figure.get('lines', ()))
+  return of_figure(figure, about['title'], _READING if means else '')
 
 
 def _sentences(rows: Sequence[Mapping]) -> list[Difference]:
