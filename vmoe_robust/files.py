@@ -151,6 +151,9 @@ def require_writable(directory: str | os.PathLike) -> None:
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A path to write to, which becomes `path` if the block succeeds.
 
+  What was written is on the disk before it has the name, so that a power cut
+  leaves the old file or the new one.
+
   Raises:
     UserError: `path` is not on this machine.
   """
@@ -159,6 +162,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   draft = path.with_name(path.name + '.tmp')
   try:
     yield draft
+    with draft.open('rb') as file:
+      os.fsync(file.fileno())
     os.replace(draft, path)
   finally:
     draft.unlink(missing_ok=True)

@@ -13,9 +13,9 @@ from tests.robustness.problems import EXAMPLES, QUICK, problem
 from vmoe_robust import read_results, robust_accuracy
 from vmoe_robust.attacks import Budget, ensemble, label
 from vmoe_robust.config import UserError
-from vmoe_robust.files import locked
+from vmoe_robust.files import locked, write_json
 from vmoe_robust.report.results import SCHEMA
-from vmoe_robust.robustness import arguments
+from vmoe_robust.robustness import api, arguments
 
 ALONE = (
   ('fgsm', 'Linf', 0.08),
@@ -471,3 +471,145 @@ def test_the_speed_of_nothing_is_unknown():
   found = robust_accuracy(fn, images, wrong, eps=0.05, attack='fgsm')
   assert found.accuracy == found.clean_accuracy == 0
   assert found.findings.speed == {'attacked_images_per_second': None}
+
+
+def blind_to_levels(fn):
+  """As `fn` on images of 256 levels, and of one class between these levels."""
+
+  def model(x):
+    levels = jnp.round(x * 255) / 255
+    off = jnp.abs(x - levels).max((1, 2, 3)) > 1e-4
+    wrong = jax.nn.one_hot(jnp.zeros(len(x), int), 5) * 9
+    return jnp.where(off[:, None], wrong, fn(x))
+
+  return model
+
+
+def test_a_model_that_differs_beside_the_images_is_another(tmp_path):
+  """Clean images cannot tell them apart."""
+  fn, images, labels = problem()
+  images = np.round(images * 255).astype(np.uint8)
+  run = functools.partial(
+    robust_accuracy,
+    images=images,
+    labels=labels,
+    eps=0.1,
+    attack='fgsm',
+    folder=tmp_path,
+    **QUICK,
+  )
+  run(fn)
+  with pytest.raises(UserError, match="digest of the model's answers"):
+    run(blind_to_levels(fn))
+
+
+def test_what_comes_from_a_folder_is_judged_again(tmp_path, monkeypatch):
+  """By a model that answers alike on what it is known again by."""
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy,
+    images=images,
+    labels=labels,
+    eps=0.1,
+    attack='fgsm',
+    folder=tmp_path,
+    **QUICK,
+  )
+  first = run(fn)
+  assert first.accuracy == run(fn).accuracy
+  monkeypatch.setattr(api, '_identity', lambda *_: {})
+  (tmp_path / 'run.json').unlink()
+  assert run(fn).accuracy == first.accuracy
+  with pytest.raises(UserError, match='44 are not as they were stored'):
+    run(lambda x: 2 * fn(x))
+
+
+@pytest.mark.parametrize('harm', ['lost', 'changed'])
+def test_attacked_images_that_are_damaged_are_refused(tmp_path, harm):
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, attack='fgsm', folder=tmp_path, **QUICK
+  )
+  run()
+  stored = [p for p in (tmp_path / 'x_adv').rglob('*') if p.is_file()]
+  [chunk] = [path for path in stored if path.suffix != '.json']
+  if harm == 'lost':
+    chunk.unlink()
+  else:
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+  with pytest.raises(UserError, match='damaged .*delete the folder'):
+    run()
+
+
+def test_a_piece_that_is_damaged_is_done_again(tmp_path, caplog):
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, attack='fgsm', folder=tmp_path, **QUICK
+  )
+  first = run()
+  [piece] = tmp_path.glob('*-done.npz')
+  for data in (b'', piece.read_bytes()[:99]):
+    piece.write_bytes(data)
+    np.testing.assert_array_equal(run().x_adv, first.x_adv)
+    assert f'{piece} is damaged' in caplog.text
+    caplog.clear()
+  (tmp_path / 'run.json').write_bytes(b'')
+  with pytest.raises(UserError, match=r'run.json is damaged .* delete'):
+    run()
+
+
+def test_a_full_disk_does_not_end_an_attack(tmp_path, monkeypatch, caplog):
+  fn, images, labels = problem()
+  run = functools.partial(
+    robust_accuracy, fn, images, labels, attack='fgsm', **QUICK
+  )
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr('numpy.savez', full)
+    found = run(folder=tmp_path)
+  assert found.accuracy == run().accuracy
+  assert 'cannot be stored' in caplog.text
+  assert not list(tmp_path.glob('*.npz'))
+
+
+def test_results_of_the_same_images_are_known(tmp_path):
+  fn, images, labels = problem()
+  images = np.round(images * 255).astype(np.uint8)
+  floats = images.astype(np.float32) / np.float32(255)
+  run = functools.partial(robust_accuracy, fn, attack='fgsm', **QUICK)
+  first = run(images, labels).fingerprint
+  assert run(floats, labels).fingerprint == first
+  assert run(floats, labels.tolist()).fingerprint == first
+  assert run(images[::-1].copy(), labels).fingerprint != first
+  assert run(images, (labels + 1) % 5).fingerprint != first
+
+
+def test_a_save_that_fails_leaves_no_result_of_another(tmp_path, monkeypatch):
+  fn, images, labels = problem()
+  run = functools.partial(robust_accuracy, fn, images, labels, **QUICK)
+  run(attack='fgsm').save(tmp_path)
+  other = run(attack='fgsm', eps=0.1)
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='space'):
+    patch.setattr('numpy.save', full)
+    other.save(tmp_path)
+  with pytest.raises(UserError, match='cannot be read'):
+    read_results(tmp_path)
+  other.save(tmp_path)
+  saved = read_results(tmp_path)
+  assert saved['data']['fingerprint'] == other.fingerprint
+  np.testing.assert_array_equal(np.load(tmp_path / 'x_adv.npy'), other.x_adv)
+  # The results of a program are not written over.
+  path = tmp_path / 'results.json'
+  run_of = dict(saved) | {'asked': saved['asked'] | {'config': {}}}
+  write_json(path, run_of)
+  with pytest.raises(UserError, match='of another run'):
+    other.save(tmp_path)

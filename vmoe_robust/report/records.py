@@ -28,12 +28,12 @@ def write_records(
     raise ValueError(f'columns differ in length: {lengths}')
   made = pa.table({name: _to_arrow(values) for name, values in columns.items()})
   with files.replacing(path) as draft:
-    parquet.write_table(made, draft)
+    parquet.write_table(made, draft, write_page_checksum=True)
 
 
 def read_records(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The columns that `write_records` wrote."""
-  made = parquet.read_table(path)
+  made = parquet.read_table(path, page_checksum_verification=True)
   return {name: to_numpy(made[name]) for name in made.column_names}
 
 

@@ -70,7 +70,9 @@ class Results(dict):
     path = self.folder / about['name']
     try:
       with path.open('rb') as file:
-        found = parquet.read_table(file, columns=columns)
+        found = parquet.read_table(
+          file, columns=columns, page_checksum_verification=True
+        )
     except FileNotFoundError as error:
       raise UserError(
         f'path={path} is missing; copy the whole folder of the run'

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from absl import logging
 
-from vmoe_robust.files import write_json
+from vmoe_robust.files import replacing, write_json
 from vmoe_robust.report import page
 from vmoe_robust.report.findings import Figure, Findings
 from vmoe_robust.report.records import read_records, write_records
@@ -65,19 +66,32 @@ def assemble(
   }
 
 
-def write(folder: str | os.PathLike, results: dict, findings: Findings) -> None:
+def write(
+  folder: str | os.PathLike,
+  results: dict,
+  findings: Findings,
+  arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
   """Writes a folder; a figure or page that cannot be made is a warning.
+
+  `results.json` comes last, and an older one goes first, so that it never
+  stands beside files of another run.
 
   Args:
     folder: which is there.
     results: of `assemble`; the picture of such a figure becomes None in it.
     findings: of which they are.
+    arrays: written as NAME.npy.
 
   Raises:
     OSError: the disk is full, say.
     RuntimeError: the records do not come back as the numbers were found from.
   """
   folder = Path(folder)
+  (folder / RESULTS).unlink(missing_ok=True)
+  for name, array in arrays.items():
+    with replacing(folder / f'{name}.npy') as draft, draft.open('wb') as file:
+      np.save(file, array)
   _write_records(folder / RECORDS, findings.columns)
   for about, figure in zip(
     results['files']['figures'], findings.figures, strict=True

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,6 +19,7 @@ from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.progress import Stages
+from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.report.writing import assemble, write
 from vmoe_robust.robustness import arguments, sweep
@@ -31,6 +33,10 @@ from vmoe_robust.robustness.target import Target
 
 _X_ADV = 'x_adv'
 _ASKED = 16  # images by whose logits a model is known again
+_AT_ONCE = 256  # images of which a digest is taken at once
+# So many images, or a hundredth, may be judged otherwise when judged again:
+# where a router chooses between experts, rounding alone can decide.
+_ODD = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Result:
     warnings: what makes the numbers hard to believe.
     settings: what was asked; `attack` names what ran.
     findings: the same numbers with intervals, and the records.
+    fingerprint: of images and labels: whether two results are of the same.
   """
 
   accuracy: float
@@ -60,6 +67,7 @@ class Result:
   warnings: list[str]
   settings: dict[str, object]
   findings: Findings = dataclasses.field(repr=False)
+  fingerprint: str
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a folder that `vmoe_robust.read_results` reads, and x_adv.
@@ -67,11 +75,14 @@ class Result:
     Args:
       path: of the folder, made if it is not there: `results.json` and
         `records.parquet` of docs/results-format.md, figures, and `x_adv.npy`.
+        What an earlier call wrote there is replaced.
 
     Raises:
+      UserError: the folder has the results of a run of a config.
       OSError: it cannot be written.
     """
     folder = local_path(path, 'path')
+    _require_no_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     results = assemble(
       self.findings,
@@ -86,10 +97,9 @@ class Result:
       weights=dict.fromkeys(
         ('checkpoint', 'step', 'checksum', 'parameters', 'flops_per_image')
       ),
-      data={'name': 'arrays', 'split': '', 'fingerprint': None},
+      data={'name': 'arrays', 'split': '', 'fingerprint': self.fingerprint},
     )
-    write(folder, results, self.findings)
-    np.save(folder / 'x_adv.npy', self.x_adv)
+    write(folder, results, self.findings, {_X_ADV: self.x_adv})
 
 
 def robust_accuracy(
@@ -135,7 +145,7 @@ def robust_accuracy(
     attack_through: a cheaper twin of a function, in bfloat16 say, that is
       attacked in its place; `model` judges.
     folder: what is left there when the attack is cut short; the same call goes
-      on from it.
+      on from it. What comes from there is judged again by `model`.
     progress: show how far it is.
 
   Raises:
@@ -171,13 +181,14 @@ def robust_accuracy(
   settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
   rows = Arrays(images, labels)
+  digests = _digests(rows)
   with contextlib.ExitStack() as stack:
     stages = Stages(len(images))
     stack.callback(stages.close)
     if folder is not None:
       folder = arguments.folder(folder)
       stack.enter_context(locked(folder, 'folder'))
-      settings_there = settings | _identity(programs, rows)
+      settings_there = settings | digests | _identity(programs, rows, eps)
     unfinished = Unfinished(folder, settings_there if folder else {})
     keeper = None if folder else InMemory(rows.floats())
     found = sweep.run(
@@ -190,11 +201,15 @@ def robust_accuracy(
       on_turn=stages.update if progress else lambda *_: None,
     )
   found.warnings[:0] = told
-  x_adv = keeper.x_adv if keeper else _archived(folder, eps, found, images)
-  return _result(found, x_adv, settings)
+  if keeper is not None:
+    x_adv = keeper.x_adv
+  else:
+    x_adv = _archived(folder, eps, found, images)
+    _require_same_verdict(programs, rows, x_adv, found, folder)
+  return _result(found, x_adv, settings, '-'.join(digests.values()))
 
 
-def _result(found: sweep.Swept, x_adv, settings) -> Result:
+def _result(found: sweep.Swept, x_adv, settings, fingerprint: str) -> Result:
   (fall,), columns = found.falls.values(), found.columns
   robust = is_right(columns['prediction_after'], columns['label'])
   clean = is_right(columns['prediction_before'], columns['label'])
@@ -211,6 +226,7 @@ def _result(found: sweep.Swept, x_adv, settings) -> Result:
     findings=findings(
       found, Asked(settings['attack'], settings['norm'], (settings['eps'],))
     ),
+    fingerprint=fingerprint,
   )
 
 
@@ -232,27 +248,97 @@ def _require_gradient(target: Target, chosen: Ensemble):
     ) from target.why
 
 
-def _identity(programs: Programs, rows: Arrays) -> dict[str, str]:
-  """What makes an attack the same one, besides its settings."""
+def _require_same_verdict(
+  programs: Programs, rows: Arrays, x_adv, found: sweep.Swept, folder
+):
+  """Judges again what was read from a folder, by the model as it is now.
+
+  A model is known again by few images; one that differs on others only, or on
+  attacked ones, would get the numbers of the other. Of a random model losses
+  are not compared, which depend on what it draws.
+
+  Raises:
+    UserError: x_adv left its ball, or the model judges it otherwise.
+  """
+  target, measure = programs.target, programs.measure
+  eps = float(found.columns['eps'][0])
+  wrong = 0
+  for indices, batch in measure.batches(rows):
+    mine = measure.batch_rows.mine
+    here = x_adv[np.maximum(indices, 0)][mine]
+    out = measure.score(target.params, batch, measure.batch_rows.put(here), eps)
+    own = indices >= 0
+    fits = out['in_ball'] & out['in_range']
+    if not target.random:
+      before = found.columns['loss_after'][indices[own]]
+      # Rounding differs with what else is in a batch.
+      fits[own] &= np.isclose(
+        out['loss_after'][own], before, rtol=1e-3, atol=1e-3, equal_nan=True
+      )
+    wrong += int((~fits[own]).sum())
+  if wrong > max(_ODD, len(rows) // 100):
+    raise UserError(
+      f'folder={folder}: of {len(rows)} attacked images {wrong} are not as '
+      'they were stored, or this model judges them otherwise: it is another '
+      'model, or the files are damaged; choose another folder'
+    )
+
+
+def _require_no_run(folder: pathlib.Path):
+  """Refuses a folder whose results are of `vmoe_robust.main`."""
+  if not (folder / RESULTS).exists():
+    return
+  try:
+    is_run = read_results(folder)['asked'].get('config') is not None
+  except UserError:  # damaged, or a beginning
+    is_run = True
+  if is_run:
+    raise UserError(
+      f'path={folder} has {RESULTS} of another run; choose another folder'
+    )
+
+
+def _digests(rows: Arrays) -> dict[str, str]:
+  """Of images and labels; of uint8 that of the floats that they stand for."""
+  digest = hashlib.sha256()
+  for first in range(0, len(rows), _AT_ONCE):
+    part = slice(first, first + _AT_ONCE)
+    some = Arrays(rows.images[part], rows.labels[part]).floats()
+    digest.update(some.astype(np.float32).tobytes())
+  labels = hashlib.sha256(rows.labels.astype(np.int64).tobytes())
+  return {
+    'the digest of the images': digest.hexdigest()[:16],
+    'the digest of the labels': labels.hexdigest()[:16],
+  }
+
+
+def _identity(programs: Programs, rows: Arrays, eps: float) -> dict[str, str]:
+  """What makes an attack the same one, besides its settings and images.
+
+  The model's answers on some images, and on points between these and the edge
+  of the ball.
+  """
   some, target = rows.some(_ASKED), programs.target
+  near = some.floats()
+  near += eps * np.random.default_rng(0).uniform(-1, 1, near.shape)
+  beside = Arrays(np.clip(near, 0, 1).astype(np.float32), some.labels)
   # In a batch of a size of its own, for another size rounds otherwise.
   shards = batch_shards(target.mesh)
   measure = Measure(
     target, norm='linf', seed=0, batch_size=-(-_ASKED // shards) * shards
   )
-  clean = measure.clean(target.params, some)
-  answers = b''.join(
-    np.asarray(clean.columns[name]).tobytes()
+  answers = [
+    measure.clean(target.params, asked).columns[name]
+    for asked in (some, beside)
     for name in ('prediction_before', 'loss_before')
+  ]
+  slopes = programs.checks.slopes(
+    target.params, next(iter(measure.batches(some)))[1]
   )
   digest = lambda data: hashlib.sha256(data).hexdigest()[:16]
   return {
-    'the digest of the images': digest(rows.images.tobytes()),
-    'the digest of the labels': digest(rows.labels.tobytes()),
-    "the digest of the model's answers": digest(answers),
-    'the digest of what is followed': digest(
-      programs.checks.slopes(
-        target.params, next(iter(measure.batches(some)))[1]
-      )
+    "the digest of the model's answers": digest(
+      b''.join(np.asarray(answer).tobytes() for answer in answers)
     ),
+    'the digest of what is followed': digest(slopes),
   }

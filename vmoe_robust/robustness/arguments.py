@@ -176,7 +176,7 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
   name = _NORMS[text]
   number = isinstance(eps, numbers.Real) and not isinstance(eps, bool)
   if not number and getattr(eps, 'shape', None) == ():
-    number, eps = np.asarray(eps).dtype.kind in 'fiu', float(eps)
+    number = np.asarray(eps).dtype.kind in 'fiu'
   if not number:
     raise UserError(
       f'eps={eps!r} is no number; give one radius such as 8 / 255, and call '

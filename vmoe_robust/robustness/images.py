@@ -6,9 +6,11 @@ same chunk; the results say which row of which process an image is in. An image
 that a later attack breaks is appended again.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -113,10 +115,11 @@ class Archive:
     # A chunk is compressed as a whole, however few of its rows are written.
     self._each = min(_CHUNK_BYTES // (4 * int(np.prod(shape))), examples)
     self._each = max(self._each, 1)
-    self._store = _open(folder, jax.process_index(), shape, self._each)
     end = int(self._ends[jax.process_index()])
     begin = end - end % self._each  # of a chunk that is not full
-    self._waiting = list(self._store[begin:end].read().result())
+    with _damage(folder):
+      self._store = _open(folder, jax.process_index(), shape, self._each)
+      self._waiting = list(self._store[begin:end].read().result())
     self._first, self._writes = begin, []
 
   def keep(
@@ -177,13 +180,32 @@ def read(
     process: the process that kept each image.
     row: the place of each among that process's.
     shape: of an image.
+
+  Raises:
+    UserError: they are damaged, or not there.
   """
   out = np.empty((len(row), *shape), np.float32)
-  for number in np.unique(process):
-    here = process == number
-    store = _open(folder, int(number), shape, None)
-    out[here] = store[row[here].tolist()].read().result()
+  with _damage(folder):
+    for number in np.unique(process):
+      here = process == number
+      store = _open(folder, int(number), shape, None)
+      out[here] = store[row[here].tolist()].read().result()
+    if np.isnan(out).any():  # which rows are that were never written
+      raise ValueError('images are missing')
   return out
+
+
+@contextlib.contextmanager
+def _damage(folder) -> Iterator[None]:
+  """Says in one line what cannot be read."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    said = str(error).strip().split('\n')[0]
+    raise UserError(
+      f'the attacked images in {folder} are damaged ({said}); delete the '
+      'folder of the attack, and run it again'
+    ) from error
 
 
 def require_space(folder: str | os.PathLike, needed: int, field: str) -> None:
@@ -209,14 +231,21 @@ def _open(folder, process, shape, each):
   if '://' not in place:
     place = pathlib.Path(place).absolute().as_uri()
   store = f'{place}/process-{process}/'
-  spec: dict[str, Any] = {'driver': 'zarr', 'kvstore': store}
+  spec: dict[str, Any] = {'driver': 'zarr3', 'kvstore': store}
   if each is None:
     return ts.open(spec, read=True).result()
-  # Rows that were never written take no space.
+  grid = {'chunk_shape': [each, *shape]}
+  blosc = {'cname': 'zstd', 'clevel': 1, 'shuffle': 'shuffle', 'typesize': 4}
+  # Rows that were never written take no space, and are read as no number.
   spec['metadata'] = {
     'shape': [2**40 // each * each, *shape],
-    'chunks': [each, *shape],
-    'dtype': '<f4',
-    'compressor': {'id': 'blosc', 'cname': 'zstd', 'clevel': 1},
+    'chunk_grid': {'name': 'regular', 'configuration': grid},
+    'data_type': 'float32',
+    'fill_value': 'NaN',
+    'codecs': [
+      {'name': 'bytes', 'configuration': {'endian': 'little'}},
+      {'name': 'blosc', 'configuration': blosc},
+      {'name': 'crc32c'},  # so that a flipped bit is an error
+    ],
   }
   return ts.open(spec, open=True, create=True).result()

@@ -15,15 +15,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from vmoe_robust.config import UserError
 from vmoe_robust.distributed import shared, together
 from vmoe_robust.files import replacing, to_json, write_json
+from vmoe_robust.report.results import DAMAGE
 
 Columns = dict[str, np.ndarray]
 _IDENTITY = 'run.json'
 # To be raised when pieces get another form, so that older ones are not read.
-_FORM = {'the form of unfinished work': 2}
+_FORM = {'the form of unfinished work': 3}
 
 
 class Unfinished:
@@ -43,6 +45,7 @@ class Unfinished:
     # Writing never makes the devices wait.
     self._writer = futures.ThreadPoolExecutor(1, 'vmoe-unfinished')
     self._writing: futures.Future | None = None
+    self._waiting: dict[str, Columns] = {}  # to be written
     if self._folder is not None:
       self._claim(json.loads(to_json(identity | _FORM)))
 
@@ -55,33 +58,59 @@ class Unfinished:
     data = shared(lambda: path.read_bytes() if path.exists() else None)
     if data is None:
       return None
-    with np.load(io.BytesIO(data)) as file:
-      return dict(file)
+    try:
+      with np.load(io.BytesIO(data)) as file:
+        return dict(file)
+    except DAMAGE as error:
+      logging.warning('%s is damaged (%s); it is done again', path, error)
+      return None
 
   def put(self, name: str, arrays: Columns) -> None:
     """Keeps a piece, whole or not at all, in a thread.
 
+    One that cannot be written, on a full disk, say, is tried again with the
+    next; what is at work goes on.
+
     Args:
       name: a piece of that name is replaced.
       arrays: the same on every process; they must not change any more.
-
-    Raises:
-      OSError: the piece before this one could not be written.
     """
     if self._folder is not None and jax.process_index() == 0:
       self.wait()
-      self._writing = self._writer.submit(_write, self._path(name), arrays)
+      self._waiting[name] = arrays
+      self._writing = self._writer.submit(self._write)
 
   def wait(self) -> None:
-    """Until what was put is on the disk."""
-    if self._writing is not None:
-      writing, self._writing = self._writing, None
+    """Until what was put is on the disk, or could not be written."""
+    if self._writing is None:
+      return
+    writing, self._writing = self._writing, None
+    try:
       writing.result()
+    except OSError as error:
+      logging.warning(
+        'what is found so far cannot be stored in %s (%s); the run goes on, '
+        'and tries again',
+        *(self._folder, error),
+      )
+
+  def _write(self):
+    for name in list(self._waiting):
+      with replacing(self._path(name)) as draft, draft.open('wb') as file:
+        arrays: dict[str, Any] = self._waiting[name]
+        np.savez(file, **arrays)
+      del self._waiting[name]
 
   def _claim(self, ours: dict):
     path = self._folder / _IDENTITY
     data = shared(lambda: path.read_bytes() if path.exists() else None)
-    theirs = ours if data is None else json.loads(data)
+    try:
+      theirs = ours if data is None else dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+      raise UserError(
+        f'{path} is damaged ({error}), so that nobody knows of which run '
+        f'{self._folder} is; delete that folder, or choose another'
+      ) from error
     if theirs != ours:
       name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
       raise UserError(
@@ -101,8 +130,3 @@ def release(folder: str | os.PathLike) -> None:
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)
   together('released')
-
-
-def _write(path: pathlib.Path, arrays: dict[str, Any]):
-  with replacing(path) as draft, draft.open('wb') as file:
-    np.savez(file, **arrays)
