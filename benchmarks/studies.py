@@ -55,7 +55,7 @@ FIELDS = {
   'misrouting': dict(names=('fog', 'contrast'), severities=(1, 5)),
   'pruning': dict(draws=1),
   'router_controls': dict(draws=2),
-  'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.0, 1.0)),
+  'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.1, 1.0)),
 }
 
 
@@ -99,7 +99,7 @@ def passes(config) -> dict[str, dict[str, float]]:
     'misrouting': 3 * shown,
     'norm_union': 1 + 3 * judged,
     'pruning': removed * 2 + attack,
-    'routing_attacks': 1 + (3 + lambdas) * judged,
+    'routing_attacks': 1 + (3 + 2 * lambdas) * judged,
     'routing_change': 1 + judged,
     'substitution': 2 * substituted + attack,
     'transfer': 2 + 2 * (2 + attack),

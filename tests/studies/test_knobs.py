@@ -166,7 +166,6 @@ def test_noise_is_judged_by_mean_probabilities():
       r'knobs\.batch_size=8 is not 1 or more groups',
     ),
     ('train', dict(loss='sigmoid'), "train.loss='sigmoid', for its verdict"),
-    ('attack', dict(auxiliary_weight=1.0), 'auxiliary_weight=1.0, for routers'),
     ('knobs', dict(selected=(5,)), r'selected=\(5,\) has 5, and K are 1 to 4'),
     ('knobs', dict(kept=(0,)), r'kept=\(0,\) has 0, .* are 1 to 4'),
     (

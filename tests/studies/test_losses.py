@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, validate
+from vmoe_robust.config.studies import ATTACKING
 from vmoe_robust.evaluate.job import write
 from vmoe_robust.studies import losses, routing_change
 
@@ -66,7 +67,6 @@ def test_a_router_that_ignores_its_input_has_nothing_to_attack(
       dict(importance_weight=0.0, load_weight=0.0),
       'the model has none: config.model.router.',
     ),
-    ('attack', dict(auxiliary_weight=0.5), 'auxiliary_weight=0.5 has no eff'),
   ],
 )
 def test_what_does_not_fit_is_told(
@@ -74,15 +74,35 @@ def test_what_does_not_fit_is_told(
 ):
   model, params = model_of(config)
   router = config.model.router
-  {'model': config.model, 'router': router, 'attack': config.attack}[
-    where
-  ].update(fields)
+  {'model': config.model, 'router': router}[where].update(fields)
   if 'importance_weight' in fields:
     for name in router:
       if name.endswith('_weight'):
         router[name] = 0.0
   with pytest.raises(UserError, match=words):
     losses.run(opened(config, in_memory(8), model, params))
+
+
+@pytest.mark.parametrize('name', ATTACKING)
+def test_the_loss_of_routers_is_for_studies_that_leave_routing_alone(
+  config, name
+):
+  """It is that of the routers as they were, whatever a study does to them."""
+  config.study.name = name
+  config.study.transfer.others = ('x',)
+  config.attack.update(dict(random_start=True, class_weight=0.0))
+  config.attack.auxiliary_weight = 1.0
+  if name in (
+    'margin', 'norm_union', 'routing_change', 'substitution', 'transfer'
+  ):  # fmt: skip
+    validate(config, 1)
+    return
+  words = f"class_weight=0.0 does not fit config.study.name='{name}'"
+  with pytest.raises(UserError, match=words):
+    validate(config, 1)
+  config.attack.class_weight = 1.0
+  with pytest.raises(UserError, match='auxiliary_weight=1.0 does not fit'):
+    validate(config, 1)
 
 
 def test_losses_of_several_labels_and_of_images_that_are_alike(

@@ -50,6 +50,18 @@ def test_the_radius_of_a_linear_router_in_closed_form(
   assert 'encoderblock_0, tokens' in margin.render(
     {'rows': found.rows, 'summary': found.summary}
   )
+  # What an attack changes is known of all tokens, however few are drawn.
+  config.study.margin.tokens = 1
+  drawn = margin.run(opened(config, source, model, params))
+  for one, other in zip(found.rows, drawn.rows, strict=True):
+    assert one['changed'] == other['changed']
+    assert one['images']['changed'] == other['images']['changed']
+    for name in ('below', 'reached'):
+      some, every = other['images'][name], one['images'][name]
+      assert some['value'] <= every['value']
+  text = margin.render({'rows': drawn.rows, 'summary': drawn.summary})
+  assert 'below, of 1 tokens' in text and 'changed, of' not in text
+  assert 'of images below and reached are at least' in drawn.warnings[0]
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """Studies of one start, about x_adv that are made once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.studies import STUDIES, questions
 
@@ -137,3 +140,23 @@ def test_only_the_same_x_adv_are_shared(jobs, config):
   (longer,) = ask(jobs(('routing_change',)))
   named = dict(zip('abcde', (change, smaller, own, longer, other), strict=True))
   assert questions.groups(named) == [['a', 'e'], ['b'], ['c'], ['d']]
+
+
+@pytest.mark.slow
+def test_one_that_does_not_fit_does_not_stop_the_others(jobs):
+  """It is found out while its program is traced, and by its findings."""
+  whole = questions.answers(ask(jobs(('routing_change',))))
+  first, margin, last = jobs(('routing_change', 'margin', 'substitution'))
+  margin.config.study.margin.tokens = 99
+
+  def refuses(columns, skipped):
+    raise UserError('no group is whole')
+
+  one, two, three = ask([first, margin, last])
+  asked = [one, two, dataclasses.replace(three, findings=refuses)]
+  found = questions.answers(asked)
+  equal(found[0], whole[0])
+  assert [type(one) for one in found[1:]] == [UserError, UserError]
+  assert 'margin.tokens=99' in str(found[1]) and 'whole' in str(found[2])
+  with pytest.raises(UserError, match='tokens=99'):
+    questions.answer(two)

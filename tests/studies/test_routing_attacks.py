@@ -15,7 +15,9 @@ BLOCKS = ('encoderblock_0', 'encoderblock_1')
 @pytest.fixture
 def config(config):
   config.mode, config.study.name = 'study', 'routing_attacks'
-  config.study.routing_attacks.update(dict(left_by='apgd_ce', lambdas=(0.0, 1)))
+  config.study.routing_attacks.update(
+    dict(left_by='apgd_ce', lambdas=(0.1, 1.0))
+  )
   config.study.routing_attacks.batch_size = 8
   config.attack.update(dict(eps=(EPS,), steps=2))
   return config
@@ -101,6 +103,12 @@ def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
   left, right = conditions.right(first), conditions.right(joint)
   assert fallen['left'] == left.sum()
   assert fallen['joint']['fallen'] == (left & ~right).sum()
+  # Without a divergence to raise, joint is the margin, from one start of two.
+  alone = conditions.right(conditions.of(found.columns, 'eps 51/255, margin'))
+  only = (left & alone & ~right).sum()
+  assert fallen['only_joint'] == only
+  assert fallen['margin_less_joint']['only_first'] == (alone & ~right).sum()
+  assert not (alone & ~right).any()
 
 
 def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
@@ -112,6 +120,13 @@ def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
   model, params = model_of(config)
   with pytest.raises(UserError, match='about routers top_k, expert_choice'):
     routing_attacks.run(opened(config, in_memory(8), model, params))
+
+
+@pytest.mark.parametrize('value', [0.0, -1.0, float('inf')])
+def test_a_lambda_that_weighs_nothing_is_refused(config, value):
+  config.study.routing_attacks.lambdas = (1.0, value)
+  with pytest.raises(UserError, match='routing_attacks.lambdas'):
+    validate(config, 1)
 
 
 def test_an_attack_that_is_none_is_refused_before_weights_are_read(config):

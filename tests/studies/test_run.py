@@ -31,7 +31,7 @@ FIELDS = {
   'misrouting': dict(names=('fog', 'shot_noise'), severities=(5,)),
   'certificates': dict(n=20, n0=10, sigma=0.5),
   'jacobian': dict(iterations=3),
-  'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.0, 1.0)),
+  'routing_attacks': dict(left_by='apgd_ce', lambdas=(0.1, 1.0)),
 }
 # Of studies that attack.
 ATTACK = dict(steps=2, eps=(0.1, 0.3))

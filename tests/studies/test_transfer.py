@@ -165,7 +165,10 @@ def test_weights_without_a_configuration_are_told_the_same(
     asked = combine(asked, weights)
     first = restore(weights, asked)
   source = InMemory(8)
-  other = transfer._opened(where, Job(first, source, asked, tmp_path))
+  other, told = transfer._opened(where, Job(first, source, asked, tmp_path))
+  # Weights alone say neither what they were trained on nor their classes.
+  [line] = told
+  assert 'classes are compared by their numbers' in line
   images = source.images.astype(np.float32) / 255
   np.testing.assert_array_equal(first(images), other(images))
   assert transfer._used([first, other]) == {
@@ -173,3 +176,17 @@ def test_weights_without_a_configuration_are_told_the_same(
     'std': 2 * ['(1.0,)'],
     'selected': [1, 1],
   }
+
+
+def test_what_another_model_was_trained_on_is_told(
+  config, in_memory, model_of, opened, monkeypatch
+):
+  """The cautions of config.checkpoint are of every model."""
+  job = opened(config, in_memory(8), *model_of(config))
+  monkeypatch.setattr(
+    transfer, '_opened', lambda where, job: (job.classifier, ['it was seen'])
+  )
+  config.study.transfer.others = ('a', 'b')
+  question = transfer.ask(job)
+  warnings = question.findings.args[3]
+  assert warnings == ['a: it was seen', 'b: it was seen']

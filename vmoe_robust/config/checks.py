@@ -31,6 +31,7 @@ from vmoe_robust.config.objective import validate_objective
 from vmoe_robust.config.studies import (
   attacks,
   needs_checkpoint,
+  validate_loss,
   validate_study,
 )
 from vmoe_robust.errors import UserError
@@ -139,6 +140,8 @@ def validate(config: ConfigDict, devices: int) -> None:
   if config.mode == 'train':
     refuse_idle(config)
   validate_study(config.study)
+  if config.mode == 'study':
+    validate_loss(config)
   if config.mode == 'study' and attacks(config) and 0 in config.attack.eps:
     raise UserError(
       f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '

@@ -34,6 +34,16 @@ ATTACKING = (
   'substitution',
   'transfer',
 )
+# Of those, the ones that attack the model as it is, by whatever loss
+# `config.attack` says. Others change its routing, of which the routers' loss
+# knows nothing, or raise something of their own.
+_OF_ANY_LOSS = (
+  'margin',
+  'norm_union',
+  'routing_change',
+  'substitution',
+  'transfer',
+)
 # Studies of images that share the experts' slots.
 _SHARING = ('batch_dependence', 'load')
 # Studies that make their own data and models.
@@ -53,6 +63,27 @@ def needs_checkpoint(config: ConfigDict) -> bool:
 def shares_slots(config: ConfigDict) -> bool:
   """Whether the study judges by capacity; the others are dropless."""
   return config.study.name in _SHARING
+
+
+def validate_loss(config: ConfigDict) -> None:
+  """Refuses a loss of the attack that a study does not raise.
+
+  Raises:
+    UserError: names the field, its value and the way out.
+  """
+  name = config.study.name
+  if name not in ATTACKING or name in _OF_ANY_LOSS:
+    return
+  for field, usual in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
+    if config.attack[field] != usual:
+      way = 'leave it out'
+      if name == 'losses':
+        way = 'set config.study.losses.auxiliary_weight, or leave it out'
+      raise UserError(
+        f'config.attack.{field}={config.attack[field]} does not fit '
+        f'config.study.name={name!r}, which changes the routing or raises '
+        f'losses of its own; {way}'
+      )
 
 
 def studies(study: ConfigDict) -> list[str]:
@@ -83,10 +114,14 @@ def validate_study(study: ConfigDict) -> None:
   positive('config.study.lipschitz.pairs', study.lipschitz.pairs)
   at_least('config.study.margin.tokens', study.margin.tokens, 0)
   lambdas = 'config.study.routing_attacks.lambdas'
-  several(lambdas, study.routing_attacks.lambdas, '(0.0, 1.0)')
+  several(lambdas, study.routing_attacks.lambdas, '(0.1, 1.0)')
   numbers(lambdas, study.routing_attacks.lambdas)
   for value in study.routing_attacks.lambdas:
-    at_least(lambdas, value, 0)
+    if not 0 < value < math.inf:
+      raise UserError(
+        f'{lambdas}={value} weighs no routing; use more than 0, such as 1.0 '
+        '(the control without is there anyway)'
+      )
   _validate_theory(study.theory)
   _validate_experts(study)
   _validate_attacking(study)

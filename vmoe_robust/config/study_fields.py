@@ -58,7 +58,7 @@ def study_fields() -> dict:
     routing_attacks=dict(
       left_by='autoattack',  # an attack as config.attack.name; which of the
       # images that it left do the others break?
-      lambdas=(0.0, 0.1, 1.0, 10.0),  # weights of the divergence of routing
+      lambdas=(0.1, 1.0, 10.0),  # weights of the divergence of routing
       batch_size=0,  # 0: the evaluation's
     ),
     routing_change=dict(batch_size=0),  # 0: the evaluation's

@@ -22,15 +22,21 @@ def cautions(
     source: the same as the model numbers them.
   """
   return (
-    *_seen_in_training(config, trained, source),
+    *seen(config, trained, source),
     *_fewer_classes(found.num_classes, source.num_classes),
   )
 
 
-def _seen_in_training(
+def seen(
   config: ConfigDict, trained: ConfigDict | None, source: Source
 ) -> tuple[str, ...]:
-  """A warning if the weights were trained on what they are judged on."""
+  """A warning if weights were trained on what they are judged on.
+
+  Args:
+    config: of the judging.
+    trained: of the run that made the weights; None if it is not known.
+    source: the examples.
+  """
   if trained is None:
     return ()
   data, before = config.data, trained.data

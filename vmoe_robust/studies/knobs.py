@@ -123,15 +123,13 @@ def _models(job: Job) -> list[tuple[str, float | int | None]]:
 
 
 def _check_noise(config: ConfigDict):
-  loss, weight = config.train.loss, config.attack.auxiliary_weight
+  loss = config.train.loss
   refused = {
     'config.model.router.noise_std=0, of which it is a multiple': (
       not config.model.router.noise_std
     ),
     f'config.train.loss={loss!r}, for its verdict is by mean probabilities of '
     'one class': loss != 'softmax',
-    f'config.attack.auxiliary_weight={weight}, for routers have no loss of '
-    'several draws': weight,
   }
   for what, is_so in refused.items():
     if is_so:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, require_routers_loss
+from vmoe_robust.config import require_routers_loss
 from vmoe_robust.evaluate import adversarial, routing, target
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.report.figures import Line, LinePlot
@@ -54,7 +54,7 @@ def ask(job: Job) -> questions.Question:
   under.require_experts(job, 'losses')
   under.require_router(job, 'losses', ('top_k',))
   config, model = job.config, job.classifier.model
-  _check(config)
+  require_routers_loss(config.model, "config.study.name='losses'")
   shown = _conditions(config)
   forward = adversarial.plain(model)
   by_class, *others = (
@@ -117,18 +117,6 @@ def _conditions(config: ConfigDict) -> list[under.Condition]:
       for name in ATTACKED
     ),
   ]
-
-
-def _check(config: ConfigDict):
-  """Refuses a model without an auxiliary loss, and fields without effect."""
-  require_routers_loss(config.model, "config.study.name='losses'")
-  for name, value in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
-    if config.attack[name] != value:
-      raise UserError(
-        f'config.attack.{name}={config.attack[name]} has no effect with '
-        "config.study.name='losses', which attacks each loss and both; set "
-        'config.study.losses.auxiliary_weight, or leave it out'
-      )
 
 
 def _raising(config: ConfigDict, attacked: str) -> ConfigDict:

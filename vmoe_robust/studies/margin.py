@@ -8,7 +8,8 @@ K-th score meets the next one, to first order at the radius
 with the gradient by the image and the dual of the attack's norm. Of the
 gradient, entries that would take a pixel out of [0, 1] are left out. A step
 along it shows whether the choice does change, and an attack of the class
-whether such changes come by themselves.
+whether such changes come by themselves. The model is computed in float32, but
+for the attack.
 """
 
 from functools import partial
@@ -112,7 +113,7 @@ def _findings(blocks, config, columns: Columns, skipped) -> Findings:
 
 
 def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
-  config, model = job.config, job.classifier.model
+  config, model = job.config, under.in_float32(job)
   forward = adversarial.plain(model)
   radii = jnp.array(config.attack.eps, jnp.float32)
 
@@ -139,8 +140,7 @@ def _program(job: Job, blocks: tuple[str, ...]) -> under.Program:
     def _columns(after, before, now, eps):
       out = {'prediction_after': classes(after)}
       for block, (nearest, reached) in found.items():
-        moved = (now[block] != before[block]).any(-1)
-        moved = jnp.take_along_axis(moved, order, 1)
+        moved = (now[block] != before[block]).any(-1)  # of all tokens
         out[f'radius/{block}'] = nearest.min(1)
         out[f'lost/{block}'] = jnp.isnan(nearest).sum(1)
         # What is not a number is no margin.
@@ -233,8 +233,9 @@ def _warnings(clean: Columns, blocks, config) -> list[str]:
     )
   if tokens := config.study.margin.tokens:
     out.append(
-      f'{tokens} tokens of each image were drawn: the smallest radius of all '
-      'its tokens is at most that of these'
+      f'{tokens} tokens of each image were drawn: of all its tokens the '
+      'smallest radius is at most that of these, and the shares of images '
+      'below and reached are at least these'
     )
   return out
 
@@ -242,12 +243,15 @@ def _warnings(clean: Columns, blocks, config) -> list[str]:
 def _figure(rows, blocks, config) -> LinePlot:
   times, x_label = under.axis(config)
   x, lines = [times * row['eps'] for row in rows], []
+  tokens = config.study.margin.tokens
   for place in (*blocks, 'images'):
     for name, label in SHARES.items():
       found = [(row | row['images'])[name] for row in rows]
       panel = 'images: any token in any block'
       if place != 'images':
         found, panel = [row[name][place] for row in rows], f'{place}: tokens'
+      if tokens and name != 'changed':
+        label = f'{label}, of {tokens} drawn'
       lines.append(Line.of(label, x, found, panel, dashed=name == 'below'))
   title = f'Routing margins beside {under.attacked_by(config, rows)}'
   return LinePlot('margin', title, x_label, 'share', lines)
@@ -268,10 +272,13 @@ def render(results: dict) -> str:
     for name, found in summary['smallest_radius'].items()
   ]
   heads = [f'{100 * share:g}% of images' for share in _QUANTILES]
+  drawn = summary['tokens_an_image']
+  of = '' if drawn == 'all' else f', of {drawn} tokens'
+  shares = [name if name == 'changed' else name + of for name in SHARES]
   return '\n\n'.join(
     [
-      table(['at', 'of', *SHARES], lines),
-      table([f'smallest radius ({norm})', *heads], radii),
+      table(['at', 'of', *shares], lines),
+      table([f'smallest radius ({norm}){of}', *heads], radii),
     ]
   )
 

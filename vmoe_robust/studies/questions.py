@@ -9,7 +9,7 @@ and then the next batch comes. So no x_adv are kept but those of one batch.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from vmoe_robust.config import batch_size, differences
+from vmoe_robust.config import UserError, batch_size, differences
+from vmoe_robust.distributed import fetch
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.evaluate.batches import Rows, progress
 from vmoe_robust.evaluate.classifier import Classifier
@@ -65,25 +66,31 @@ class Question:
 
 
 def answer(question: Question) -> Findings:
-  """What is found by a question alone; see `answers`."""
-  return answers([question])[0]
+  """What is found by a question alone.
+
+  Raises:
+    UserError: as in `answers`.
+  """
+  (found,) = answers([question])
+  if isinstance(found, UserError):
+    raise found
+  return found
 
 
-def answers(questions: Sequence[Question]) -> list[Findings]:
+def answers(questions: Sequence[Question]) -> list[Findings | UserError]:
   """What is found by questions about the same x_adv; see `alike`.
 
   Each goes on after the last batch that it has finished, and a batch that all
-  of them have finished is not attacked again.
+  of them have finished is not attacked again. One that does not fit does not
+  stop the others: in the place of its findings is why.
 
   Raises:
-    UserError: no example could be read, or a work directory has the beginning
-      of another run.
+    UserError: no example could be read.
   """
   first = questions[0]
   attacked, params = _x_adv(first), first.attacked.params
-  finders = [under.finder(one.job, one.program) for one in questions]
-  rows = [Rows(one.job) for one in questions]
-  start = min(map(len, rows))
+  asked = [_Asked(one) for one in questions]
+  start = min((len(one) for one in asked if one.error is None), default=0)
   several = len(questions) > 1
   what = f'{len(questions)} studies' if several else first.what
   with (
@@ -91,16 +98,50 @@ def answers(questions: Sequence[Question]) -> list[Findings]:
     contextlib.closing(under.batches(first.job, start)) as batches,
   ):
     for number, batch in enumerate(batches, start):
+      if all(one.error for one in asked):
+        break
       x_adv = attacked(params, batch)
-      for one, find, found in zip(questions, finders, rows, strict=True):
-        if len(found) == number:
-          found.put(row := find(batch, (x_adv, *one.given)))
-      update(number + 1, int(row['mask'].sum()))
-  out = []
-  for one, found in zip(questions, rows, strict=True):
-    columns, skipped = found.columns()
-    out.append(one.findings(under.stacked(columns, one.conditions), skipped))
-  return out
+      for one in asked:
+        one.look(number, batch, x_adv)
+      update(number + 1, int(np.asarray(fetch(batch['mask'])).sum()))
+  return [one.found() for one in asked]
+
+
+class _Asked:
+  """A question, what was found so far, and why it cannot be answered."""
+
+  def __init__(self, question: Question):
+    self._question = question
+    self.error: UserError | None = None
+    self._find = under.finder(question.job, question.program)
+    with self._noted():
+      self._rows = Rows(question.job)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def look(self, number: int, batch, x_adv) -> None:
+    """Finds what a batch says, unless that is known."""
+    if self.error is None and len(self._rows) == number:
+      with self._noted():
+        self._rows.put(self._find(batch, (x_adv, *self._question.given)))
+
+  def found(self) -> Findings | UserError:
+    """What all batches say."""
+    with self._noted():
+      if self.error is None:
+        columns, skipped = self._rows.columns()
+        whole = under.stacked(columns, self._question.conditions)
+        return self._question.findings(whole, skipped)
+    assert self.error is not None
+    return self.error
+
+  @contextlib.contextmanager
+  def _noted(self) -> Iterator[None]:
+    try:
+      yield
+    except UserError as error:
+      self.error = error
 
 
 def alike(one: Question, other: Question) -> bool:

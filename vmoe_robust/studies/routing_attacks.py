@@ -7,6 +7,8 @@
 - joint raises margin + lambda x divergence for each of several lambdas, and an
   image falls if it falls for one of them. It is the adaptive attack: does it
   break images that another attack left?
+- margin is its control, which does not know of the routing: it raises the
+  margin alone, from as many starts as joint has lambdas.
 """
 
 from functools import partial
@@ -31,7 +33,7 @@ from vmoe_robust.models.divergence import (
 from vmoe_robust.report.figures import Line, LinePlot
 from vmoe_robust.report.findings import Columns, Findings
 from vmoe_robust.report.statistics import mean, paired, rate
-from vmoe_robust.report.table import percent, table
+from vmoe_robust.report.table import percent, points, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.resume import Unfinished
@@ -39,14 +41,15 @@ from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import questions
 
 FIRST, PLAIN = 'first', 'attack'
-ROUTER, EXPERT, JOINT = 'router_only', 'expert_only', 'joint'
-OURS = (PLAIN, ROUTER, EXPERT, JOINT)
+ROUTER, EXPERT = 'router_only', 'expert_only'
+MARGIN, JOINT = 'margin', 'joint'
+OURS = (PLAIN, ROUTER, EXPERT, MARGIN, JOINT)
 
 
 def run(job: Job) -> Findings:
   """Accuracy under each attack, and which images that one left others break.
 
-  It takes a forward pass an image, and a radius (3 + lambdas) x (3 + 2 x
+  It takes a forward pass an image, and a radius (3 + 2 x lambdas) x (3 + 2 x
   `config.attack.steps`) more (a gradient counts as two), and those of
   `config.study.routing_attacks.left_by`, which begins again in a run that goes
   on after it was cut short.
@@ -134,9 +137,15 @@ def _program(job: Job) -> under.Program:
   lambdas = jnp.array(config.study.routing_attacks.lambdas, jnp.float32)
   radii = jnp.array(config.attack.eps, jnp.float32)
   by_divergence = lambda _, aux, goal: moved(goal.context, aux)
-  attacks = (  # ROUTER and EXPERT
+  tries = config.copy_and_resolve_references()
+  tries.attack.restarts = max(config.attack.restarts, 1) * len(lambdas)
+  alone = adversarial.attack(
+    forward, tries, lambda logits, _, goal: margin(logits, goal.label)
+  )
+  attacks = (  # ROUTER, EXPERT and MARGIN
     adversarial.attack(forward, config, by_divergence),
     adversarial.attack(without_gates(model), config),
+    alone,
   )
   joint = adversarial.attack(forward, config, joint_value)
 
@@ -254,6 +263,9 @@ def _fallen(columns: Columns, config, eps: float) -> dict:
       'share_of_left': share,
       'first_less_this': paired(left, right[kind]),
     }
+  # What knowing of the routing adds, to the images left and to all.
+  found['only_joint'] = int((left & right[MARGIN] & ~right[JOINT]).sum())
+  found['margin_less_joint'] = paired(right[MARGIN], right[JOINT])
   return found
 
 
@@ -290,12 +302,19 @@ def render(results: dict) -> str:
     shown = [at[eps, k]['accuracy']['value'] for k in (FIRST, *OURS)]
     lines.append([name, *map(percent, shown)])
     fell = [f'{found[kind]["fallen"]} of {found["left"]}' for kind in OURS]
-    fallen.append([name, *fell])
+    less = found['margin_less_joint']
+    fallen.append(
+      [name, *fell, found['only_joint'], points(less['difference'])]
+    )
   heads = [kind.replace('_', ' ') for kind in OURS]
   clean = percent(clean['accuracy']['value'])
   return '\n\n'.join(
     [
       table([f'accuracy (clean {clean})', first, *heads], lines),
-      table([f'left by {first} and broken by', *heads], fallen),
+      table(
+        [f'left by {first} and broken by', *heads, 'by joint, not by margin']
+        + ['margin - joint, points'],
+        fallen,
+      ),
     ]
   )

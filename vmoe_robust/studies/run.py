@@ -70,8 +70,11 @@ def _several(
       group = [waiting[name] for name in names]
       with _noted(', '.join(names), failed):
         for name, found in zip(names, questions.answers(group), strict=True):
-          job.conclude(waiting[name].job, found, STUDIES[name].render)
-          say('')
+          with _noted(name, failed):
+            if isinstance(found, UserError):
+              raise found
+            job.conclude(waiting[name].job, found, STUDIES[name].render)
+            say('')
   return failed
 
 

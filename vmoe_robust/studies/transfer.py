@@ -6,6 +6,7 @@ diagonal each model is shown its own x_adv.
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.config import UserError, eps_name, moe_blocks, validate_mesh
 from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate.cautions import seen
 from vmoe_robust.evaluate.classifier import (
   Classifier,
   origin,
@@ -54,8 +56,12 @@ def ask(job: Job) -> questions.Question:
   Raises:
     UserError: as `run`.
   """
-  models = [job.classifier, *(_opened(o, job) for o in _others(job.config))]
-  return ask_of(job, models)
+  models, warnings = [job.classifier], []
+  for where in _others(job.config):
+    model, told = _opened(where, job)
+    models.append(model)
+    warnings += [f'{where}: {text}' for text in told]
+  return ask_of(job, models, warnings)
 
 
 def settled(config: ConfigDict) -> ConfigDict:
@@ -85,8 +91,8 @@ def _others(config: ConfigDict) -> tuple[str, ...]:
   return others
 
 
-def _opened(where: str, job: Job) -> Classifier:
-  """Another checkpoint, on the first one's devices.
+def _opened(where: str, job: Job) -> tuple[Classifier, list[str]]:
+  """Another checkpoint, on the first one's devices, and what to know of it.
 
   Raises:
     UserError: it cannot be read, or takes other images or classes.
@@ -103,8 +109,14 @@ def _opened(where: str, job: Job) -> Classifier:
           f'config.checkpoint has {wanted}; use models of the same images and '
           'classes'
         )
+    warnings = list(seen(first, weights.config, job.source))
     known = weights.class_names and job.source.class_names
-    if known and list(weights.class_names) != list(job.source.class_names):
+    if not known:
+      warnings.append(
+        'the names of its classes, or those of the data, are not known: '
+        'classes are compared by their numbers'
+      )
+    elif list(weights.class_names) != list(job.source.class_names):
       raise UserError(
         f'{_FIELD}: {where!r} has classes {list(weights.class_names)[:3]} ..., '
         f'and the data {list(job.source.class_names)[:3]} ...; use models of '
@@ -118,7 +130,7 @@ def _opened(where: str, job: Job) -> Classifier:
     mesh = job.classifier.mesh
     config.mesh.update(dict(mesh.shape))
     validate_mesh(config, mesh.size)
-    return restore(weights, config, mesh)
+    return restore(weights, config, mesh), warnings
 
 
 def _is_bare(checkpoint: str) -> bool:
@@ -127,7 +139,9 @@ def _is_bare(checkpoint: str) -> bool:
     return weights.config is None
 
 
-def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
+def ask_of(
+  job: Job, models: list[Classifier], warnings: Sequence[str] = ()
+) -> questions.Question:
   """What `run` asks of models that are open, the job's own first."""
   config, names = job.config, _names(models)
   shown = _conditions(names, config)
@@ -161,7 +175,7 @@ def ask_of(job: Job, models: list[Classifier]) -> questions.Question:
     'transfer',
     shown,
     program,
-    partial(_findings, shown, models, config),
+    partial(_findings, shown, models, config, warnings),
     attack,
     source=job.classifier,
   )
@@ -174,7 +188,9 @@ def _with_loss_of(model: Classifier, config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
+def _findings(
+  shown, models, config, warnings, columns: Columns, skipped
+) -> Findings:
   names = _names(models)
   rows = under.rows(columns, shown)
   for row in rows:
@@ -196,6 +212,7 @@ def _findings(shown, models, config, columns: Columns, skipped) -> Findings:
       **_used(models),
     },
     figures=[_figure(rows, names, eps, config) for eps in config.attack.eps],
+    warnings=list(warnings),
   )
 
 
