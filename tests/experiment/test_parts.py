@@ -248,6 +248,13 @@ STUDY = dict(name='s', base='configs/study.py')
       ["'m': of='z'"],
     ),
     (dict(measures=[dict(name='m', study='s')]), ["'m'", "no 'number'"]),
+    (
+      dict(
+        studies=[dict(STUDY, of=('b',))],
+        measures=[dict(name='m', study='s', number=('x',), of=('a',))],
+      ),
+      ["'m': of='a'", "'b'"],
+    ),
     (dict(comparisons=[('a', 'moe')]), ["config.comparisons='moe'"]),
     (dict(comparisons=['ab']), ['two runs']),
     (dict(comparisons=[('a', 'a')]), ['two runs']),

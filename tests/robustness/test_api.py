@@ -15,7 +15,7 @@ from vmoe_robust.attacks import Budget, ensemble, label
 from vmoe_robust.config import UserError
 from vmoe_robust.files import locked, write_json
 from vmoe_robust.report.results import SCHEMA
-from vmoe_robust.robustness import api, arguments
+from vmoe_robust.robustness import arguments, same
 
 ALONE = (
   ('fgsm', 'Linf', 0.08),
@@ -517,7 +517,7 @@ def test_what_comes_from_a_folder_is_judged_again(tmp_path, monkeypatch):
   )
   first = run(fn)
   assert first.accuracy == run(fn).accuracy
-  monkeypatch.setattr(api, '_identity', lambda *_: {})
+  monkeypatch.setattr(same, 'identity', lambda *_: {})
   (tmp_path / 'run.json').unlink()
   assert run(fn).accuracy == first.accuracy
   with pytest.raises(UserError, match='44 are not as they were stored'):

@@ -183,8 +183,9 @@ def _measures(measures: Sequence, known: Mapping, runs: Sequence[str]):
     if entry['against']:
       choose(f'{where}: against', entry['against'], named('attacks'))
     choose(f'{where}: unit', entry['unit'], UNITS)
+    (study,) = (s for s in known['studies'] if s['name'] == entry['study'])
     for name in entry['of']:
-      choose(f'{where}: of', name, runs)
+      choose(f'{where}: of', name, study['of'] or runs)
     number = entry['number']
     keys = isinstance(number, Sequence) and not isinstance(number, str)
     if not keys or not number or not all(isinstance(n, str) for n in number):

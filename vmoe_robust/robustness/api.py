@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -22,21 +21,16 @@ from vmoe_robust.report.progress import Stages
 from vmoe_robust.report.results import RESULTS, read_results
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.report.writing import assemble, write
-from vmoe_robust.robustness import arguments, sweep
+from vmoe_robust.robustness import arguments, same, sweep
 from vmoe_robust.robustness.findings import Asked, findings
 from vmoe_robust.robustness.foreign import Model, of_model
 from vmoe_robust.robustness.images import InMemory, read
-from vmoe_robust.robustness.measure import Arrays, Measure
+from vmoe_robust.robustness.measure import Arrays
 from vmoe_robust.robustness.programs import Programs
 from vmoe_robust.robustness.resume import Unfinished
 from vmoe_robust.robustness.target import Target
 
 _X_ADV = 'x_adv'
-_ASKED = 16  # images by whose logits a model is known again
-_AT_ONCE = 256  # images of which a digest is taken at once
-# So many images, or a hundredth, may be judged otherwise when judged again:
-# where a router chooses between experts, rounding alone can decide.
-_ODD = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,14 +175,14 @@ def robust_accuracy(
   settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
   rows = Arrays(images, labels)
-  digests = _digests(rows)
+  digests = same.digests(rows)
   with contextlib.ExitStack() as stack:
     stages = Stages(len(images))
     stack.callback(stages.close)
     if folder is not None:
       folder = arguments.folder(folder)
       stack.enter_context(locked(folder, 'folder'))
-      settings_there = settings | digests | _identity(programs, rows, eps)
+      settings_there = settings | digests | same.identity(programs, rows, eps)
     unfinished = Unfinished(folder, settings_there if folder else {})
     keeper = None if folder else InMemory(rows.floats())
     found = sweep.run(
@@ -205,7 +199,7 @@ def robust_accuracy(
     x_adv = keeper.x_adv
   else:
     x_adv = _archived(folder, eps, found, images)
-    _require_same_verdict(programs, rows, x_adv, found, folder)
+    same.require_same_verdict(programs, rows, x_adv, found.columns, folder)
   return _result(found, x_adv, settings, '-'.join(digests.values()))
 
 
@@ -248,42 +242,6 @@ def _require_gradient(target: Target, chosen: Ensemble):
     ) from target.why
 
 
-def _require_same_verdict(
-  programs: Programs, rows: Arrays, x_adv, found: sweep.Swept, folder
-):
-  """Judges again what was read from a folder, by the model as it is now.
-
-  A model is known again by few images; one that differs on others only, or on
-  attacked ones, would get the numbers of the other. Of a random model losses
-  are not compared, which depend on what it draws.
-
-  Raises:
-    UserError: x_adv left its ball, or the model judges it otherwise.
-  """
-  target, measure = programs.target, programs.measure
-  eps = float(found.columns['eps'][0])
-  wrong = 0
-  for indices, batch in measure.batches(rows):
-    mine = measure.batch_rows.mine
-    here = x_adv[np.maximum(indices, 0)][mine]
-    out = measure.score(target.params, batch, measure.batch_rows.put(here), eps)
-    own = indices >= 0
-    fits = out['in_ball'] & out['in_range']
-    if not target.random:
-      before = found.columns['loss_after'][indices[own]]
-      # Rounding differs with what else is in a batch.
-      fits[own] &= np.isclose(
-        out['loss_after'][own], before, rtol=1e-3, atol=1e-3, equal_nan=True
-      )
-    wrong += int((~fits[own]).sum())
-  if wrong > max(_ODD, len(rows) // 100):
-    raise UserError(
-      f'folder={folder}: of {len(rows)} attacked images {wrong} are not as '
-      'they were stored, or this model judges them otherwise: it is another '
-      'model, or the files are damaged; choose another folder'
-    )
-
-
 def _require_no_run(folder: pathlib.Path):
   """Refuses a folder whose results are of `vmoe_robust.main`."""
   if not (folder / RESULTS).exists():
@@ -296,49 +254,3 @@ def _require_no_run(folder: pathlib.Path):
     raise UserError(
       f'path={folder} has {RESULTS} of another run; choose another folder'
     )
-
-
-def _digests(rows: Arrays) -> dict[str, str]:
-  """Of images and labels; of uint8 that of the floats that they stand for."""
-  digest = hashlib.sha256()
-  for first in range(0, len(rows), _AT_ONCE):
-    part = slice(first, first + _AT_ONCE)
-    some = Arrays(rows.images[part], rows.labels[part]).floats()
-    digest.update(some.astype(np.float32).tobytes())
-  labels = hashlib.sha256(rows.labels.astype(np.int64).tobytes())
-  return {
-    'the digest of the images': digest.hexdigest()[:16],
-    'the digest of the labels': labels.hexdigest()[:16],
-  }
-
-
-def _identity(programs: Programs, rows: Arrays, eps: float) -> dict[str, str]:
-  """What makes an attack the same one, besides its settings and images.
-
-  The model's answers on some images, and on points between these and the edge
-  of the ball.
-  """
-  some, target = rows.some(_ASKED), programs.target
-  near = some.floats()
-  near += eps * np.random.default_rng(0).uniform(-1, 1, near.shape)
-  beside = Arrays(np.clip(near, 0, 1).astype(np.float32), some.labels)
-  # In a batch of a size of its own, for another size rounds otherwise.
-  shards = batch_shards(target.mesh)
-  measure = Measure(
-    target, norm='linf', seed=0, batch_size=-(-_ASKED // shards) * shards
-  )
-  answers = [
-    measure.clean(target.params, asked).columns[name]
-    for asked in (some, beside)
-    for name in ('prediction_before', 'loss_before')
-  ]
-  slopes = programs.checks.slopes(
-    target.params, next(iter(measure.batches(some)))[1]
-  )
-  digest = lambda data: hashlib.sha256(data).hexdigest()[:16]
-  return {
-    "the digest of the model's answers": digest(
-      b''.join(np.asarray(answer).tobytes() for answer in answers)
-    ),
-    'the digest of what is followed': digest(slopes),
-  }
