@@ -31,6 +31,7 @@ from vmoe_robust.config.studies import (
   needs_checkpoint,
   shares_slots,
   studies,
+  unread,
 )
 from vmoe_robust.config.study_fields import CORRUPTIONS
 from vmoe_robust.errors import UserError
@@ -59,6 +60,7 @@ __all__ = [
   'studies',
   'shares_slots',
   'to_json',
+  'unread',
   'validate',
   'validate_attack',
   'validate_mesh',

@@ -86,6 +86,21 @@ def validate_loss(config: ConfigDict) -> None:
       )
 
 
+def unread(config: ConfigDict) -> tuple[str, ...]:
+  """Groups of `config.study` that what is asked for does not read.
+
+  Whatever they are, no number is another.
+  """
+  if config.mode != 'study':
+    return ('config.study.',)
+  asked = (config.study.name, *config.study.names)
+  return tuple(
+    f'config.study.{name}.'
+    for name in studies(config.study)
+    if name not in asked
+  )
+
+
 def studies(study: ConfigDict) -> list[str]:
   """Those that `config.study` has a group of fields for."""
   return [name for name in study if name not in ('name', 'names')]

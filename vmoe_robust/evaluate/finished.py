@@ -7,7 +7,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vmoe_robust import staging
-from vmoe_robust.config import UserError, differences, from_json, machine_fields
+from vmoe_robust.config import (
+  UserError,
+  differences,
+  from_json,
+  machine_fields,
+  unread,
+)
 from vmoe_robust.files import to_json
 from vmoe_robust.report.closing import Render, closing
 from vmoe_robust.report.results import RESULTS, read_results
@@ -84,12 +90,13 @@ def changes(
     results: that are there.
     step: of the weights that are judged, if they are of a run.
     checksum: of these weights; None: not compared.
-    ignore: fields that may differ, besides those of the machine.
+    ignore: fields that may differ, besides those of the machine and those that
+      are not read.
   """
   weights = results['weights']
   found = from_json(to_json(results['asked']['config']))
   machine = machine_fields(config.data.name)
-  changed = differences(config, found, (*machine, *ignore))
+  changed = differences(config, found, (*machine, *unread(config), *ignore))
   if weights['step'] != step:
     changed.append(f'step {step} (was {weights["step"]})')
   elif checksum not in (None, weights['checksum']):

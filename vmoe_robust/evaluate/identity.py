@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import flatten, machine_fields
+from vmoe_robust.config import flatten, machine_fields, unread
 from vmoe_robust.data import Source
 
 
@@ -17,7 +17,7 @@ def identity(
     checksum: of these weights.
     source: the examples.
   """
-  machine = machine_fields(config.data.name)
+  free = (*machine_fields(config.data.name), *unread(config))
   return {
     'step': step,
     'the checksum of the weights': checksum,
@@ -25,5 +25,5 @@ def identity(
   } | {
     name: value
     for name, value in flatten(config).items()
-    if not name.startswith(machine)
+    if not name.startswith(free)
   }

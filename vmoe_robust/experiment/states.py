@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vmoe_robust import files
 from vmoe_robust.checkpoint import open_weights, read_config
 from vmoe_robust.checkpoint.writer import is_unmeasured, steps
-from vmoe_robust.config import UserError, differences, machine_fields
+from vmoe_robust.config import UserError, differences, machine_fields, unread
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import origin
 from vmoe_robust.evaluate.combine import combine, combine_saved
@@ -184,7 +184,8 @@ def _training(part: Part) -> State:
 
 def _changes(training: Part, saved: ConfigDict) -> list[str]:
   """In what the configuration of its run differs from the one asked for."""
-  ignore = [*machine_fields(training.config.data.name)]
+  config = training.config
+  ignore = [*machine_fields(config.data.name), *unread(config)]
   if not training.config.attack.at_end:
     ignore.append('config.attack.')
   if training.needs and _end(training.config) == _end(saved):

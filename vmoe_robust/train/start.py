@@ -30,7 +30,7 @@ from vmoe_robust.files import is_address
 # Fields that may change when a run resumes, besides the machine's: they alter
 # neither the model nor what it learns from each step.
 _FREE = (
-  *('config.attack.', 'config.eval.', 'config.checkpoint'),
+  *('config.attack.', 'config.eval.', 'config.study.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
   *('config.data.on_unlabelled', 'config.data.resident'),
   *('config.train.monitor.on_fall', 'config.train.monitor.max_fall'),

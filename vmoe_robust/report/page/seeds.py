@@ -12,8 +12,8 @@ from vmoe_robust.report.page.shown import Shown, of_figure
 from vmoe_robust.report.page.tables import rate, table
 from vmoe_robust.report.verdicts import CLEAN
 
-# By which runs of several seeds may differ, besides the machine's.
-_SEEDS = ('config.seed', 'config.checkpoint')
+# By which attacks of several seeds may differ, besides the machine's fields.
+_SEEDS = ('config.seed', 'config.checkpoint', 'config.study.')
 # And a part of the path of the weights that an experiment's run starts from.
 _START, _SEED = 'config.init_from', re.compile(r'_seed\d+(?=/checkpoints/)')
 
