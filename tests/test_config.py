@@ -487,6 +487,16 @@ def test_clean_images_of_a_batch_are_counted_exactly(size, share, clean):
   assert config_lib.clean_images(size, share) == clean
 
 
+def test_of_a_study_the_fields_of_others_are_not_read():
+  config = config_lib.default()
+  assert config_lib.unread(config) == ('config.study.',)
+  config.mode, config.study.name = 'study', 'load'
+  config.study.names = ('margin',)
+  found = config_lib.unread(config)
+  assert 'config.study.knobs.' in found and 'config.study.load.' not in found
+  assert 'config.study.margin.' not in found
+
+
 def test_of_folders_the_directory_tells_the_images():
   assert 'config.data.dir' in config_lib.machine_fields('digits')
   assert 'config.data.dir' not in config_lib.machine_fields('folder')

@@ -389,6 +389,10 @@ def test_states_of_an_attack(tmp_path):
   assert states([training, judging])[judging.name].name == 'cut short'
   write_results(judging, training)
   assert look(judging).name == 'finished'
+  # Fields of studies, whose defaults another version may have set otherwise.
+  for part in (training, judging):
+    part.config.study.routing_attacks.lambdas = (7.0,)
+    assert look(part).name == 'finished'
   judging.config.attack.steps += 1
   found = look(judging)
   assert found.name == 'changed' and 'config.attack.steps=41' in found.detail

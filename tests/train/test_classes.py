@@ -72,6 +72,14 @@ def test_another_order_of_classes_is_another_run(tmp_path):
       start.check_same_run(config, tmp_path, names)
 
 
+def test_fields_that_training_does_not_read_change_no_run(tmp_path):
+  """Another version may have another default of a study's field."""
+  config = of_folder(**{'model.num_classes': 2})
+  saved_run(tmp_path, config, ('cat', 'dog'))
+  config.study.routing_attacks.lambdas = (7.0,)
+  start.check_same_run(config, tmp_path, ('cat', 'dog'))
+
+
 def test_weights_to_start_from_are_the_same_however_they_are_spelt(
   tmp_path, monkeypatch
 ):
