@@ -485,8 +485,8 @@ def blind_to_levels(fn):
   return model
 
 
-def test_a_model_that_differs_beside_the_images_is_another(tmp_path):
-  """Clean images cannot tell them apart."""
+def kept_in(folder):
+  """A function, and an attack of images of 256 levels that a folder keeps."""
   fn, images, labels = problem()
   images = np.round(images * 255).astype(np.uint8)
   run = functools.partial(
@@ -495,9 +495,15 @@ def test_a_model_that_differs_beside_the_images_is_another(tmp_path):
     labels=labels,
     eps=0.1,
     attack='fgsm',
-    folder=tmp_path,
+    folder=folder,
     **QUICK,
   )
+  return fn, run
+
+
+def test_a_model_that_differs_beside_the_images_is_another(tmp_path):
+  """Clean images cannot tell them apart."""
+  fn, run = kept_in(tmp_path)
   run(fn)
   with pytest.raises(UserError, match="digest of the model's answers"):
     run(blind_to_levels(fn))
@@ -505,16 +511,7 @@ def test_a_model_that_differs_beside_the_images_is_another(tmp_path):
 
 def test_what_comes_from_a_folder_is_judged_again(tmp_path, monkeypatch):
   """By a model that answers alike on what it is known again by."""
-  fn, images, labels = problem()
-  run = functools.partial(
-    robust_accuracy,
-    images=images,
-    labels=labels,
-    eps=0.1,
-    attack='fgsm',
-    folder=tmp_path,
-    **QUICK,
-  )
+  fn, run = kept_in(tmp_path)
   first = run(fn)
   assert first.accuracy == run(fn).accuracy
   monkeypatch.setattr(same, 'identity', lambda *_: {})
