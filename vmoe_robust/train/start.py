@@ -15,6 +15,7 @@ from vmoe_robust.config import (
   differences,
   flatten,
   machine_fields,
+  unread,
 )
 from vmoe_robust.data import (
   Source,
@@ -27,10 +28,11 @@ from vmoe_robust.data import (
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.files import is_address
 
-# Fields that may change when a run resumes, besides the machine's: they alter
-# neither the model nor what it learns from each step.
+# Fields that may change when a run resumes, besides the machine's and those
+# that training does not read: they alter neither the model nor what it learns from
+# each step.
 _FREE = (
-  *('config.attack.', 'config.eval.', 'config.study.', 'config.checkpoint'),
+  *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
   *('config.data.on_unlabelled', 'config.data.resident'),
   *('config.train.monitor.on_fall', 'config.train.monitor.max_fall'),
@@ -176,7 +178,7 @@ def check_same_run(
   saved = read_config(workdir)
   if saved is None or not steps(staging.checkpoints(workdir)):
     return
-  free = (*machine_fields(config.data.name), *_FREE)
+  free = (*machine_fields(config.data.name), *unread(config), *_FREE)
   if _place(config.init_from) == _place(saved.init_from):
     free += ('config.init_from',)  # however it is spelt
   changed = differences(config, saved, free)
