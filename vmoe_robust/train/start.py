@@ -29,8 +29,8 @@ from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.files import is_address
 
 # Fields that may change when a run resumes, besides the machine's and those
-# that training does not read: they alter neither the model nor what it learns from
-# each step.
+# that training does not read: they alter neither the model nor what it learns
+# from each step.
 _FREE = (
   *('config.attack.', 'config.eval.', 'config.checkpoint'),
   *('config.data.eval_split', 'config.data.on_corrupt'),
