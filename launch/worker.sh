@@ -39,19 +39,13 @@ while [[ $signalled ]]; do
 done
 wait "$show_out" "$show_err" || true
 
-# The last line of this start, not of one before.
-last_of() {
-  tail -c "+$(($2 + 1))" "$1" | tail -n 1
-}
-
-# It says that the run stopped: of a training that saved where only the first
-# process prints, of an attack or a study where each prints its errors.
-last=$(last_of "$out" "$out_size")
-((status == 0)) || last=$(last_of "$err" "$err_size")
+# The last error of this start, not of one before, says that the run stopped.
+((status)) || exit 0
+last=$(tail -c "+$((err_size + 1))" "$err" | tail -n 1)
 if [[ $last == stopped* ]]; then
   exit 80
 fi
-if ((status)) && [[ $last == *'not all processes of the pod came'* ]]; then
+if [[ $last == *'not all processes of the pod came'* ]]; then
   exit 81
 fi
 exit "$status"

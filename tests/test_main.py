@@ -14,6 +14,7 @@ from tests.checkpoint.bucket import reached
 from vmoe_robust import checkpoint, main
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import command_line
+from vmoe_robust.errors import SavedAndStopped
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = f'--config={ROOT}/configs/digits_moe.py'
@@ -38,16 +39,23 @@ def refused(capsys, monkeypatch, *arguments):
 STEPS = '--config.train.steps'
 
 
-def test_ctrl_c_is_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize(
+  ('raised', 'line'),
+  [
+    (KeyboardInterrupt(), 'stopped; the same command goes on where it can\n'),
+    (SavedAndStopped('stopped at step 7'), 'stopped at step 7\n'),
+  ],
+)
+def test_what_was_stopped_is_one_line(capsys, monkeypatch, raised, line):
   def stopped(argv):
-    raise KeyboardInterrupt
+    raise raised
 
   monkeypatch.setattr(sys, 'argv', ['main', DIGITS])
   flags.FLAGS.unparse_flags()
   with pytest.raises(SystemExit) as stop:
     command_line.run(stopped)
   assert stop.value.code == 130
-  assert capsys.readouterr().err.count('\n') == 1
+  assert capsys.readouterr() == ('', line)
 
 
 @pytest.fixture(autouse=True)

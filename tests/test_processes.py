@@ -70,10 +70,10 @@ def start_pod(workdir, processes, devices, arguments=SMALL):
   ]
 
 
-def finish(*processes):
+def finish(*processes, code=0):
   outputs = [process.communicate(timeout=400)[0] for process in processes]
   for process, output in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
   return outputs
 
 
@@ -124,11 +124,12 @@ def stop_one_of_four(workdir):
   processes = start_pod(workdir, 4, 2)
   wait_for(workdir / 'config.json', *processes)
   processes[2].send_signal(signal.SIGTERM)
-  first, *others = finish(*processes)
+  outputs = finish(*processes, code=pod.STOPPED)
   step = saved_steps(workdir)[-1]
   assert 1 <= step < 10
-  assert f'stopped at step {step} and saved' in first
-  assert_silent(others)
+  stopped = f'stopped at step {step} and saved; the same command resumes'
+  assert all(output.splitlines()[-1] == stopped for output in outputs)
+  assert_silent(output.removesuffix(stopped + '\n') for output in outputs[1:])
   return step
 
 
@@ -156,7 +157,7 @@ def stop_alone(workdir):
   alone = start(workdir, 4, SAVING)
   wait_for(workdir / 'checkpoints' / str(before + 1), alone)
   alone.send_signal(signal.SIGTERM)
-  (output,) = finish(alone)
+  (output,) = finish(alone, code=pod.STOPPED)
   assert f'resumed from step {before} ' in output
   assert 'stopped at step' in output and saved_steps(workdir)[-1] < 16
 

@@ -7,9 +7,13 @@ In a notebook:
   vmoe_robust.robust_accuracy(classifier, images, labels, eps=8 / 255).accuracy
   vmoe_robust.read_results('runs/digits_moe')  # numbers and records of a run
   vmoe_robust.compare('runs/digits_moe', 'runs/digits_vit')  # their report
+
+What does not fit raises `vmoe_robust.UserError`, which says what to change.
 """
 
 import importlib
+
+from vmoe_robust.errors import UserError
 
 _MODULES = {
   'compare': 'vmoe_robust.report.page',
@@ -17,7 +21,7 @@ _MODULES = {
   'read_results': 'vmoe_robust.report.results',
   'robust_accuracy': 'vmoe_robust.robustness.api',
 }
-__all__ = ['compare', 'load', 'read_results', 'robust_accuracy']
+__all__ = ['UserError', 'compare', 'load', 'read_results', 'robust_accuracy']
 
 
 def __getattr__(name: str):

@@ -20,7 +20,7 @@ import os, signal, sys, time
 from vmoe_robust.distributed import pod
 
 def stop(*_):
-  raise {error}
+  raise KeyboardInterrupt
 
 with pod.together():
   signal.signal(signal.SIGTERM, stop)  # JAX sets one of its own
@@ -30,8 +30,7 @@ with pod.together():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('error', ['KeyboardInterrupt', 'SystemExit(0)'])
-def test_a_signal_to_one_stops_all_and_is_no_error(error):
+def test_a_signal_to_one_stops_all_and_is_no_error():
   """Launchers queue a run again by these codes and last lines."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -47,7 +46,7 @@ def test_a_signal_to_one_stops_all_and_is_no_error(error):
     )
     processes.append(
       subprocess.Popen(
-        [sys.executable, '-c', PROGRAM.format(error=error)],
+        [sys.executable, '-c', PROGRAM],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

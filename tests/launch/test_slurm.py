@@ -122,7 +122,7 @@ def test_each_process_keeps_its_errors(cluster):
 
 
 def test_a_run_that_stopped_is_queued_again_until_it_is_finished(cluster):
-  stopped = "echo 'stopped at step 7 and saved; the same command resumes'"
+  stopped = "echo 'stopped at step 7 and saved' >&2; exit 130"
   assert submit(cluster, stopped).returncode == 0
   assert (cluster / 'scontrol').read_text() == 'requeue 42\n'
   # An attack says it with its errors (tests/distributed/test_pod.py).

@@ -19,7 +19,7 @@ out = open(flags['--output'].replace('%t', '0'), 'a')
 err = open(flags['--error'].replace('%t', '0'), 'a')
 sys.exit(subprocess.run(sys.argv[at:], stdout=out, stderr=err).returncode)
 """
-STOPPED = "echo 'stopped at step 7 and saved; the same command resumes'"
+STOPPED = "echo 'stopped at step 7 and saved' >&2; exit 130"
 # As tests/distributed/test_pod.py has it.
 LEFT = "echo 'stopped by a signal; start all again' >&2; exit 130"
 

@@ -54,7 +54,7 @@ def test_sigterm_saves_and_asks_to_be_resumed(tmp_path):
   first.send_signal(signal.SIGTERM)
   out, err = first.communicate(timeout=120)
   assert first.returncode == 80, err
-  assert 'stopped at step' in out
+  assert err.splitlines()[-1].startswith('stopped at step')
   # The program itself ends so where another process failed.
   assert first.returncode != pod.FOLLOWED
   # What is shown is what is kept.
@@ -79,12 +79,13 @@ def test_the_exit_code_is_the_runs(tmp_path, end, code):
   logs = tmp_path / 'a run/logs'
   logs.mkdir(parents=True)
   # What an earlier run said does not count.
-  (logs / '0-0.out').write_text('stopped at step 1\n' if code else '')
+  (logs / '0-0.err').write_text('stopped at step 1\n')
   process = start(tmp_path / 'a run', '--config=a b', PYTHON=str(run))
   out, err = process.communicate(timeout=30)
   assert process.returncode == code
   assert f'--workdir={tmp_path}/a run --config=a b' in out
-  assert (logs / '0-0.err').read_text().startswith('trouble\n')
+  kept = (logs / '0-0.err').read_text()
+  assert kept.startswith('stopped at step 1\ntrouble\n')
 
 
 @pytest.mark.parametrize('end', ['exit 3', 'exit 0', 'kill -9 $$'])

@@ -246,16 +246,17 @@ def test_a_program_that_cannot_be_read_does_not_stop_training(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_cleanly(tmp_path):
+def test_sigterm_saves_and_is_not_taken_for_the_end(tmp_path):
   workdir = tmp_path / 'run'
   process = command(workdir, **{'train.steps': 100_000, 'save.every_steps': 0})
   wait_for(lambda: (workdir / 'metrics.jsonl').exists() and losses(workdir))
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=120)
-  assert process.returncode == 0, output
-  assert 'the same command resumes' in output
+  assert process.returncode == 130, output
+  last = output.splitlines()[-1]
+  assert last.endswith('the same command resumes')
   (step,) = Checkpoints(workdir).steps()
-  assert f'stopped at step {step} ' in output
+  assert last.startswith(f'stopped at step {step} ')
   assert not (workdir / 'results.json').exists()
 
 

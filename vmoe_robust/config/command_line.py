@@ -65,15 +65,17 @@ def name() -> str:
 def run(main: Callable[[list[str]], None], fields: Sequence[str] = ()) -> None:
   """A program; what the user can mend is one line and exit code 1.
 
-  Ctrl-C is one line and exit code 130, as shells have it. `fields` are those
+  A run that Ctrl-C or SIGTERM stopped is one line and exit code 130, as shells
+  have it. `fields` are those
   of its `--config`, where that is not of one run.
   """
   try:
     app.run(main, flags_parser=functools.partial(_parse, fields))
   except UserError as error:
     sys.exit(f'error: {error}')
-  except KeyboardInterrupt:
-    print('stopped; the same command goes on where it can', file=sys.stderr)
+  except KeyboardInterrupt as stopped:
+    line = str(stopped) or 'stopped; the same command goes on where it can'
+    print(line, file=sys.stderr)
     sys.exit(130)
 
 

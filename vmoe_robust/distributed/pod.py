@@ -19,6 +19,7 @@ import jax
 from jax._src import distributed  # the store has no public name
 
 from vmoe_robust.config import UserError
+from vmoe_robust.errors import SavedAndStopped
 
 # A process that ends because of another exits with this; look at others first.
 FOLLOWED = 75
@@ -87,6 +88,8 @@ def together() -> Iterator[None]:
   others after `_HEARTBEAT` seconds. In each case the last line on the standard
   error stream says what happened.
 
+  `SavedAndStopped`, which all processes raise, leaves in order and goes on up.
+
   Raises:
     UserError: there is nothing to join.
   """
@@ -106,12 +109,15 @@ def together() -> Iterator[None]:
   follower.start()
   try:
     yield
+  except SavedAndStopped:
+    raise  # in all of them, with nothing left to do
   except BaseException as error:  # signals raise others than Exception
-    _fail(error)
-  done.set()
-  follower.join()
-  jax.distributed.shutdown()  # waits for the others
-  _witness.dismiss()
+    _fail(error)  # does not return
+  finally:
+    done.set()
+    follower.join()
+    jax.distributed.shutdown()  # waits for the others
+    _witness.dismiss()
 
 
 @contextlib.contextmanager
@@ -170,7 +176,7 @@ def _follow(done: threading.Event):
 def _fail(error: BaseException):
   """Prints the error, tells the others and ends this process."""
   text = str(error).strip().split('\n')[0]
-  stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+  stopped = isinstance(error, KeyboardInterrupt)
   if stopped:
     text = _SIGNAL
   elif not isinstance(error, UserError):

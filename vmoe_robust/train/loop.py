@@ -19,6 +19,7 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.distributed import fetch, pod
+from vmoe_robust.errors import SavedAndStopped
 from vmoe_robust.evaluate.finished import finished
 from vmoe_robust.files import local_path, locked, require_writable
 from vmoe_robust.models import build, flops, padded_batch
@@ -54,6 +55,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
   Raises:
     UserError: the configuration, the data or the work directory do not fit,
       or the loss was not finite.
+    SavedAndStopped: SIGTERM or Ctrl-C came before all was trained.
   """
   validate(config, jax.device_count())
   config, splits = open_splits(config)
@@ -84,8 +86,10 @@ def _run(config, workdir, splits):
     trainer = Trainer(config, workdir, mesh, splits)
     trainer.train(stopping)
     if trainer.step < config.train.steps or trainer.unmeasured:
-      say(f'stopped at step {trainer.step} and saved; the same command resumes')
-    elif config.attack.at_end:
+      raise SavedAndStopped(
+        f'stopped at step {trainer.step} and saved; the same command resumes'
+      )
+    if config.attack.at_end:
       stopping.at_once('stopped; all is trained, the same command attacks')
       trainer.release()
       results = trainer.measuring.final(trainer.state, trainer.speed)

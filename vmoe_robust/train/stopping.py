@@ -2,13 +2,10 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
-
-from vmoe_robust.report.terminal import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,14 +50,13 @@ class Stopping:
       yield item
 
   def at_once(self, message: str) -> None:
-    """From now on a signal ends the program with a message, in good order.
+    """From now on a signal raises KeyboardInterrupt with a message.
 
     For work that has nothing to save and starts again from its beginning.
     """
 
     def leave(*_):
-      say(message)
-      sys.exit(0)
+      raise KeyboardInterrupt(message)
 
     if self._asked:
       leave()
