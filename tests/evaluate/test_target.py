@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evaluate.conftest import small_config
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.evaluate import target
@@ -60,3 +61,22 @@ def test_a_number_of_experts_is_a_whole_one(selected):
     select(config, selected, 'num_selected')
   select(config, np.int64(2), 'num_selected')
   assert config.model.router.selected == 2
+
+
+@pytest.mark.parametrize('first', ['attacked', 'judge'])
+def test_half_precision_is_of_the_attack_alone(first, model_of):
+  """Whichever of the two JAX sees first: a trace is kept with the model."""
+  config = small_config()
+  config.attack.compute_dtype = 'bfloat16'
+  model, params = model_of(config)
+  found = target.of_config(model, params, config)
+  images, mask = jnp.zeros((4, 8, 8, 1)), jnp.ones(4, bool)
+
+  def halves(forward):
+    program = lambda images: forward(params, images, mask, ())[0]
+    return str(jax.make_jaxpr(program)(images)).count('bf16')
+
+  ways = {'attacked': found.attacked, 'judge': found.judge}
+  order = sorted(ways, key=lambda name: name != first)
+  counts = {name: halves(ways[name]) for name in order}
+  assert counts['judge'] == 0 < counts['attacked']

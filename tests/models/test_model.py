@@ -303,3 +303,43 @@ def test_a_model_is_that_of_its_own_settings():
   config.router.selected = 1
   assert selected(build(config, (8, 8, 1), mesh)) == {1}
   assert selected(two) == {2}
+
+
+@pytest.mark.parametrize(
+  ('field', 'values'),
+  [
+    ('router.capacity_factor', (0.25, 1.0, 4.0)),
+    ('router.selected', (1, 2, 4)),
+    ('compute_dtype', ('float32', 'bfloat16')),
+  ],
+)
+def test_a_changed_model_is_the_one_that_is_built_so(
+  field, values, config_of, mesh_of, vmoe, weights_of
+):
+  """In one program too; the model that it was made of stays what it was."""
+  router = dict(group_images=8, gate='sigmoid')
+  model, fresh = vmoe(router=router), vmoe(router=router)
+  params, images = weights_of(model), draw(0, 8, 8, 8, 3)
+  logits = lambda one: one.apply(params, images, experts='capacity')[0]
+
+  def built(value):
+    config = config_of(router)
+    config.update_from_flattened_dict({field: value})
+    return build(config, (8, 8, 3), mesh_of())
+
+  variants = [model.changed({field: value}) for value in values]
+  models = [*variants, model]
+  found = jax.jit(lambda: [logits(one) for one in models])()
+  expected = [jax.jit(logits, static_argnums=0)(built(v)) for v in values]
+  expected.append(jax.jit(logits, static_argnums=0)(fresh))
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  assert len({one.tobytes() for one in map(np.asarray, found[:-1])}) == len(
+    values
+  )
+  assert hash(model.module) == hash(fresh.module)
+  assert model.module == fresh.module
+  assert len({one.module for one in variants}) == len(values)
+  # What was changed before is no part of what is changed next.
+  later = model.changed({'router.noise_std': 0.5})
+  assert later.module == fresh.changed({'router.noise_std': 0.5}).module

@@ -141,7 +141,9 @@ class Model:
     Args:
       fields: of `config.model` and their values, such as 'router.selected'.
     """
-    config = self.module.config.as_configdict()
+    # A copy: what `as_configdict` gives is this model's own, by which JAX keeps
+    # its traces.
+    config = self.module.config.as_configdict().copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     module = self.module.clone(config=FrozenConfigDict(config))
     return dataclasses.replace(self, module=module)
