@@ -114,6 +114,9 @@ def _fields() -> frozenset[str]:
 def validate(config: ConfigDict, devices: int) -> None:
   """Refuses a configuration that cannot work on `devices` devices.
 
+  Only what the mode reads is looked at: the rest of an attack's or a study's is
+  that of the run that trained the weights, perhaps by an older version.
+
   Raises:
     UserError: names the field, its value and the way out.
   """
@@ -127,26 +130,21 @@ def validate(config: ConfigDict, devices: int) -> None:
   _validate_start(config)
   _validate_data(config.data)
   validate_model(config)
-  _validate_train(config)
-  validate_objective(config)
-  validate_attack(config.attack)
+  if config.mode == 'train':
+    _validate_train(config)
+    validate_objective(config)
+  if attacks(config):
+    validate_attack(config.attack)
+    if weight := config.attack.auxiliary_weight:
+      field = f'config.attack.auxiliary_weight={weight}'
+      require_routers_loss(config.model, field)
+  validate_machine(config)
   if config.mode != 'study':
     require_queries(config.attack)
-  if weight := config.attack.auxiliary_weight:
-    require_routers_loss(
-      config.model, f'config.attack.auxiliary_weight={weight}'
-    )
-  validate_machine(config)
   if config.mode == 'train':
     refuse_idle(config)
-  validate_study(config.study)
   if config.mode == 'study':
-    validate_loss(config)
-  if config.mode == 'study' and attacks(config) and 0 in config.attack.eps:
-    raise UserError(
-      f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '
-      'judges clean images anyway; leave 0 out'
-    )
+    _validate_question(config)
   validate_mesh(config, devices)
   data, expert, _ = mesh_shape(config, devices)
   uses = (config.mode,) if needs_checkpoint(config) else ()
@@ -155,6 +153,16 @@ def validate(config: ConfigDict, devices: int) -> None:
     uses = ('train', 'eval', *(['attack'] if attacked else []))
   for use in uses:
     _validate_batch(config, use, data * expert)
+
+
+def _validate_question(config: ConfigDict):
+  validate_study(config.study)
+  validate_loss(config)
+  if attacks(config) and 0 in config.attack.eps:
+    raise UserError(
+      f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '
+      'judges clean images anyway; leave 0 out'
+    )
 
 
 def _validate_start(config: ConfigDict):
