@@ -164,7 +164,8 @@ def test_processes_share_the_checksums(tmp_path):
   share = (step / 'CHECKSUMS.json.1').read_text()
   assert 'process_1/d' in share
   assert 'process_0' not in share and 'process_11' not in share
-  integrity.seal(step, 3, {}, processes=12)
+  about = integrity.About(3, 'a checksum', {}, unmeasured=False)
+  integrity.seal(step, about, processes=12)
   assert not integrity.damage(step)
   assert len(integrity.read_seal(step)['files']) == 4
   (step / 'ocdbt.process_11/d').write_text('-')

@@ -6,6 +6,7 @@ a checksum of itself. CRC-32C finds every single flipped bit, and misses one in
 four billion of other accidents.
 """
 
+import dataclasses
 import json
 import os
 
@@ -18,6 +19,23 @@ SEAL = 'CHECKSUMS.json'
 _DRAFT = f'{SEAL}.draft'
 _CHUNK = 1 << 24  # bytes read at once
 _NAMED = 3  # damaged files, in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What a seal says of a checkpoint, besides the checksums of its files.
+
+  Attributes:
+    step: by which its directory is called in the end.
+    weights: `weights_checksum` of what is evaluated.
+    metrics: what was measured at its step.
+    unmeasured: a measurement was due, and is left to `add_metrics`.
+  """
+
+  step: int
+  weights: str
+  metrics: dict[str, float]
+  unmeasured: bool
 
 
 def to_json(values: dict) -> str:
@@ -54,21 +72,13 @@ def measure(directory: epath.Path, process: int) -> None:
   _share(directory, process).write_text(json.dumps(mine))
 
 
-def seal(
-  directory: epath.Path,
-  step: int,
-  metrics: dict[str, float],
-  processes: int,
-  unmeasured: bool = False,
-) -> None:
+def seal(directory: epath.Path, about: About, processes: int) -> None:
   """Writes the checksums of all files below a finished checkpoint.
 
   Args:
     directory: the checkpoint's.
-    step: the checkpoint's, by which its directory is called in the end.
-    metrics: what was measured at its step.
+    about: what else to write.
     processes: how many left checksums by `measure`.
-    unmeasured: a measurement was due, and is left to `add_metrics`.
   """
   known = {}
   for process in range(processes):
@@ -80,8 +90,7 @@ def seal(
     name: known.get(name) or _checksum(path, sync=True)
     for name, path in _files(directory).items()
   }
-  values = {'step': step, 'files': files, 'metrics': metrics}
-  _write(directory, values | ({'unmeasured': True} if unmeasured else {}))
+  _write(directory, dataclasses.asdict(about) | {'files': files})
 
 
 def add_metrics(
@@ -98,8 +107,8 @@ def add_metrics(
     ValueError: the seal is missing or damaged.
   """
   values = read_seal(directory)
-  values.pop('unmeasured', None)
-  _write(directory, values | {'metrics': metrics, 'extra': extra})
+  values |= {'unmeasured': False, 'metrics': metrics, 'extra': extra}
+  _write(directory, values)
 
 
 def _write(directory, values):
@@ -133,12 +142,18 @@ def read_seal(directory: epath.Path) -> dict:
 
 
 def fingerprint(directory: epath.Path) -> str:
-  """By which a checkpoint is known again, whatever the order of its files.
+  """By which the weights of a checkpoint are known again.
+
+  It is `weights_checksum` of what is evaluated. Older versions did not keep it:
+  of their checkpoints it is of the files' checksums, which differ from one run
+  to the next even where the weights are equal.
 
   Raises:
     ValueError: the seal is missing or damaged.
   """
   values = read_seal(directory)
+  if 'weights' in values:
+    return values['weights']
   if 'step' in values:  # and not of what was measured, which may come later
     values = {name: values[name] for name in ('step', 'files')}
   return _of_values(values)

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from vmoe_robust import staging
 from vmoe_robust.checkpoint import integrity, writer
 from vmoe_robust.checkpoint.trees import require_same, shapes_of
+from vmoe_robust.checkpoint.weights_checksum import weights_checksum
 from vmoe_robust.config import ConfigDict, UserError
 from vmoe_robust.distributed import agreed
 
@@ -86,7 +87,9 @@ class Checkpoints:
     items = {k: ocp.args.StandardSave(v) for k, v in trees.items()}
     items['extra'] = ocp.args.JsonSave(extra)
     write = self._writer.save_now if now else self._writer.save
-    write(step, ocp.args.Composite(**items), metrics or {}, unmeasured)
+    weights = weights_checksum(trees.get('ema', trees['params']))
+    about = integrity.About(step, weights, metrics or {}, unmeasured)
+    write(ocp.args.Composite(**items), about)
 
   def is_unmeasured(self, step: int) -> bool:
     """Whether a run stopped before it had measured what was due at a step."""

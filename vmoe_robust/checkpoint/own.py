@@ -68,7 +68,7 @@ class RunWeights:
       ) from error
 
   def stamp(self) -> str | None:
-    """Of the checksums of all files; None if the checkpoint is gone."""
+    """Of the weights that it was sealed with; None if it is gone."""
     return fingerprint(self.workdir, self.step)
 
   def close(self) -> None:

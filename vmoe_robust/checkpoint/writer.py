@@ -84,51 +84,38 @@ class Writer:
       self._settle()  # what is being written may be better still, or fail
     return self._schedule(step) or score > self._best
 
-  def save(
-    self,
-    step: int,
-    items: ocp.args.Composite,
-    metrics: dict[str, float],
-    unmeasured: bool = False,
-  ) -> None:
+  def save(self, items: ocp.args.Composite, about: integrity.About) -> None:
     """Starts writing; the arrays may be donated as soon as this returns."""
     self._settle()
     self._schedule.saved()
     self._barriers = Barriers(f'save/{next(_numbers)}')
-    self._pending = metrics
-    self._trouble = self._try_to_write(step)
+    self._pending = about.metrics
+    self._trouble = self._try_to_write(about.step)
     if _anywhere(self._trouble):
-      self._tell(step)
+      self._tell(about.step)
       return
     try:
-      self._orbax.save(self._draft(step), args=items, force=True)
+      self._orbax.save(self._draft(about.step), args=items, force=True)
     except Exception as error:
       self._trouble = _short(error)
-    about = step, metrics, unmeasured
-    self._thread = threading.Thread(target=self._finish, args=about)
+    self._thread = threading.Thread(target=self._finish, args=(about,))
     self._thread.start()
 
-  def save_now(
-    self,
-    step: int,
-    items: ocp.args.Composite,
-    metrics: dict[str, float],
-    unmeasured: bool = False,
-  ) -> None:
+  def save_now(self, items: ocp.args.Composite, about: integrity.About) -> None:
     """As `save`, but waits for the end and tries again if that is bad.
 
     Raises:
       UserError: the checkpoint could not be written.
     """
     for pause in (*_PAUSES, None):
-      self.save(step, items, metrics, unmeasured)
+      self.save(items, about)
       if self._settle():
         return
       if pause:
         time.sleep(pause)
     newest = max(steps(self._directory), default=None)
     raise UserError(
-      f'the checkpoint of step {step} could not be written to '
+      f'the checkpoint of step {about.step} could not be written to '
       f'{self._directory} ({self._trouble}); mend that and start again with '
       'the same --workdir, which '
       + (f'goes on from step {newest}' if newest else 'begins from step 0')
@@ -183,29 +170,28 @@ class Writer:
       return _short(error)
     return None
 
-  def _finish(self, step: int, metrics: dict[str, float], unmeasured: bool):
+  def _finish(self, about: integrity.About):
     """Seals and names what Orbax has written; a thread of its own."""
     try:
       if self._trouble:
         raise RuntimeError(self._trouble)
       self._orbax.wait_until_finished()
-      draft = self._draft(step)
+      draft = self._draft(about.step)
       integrity.measure(draft, jax.process_index())
       self._barriers.wait(_PATIENCE)
       if jax.process_index() == 0:
         config = self._directory.parent / CONFIG
         if config.exists():
           (draft / CONFIG).write_bytes(config.read_bytes())
-        processes = jax.process_count()
-        integrity.seal(draft, step, metrics, processes, unmeasured)
-        named = self._directory / str(step)
+        integrity.seal(draft, about, jax.process_count())
+        named = self._directory / str(about.step)
         if not named.exists():  # else another process failed after all was done
           draft.rename(named)
       self._barriers.wait(_PATIENCE)
     except Exception as error:  # of whatever kind: training goes on
       self._trouble = _short(error)
       self._barriers.fail(self._trouble, _PATIENCE)
-      self._tell(step)
+      self._tell(about.step)
     else:
       if jax.process_index() == 0:
         self._prune()
