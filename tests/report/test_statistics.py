@@ -132,7 +132,7 @@ def test_rank_correlation_within_groups():
   with_one = statistics.rank_correlation(
     [1, 2, 3, 4, 5, 9, 7], [1, 3, 2, 5, 4, 9, 7], list('aaaaaab')
   )
-  assert with_one['interval'] == some['interval'] and with_one['n'] == 7
+  assert with_one == some and some['n'] == 6
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,24 @@ def test_rank_correlation_within_groups():
     ([1, 1, 1], [1, 2, 3], None),
     ([1, 2, 3], [5, 5, 5], None),
     ([1, 2, 3], [1, 2, 3], ['a', 'b', 'c']),
+    # One pair, beside things that say nothing.
+    ([1, 2, 3, 4], [1, 2, 3, 4], ['a', 'a', 'b', 'c']),
+    ([1, 2, 0, 0, 0], [1, 2, 1, 2, 3], ['a', 'a', 'b', 'b', 'b']),
   ],
 )
 def test_no_correlation_is_known(first, second, groups):
   found = statistics.rank_correlation(first, second, groups)
-  assert found == {
-    'value': None, 'interval': None, 'n': len(first), 'p': None
-  }  # fmt: skip
+  pair = bool(groups) and groups[:2] == ['a', 'a']
+  n = 2 if pair or len(first) == 2 else 0
+  assert found == {'value': None, 'interval': None, 'n': n, 'p': None}
+
+
+def test_a_group_of_one_number_does_not_water_down_the_others():
+  """A dense model has no gate term: it is 0 in each of its trainings."""
+  own, nothing = [1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5
+  found = statistics.rank_correlation(own, own, ['moe'] * 5)
+  assert found['value'] == 1 and found['n'] == 5
+  groups = ['moe'] * 5 + ['dense'] * 5
+  for first, second in ((nothing, own), (own, nothing)):
+    again = statistics.rank_correlation(own + first, own + second, groups)
+    assert again == found

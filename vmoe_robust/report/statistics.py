@@ -115,7 +115,8 @@ def rank_correlation(
   """Spearman's rank correlation, and whether chance alone would give it.
 
   With groups it is the correlation within them: numbers are ranked in their
-  group, so that what sets one group apart from another does not count.
+  group, so that what sets one group apart from another does not count. A group
+  in which all have the same of either number says nothing, and is left out.
 
   Args:
     first: a number of each thing, such as a training.
@@ -123,39 +124,38 @@ def rank_correlation(
     groups: to which each belongs; None: all are of one.
 
   Returns:
-    An estimate: 'value', null of fewer than three things and where all of each
-    group have the same number; 'interval', by Bonett and Wright (2000), a group
-    taking one thing away; null where fewer than four are left and where the
-    value is 1 or -1; 'n' things. And 'p', two-sided, of 9,999 pairings drawn
+    An estimate: 'n' things, of the groups that count; 'value', null where fewer
+    than three of them remain when each further group takes one away;
+    'interval', by Bonett and Wright (2000), null where fewer than four remain
+    and where the value is 1 or -1. And 'p', two-sided, of 9,999 pairings drawn
     anew, in each group.
   """
   from scipy import stats
 
-  n = len(first)
-  groups = ['one'] * n if groups is None else groups
-  places = [
-    np.flatnonzero([own == group for own in groups])
-    for group in dict.fromkeys(groups)
-  ]
-  a, b = (np.zeros(n) for _ in range(2))
-  for place in places:
-    for ranks, numbers in ((a, first), (b, second)):
-      found = stats.rankdata(np.asarray(numbers, np.float64)[place])
-      ranks[place] = found - found.mean()
-  length = float(np.sqrt((a @ a) * (b @ b)))
-  if n < 3 or not length:
+  pairs = np.stack([first, second]).astype(np.float64)
+  groups = np.array(['one'] * len(first) if groups is None else groups)
+  ranked = []
+  for group in dict.fromkeys(groups.tolist()):
+    ranks = stats.rankdata(pairs[:, groups == group], axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    if ranks.any(1).all():
+      ranked.append(ranks)
+  n = sum(ranks.shape[1] for ranks in ranked)
+  left = n - (len(ranked) - 1)
+  if left < 3:
     return {'value': None, 'interval': None, 'n': n, 'p': None}
+  a, b = np.concatenate(ranked, axis=1)
+  length = float(np.sqrt((a @ a) * (b @ b)))
   value = float(np.clip(a @ b / length, -1, 1))
-  interval, left = None, n - (len(places) - 1)
+  interval = None
   if left > 3 and abs(value) < 1:
     half = ((1 + value**2 / 2) / (left - 3)) ** 0.5
     half *= float(special.ndtri((1 + LEVEL) / 2))
     centre = np.arctanh(value)
     interval = [float(np.tanh(centre - half)), float(np.tanh(centre + half))]
   rng, drawn = np.random.default_rng(0), np.zeros(_PAIRINGS)
-  for place in places:
-    again = np.tile(a[place], (_PAIRINGS, 1))
-    drawn += rng.permuted(again, axis=1) @ b[place]
+  for own, other in ranked:
+    drawn += rng.permuted(np.tile(own, (_PAIRINGS, 1)), axis=1) @ other
   as_far = np.abs(drawn) >= abs(a @ b) - 1e-9 * length
   p = float((1 + as_far.sum()) / (1 + _PAIRINGS))
   return {'value': value, 'interval': interval, 'n': n, 'p': p}
