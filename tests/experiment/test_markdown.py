@@ -92,7 +92,8 @@ def test_what_is_left_out_is_told(tmp_path):
     ) in text
     assert text.count('## Pairs of runs') == 1
     assert (
-      'Left out, for their files are damaged: moe_seed1/attacks/aa.' in text
+      'Left out, for their files are damaged, or of other examples than those '
+      'of other seeds: moe_seed1/attacks/aa.' in text
     )
 
 
@@ -118,3 +119,19 @@ def test_attacks_that_are_called_alike_are_told_apart(tmp_path):
   text = markdown(about, [part], states, [], {}, rows, [])
   assert 'pgd linf 25.5/255 (short) | pgd linf 25.5/255 (long) |' in text
   assert '|  | 75.0% (0.0 to 100.0) | 50.0% (0.0 to 100.0) |' in text
+
+
+def test_seeds_are_of_the_same_examples(tmp_path):
+  """The first says which; others are left out, and said to be."""
+  parts = [part_of(tmp_path, seed, 0.5) for seed in range(4)]
+  states = {part.name: State('finished') for part in parts}
+  for part, known in zip(parts, ('a', 'b', 'a', None), strict=True):
+    results = read_results(part.folder)
+    results['data']['fingerprint'] = known
+    empty = dict.fromkeys(('weights', 'software', 'hardware'), {})
+    write_json(part.folder / 'results.json', dict(results) | empty)
+  said = []
+  found = attacked(parts, states, said.append)
+  assert [part.seed for part, _ in found] == [0, 2, 3]
+  (line,) = said
+  assert line.startswith(parts[1].name) and line.endswith(parts[0].name)

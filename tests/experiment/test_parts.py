@@ -16,7 +16,7 @@ from vmoe_robust import checkpoint, experiment, files, presets
 from vmoe_robust import config as config_lib
 from vmoe_robust import mesh as mesh_lib
 from vmoe_robust.config import UserError
-from vmoe_robust.evaluate import adversarial
+from vmoe_robust.evaluate import adversarial, job
 from vmoe_robust.evaluate.combine import combine_saved
 from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import parts
@@ -255,6 +255,20 @@ STUDY = dict(name='s', base='configs/study.py')
       ),
       ["'m': of='a'", "'b'"],
     ),
+    (dict(runs=[dict(RUN, name=3)]), ['config.runs 3: name=3', 'no text']),
+    (dict(runs=[dict(RUN, start=0)]), ["'a': start=0", 'no text']),
+    # What the experiment sets in silence.
+    (dict(runs=[dict(RUN, changes=dict(seed=7))]), ["'a': config.seed is"]),
+    (
+      dict(attacks=[dict(PGD, changes=dict(checkpoint='x'))]),
+      ["'pgd': config.checkpoint is changed", 'leave it out'],
+    ),
+    (
+      dict(
+        runs=[RUN, dict(RUN, name='b', start='a', changes=dict(init_from='x'))]
+      ),
+      ["'b': config.init_from is changed"],
+    ),
     (dict(comparisons=[('a', 'moe')]), ["config.comparisons='moe'"]),
     (dict(comparisons=['ab']), ['two runs']),
     (dict(comparisons=[('a', 'a')]), ['two runs']),
@@ -407,6 +421,25 @@ def test_states_of_an_attack(tmp_path):
   assert look(judging).name == 'failed' and 'damaged' in look(judging).detail
 
 
+def test_examples_that_changed_are_others(tmp_path, monkeypatch):
+  """Where they are no more, what was found of them counts."""
+  ends = dict(attack=dict(at_end=False), train=dict(steps=9))
+  training, judging = one(ends, tmp_path)
+  trained(training, 9)
+  state = lambda: states([training, judging])[judging.name]
+  known = job.examples_now(combine_saved(judging.config, training.config))
+  for own, expected in (
+    (None, 'finished'),
+    (known, 'finished'),
+    ('x', 'changed'),
+  ):
+    write_results(judging, training, fingerprint=own)
+    assert state().name == expected, own
+  assert "examples of 'digits' that changed" in state().detail
+  monkeypatch.setattr(job, 'examples_now', lambda config: None)
+  assert state().name == 'finished'
+
+
 def test_checkpoints_may_be_deleted_when_all_is_done(tmp_path):
   ends = dict(attack=dict(at_end=False), train=dict(steps=9))
   training, judging = one(ends, tmp_path)
@@ -521,7 +554,9 @@ def test_what_a_fine_tuning_started_from_may_be_deleted(tmp_path):
   assert {state.name for state in states(every).values()} == {'not started'}
 
 
-def write_results(judging, training, checksum=None, split=None):
+def write_results(
+  judging, training, checksum=None, split=None, fingerprint=None
+):
   """As far as a state looks at them."""
   config = checkpoint.read_config(training.folder)
   config.update(dict(mode='attack', checkpoint='/moved/since'))
@@ -529,7 +564,7 @@ def write_results(judging, training, checksum=None, split=None):
   config.data.split = config.data.eval_split
   checksum = checksum or checkpoint.fingerprint(training.folder, 9)
   found = {
-    'data': {'split': split or config.data.split},
+    'data': {'split': split or config.data.split, 'fingerprint': fingerprint},
     'summary': {},
     'files': {},
     'rows': [],

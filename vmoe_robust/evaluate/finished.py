@@ -40,7 +40,7 @@ def finished(
     step: of the weights that are judged, if they are of a run.
     checksum: of these weights; None: not compared.
     examples: finds the fingerprint of the examples, or None where they are not
-      to be compared. It is called where there are results.
+      to be compared. It is called where there are results that fit.
 
   Raises:
     UserError: it has other results.
@@ -52,9 +52,7 @@ def finished(
   earlier = before is not None and before < step
   if training and (earlier or _of_validation(results)):
     return False  # of an attack while training
-  changed = changes(config, results, step, checksum)
-  if not changed and _other_examples(results, examples()):
-    changed = [f'examples of {config.data.name!r} that changed since']
+  changed = changes(config, results, step, checksum, examples=examples)
   called = staging.name(workdir)
   if changed:
     way = (
@@ -82,6 +80,7 @@ def changes(
   step: int | None,
   checksum: str | None = None,
   ignore: tuple[str, ...] = (),
+  examples: Callable[[], str | None] = lambda: None,
 ) -> list[str]:
   """In what results differ from those that are asked for, as text.
 
@@ -92,6 +91,7 @@ def changes(
     checksum: of these weights; None: not compared.
     ignore: fields that may differ, besides those of the machine and those that
       are not read.
+    examples: as of `finished`; called where nothing else differs.
   """
   weights = results['weights']
   found = from_json(to_json(results['asked']['config']))
@@ -101,6 +101,8 @@ def changes(
     changed.append(f'step {step} (was {weights["step"]})')
   elif checksum not in (None, weights['checksum']):
     changed.append('weights that changed since')
+  if not changed and _other_examples(results, examples()):
+    changed.append(f'examples of {config.data.name!r} that changed since')
   return changed
 
 

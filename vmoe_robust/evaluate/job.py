@@ -195,13 +195,16 @@ def _is_shown(config, workdir, render: Render, weights: Weights | None) -> bool:
     return finished(config, workdir, render, None)
   _, step, checksum = origin(weights)
 
-  def examples() -> str | None:
-    try:
-      return open_source(config.data, config.data.split).fingerprint
-    except UserError:  # results are shown where the data are no more, too
-      return None
-
+  examples = lambda: examples_now(config)
   return finished(config, workdir, render, step, checksum, examples)
+
+
+def examples_now(config: ConfigDict) -> str | None:
+  """The fingerprint of the examples to judge; None where they are no more."""
+  try:
+    return open_source(config.data, config.data.split).fingerprint
+  except UserError:  # results count there too
+    return None
 
 
 def asked(config: ConfigDict) -> dict:

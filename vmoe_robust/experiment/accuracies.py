@@ -43,8 +43,11 @@ def studied(
 
 
 def _finished(parts, states, say, check) -> list[Found]:
-  """Those whose results are whole, of which `check` raises nothing."""
-  found = []
+  """Those whose results are whole, of which `check` raises nothing.
+
+  Seeds of a run are asked alike on the same examples, those of the first.
+  """
+  found, examples = [], {}
   for part in parts:
     if states[part.name].name != FINISHED:
       continue
@@ -54,6 +57,11 @@ def _finished(parts, states, say, check) -> list[Found]:
       require_agreement(results)
     except DAMAGE as error:
       say(f'{part.name} is left out: {error}')
+      continue
+    own = results['data'].get('fingerprint')  # older versions wrote none
+    first, of = examples.setdefault((part.run, part.asked), (part.name, own))
+    if None not in (own, of) and own != of:
+      say(f'{part.name} is left out: its examples are not those of {first}')
       continue
     found.append((part, results))
   return found

@@ -19,6 +19,7 @@ _UNION = dict(name=None, of=None)
 _MEASURE = dict(
   name=None, study=None, number=None, condition='', unit='', of=(), against=''
 )
+_TEXTS = ('name', 'base', 'start', 'study', 'condition', 'unit', 'against')
 UNITS = ('', '%', 'points')  # of a measure, as figures have them
 
 
@@ -140,6 +141,8 @@ def _entries(
     for name, value in entry.items():
       if value is None:
         raise UserError(f'{where} has no {name!r}; give dict({name}=...)')
+      if name in _TEXTS and not isinstance(value, str):
+        raise UserError(f'{where}: {name}={value!r} is no text; quote it')
     if not re.fullmatch(r'[\w+-]+', entry['name'], re.ASCII):
       raise UserError(
         f'{where}: the name becomes a folder; use letters, digits, _, + and -'

@@ -57,7 +57,8 @@ def markdown(
   lost = [p.name for p in done if p.mode == 'attack' and p.name not in used]
   if lost:
     sections.append(
-      f'Left out, for their files are damaged: {", ".join(lost)}.'
+      'Left out, for their files are damaged, or of other examples than those '
+      f'of other seeds: {", ".join(lost)}.'
     )
   if warnings := [(part, w) for part, r in found for w in r['warnings']]:
     sections += [
@@ -89,9 +90,10 @@ def markdown(
     sections += [
       '## Do they go with robustness?',
       "Spearman's rank correlation with the accuracy, over trainings: of all "
-      'runs as if they were one, within runs (ranked in their run), and of '
-      'each run of several trainings. Interval: by Bonett and Wright (2000). '
-      'p: of pairings drawn anew, not corrected for the number of lines.',
+      'runs as if they were one, within runs (ranked in their run; without '
+      'runs in which either is the same in all), and of each run of several '
+      'trainings. Interval: by Bonett and Wright (2000). p: of pairings drawn '
+      'anew, not corrected for the number of lines.',
       _relations(relations),
     ]
     sections += [

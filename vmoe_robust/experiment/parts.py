@@ -177,8 +177,16 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
   made = load_base(entry['base'], MODES[group])
   _change(made, entry['changes'], f'{where}: config')
   if config.data_dir:
-    made.data.dir = config.data_dir
-  made.update(own)
+    own = {**own, 'data.dir': config.data_dir}
+  changed = flatten(ConfigDict(entry['changes']))
+  for name in own:
+    if f'config.{name}' in changed:
+      raise UserError(
+        f'{where}: config.{name} is changed, which the experiment itself sets '
+        '(by `seeds`, `start` or `data_dir`, or to the weights that are '
+        'judged); leave it out'
+      )
+  made.update_from_flattened_dict(own)
   if made.mode != MODES[group]:
     raise UserError(
       f'{where}: config.mode={made.mode!r} is changed; name it in another group'

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -59,9 +59,24 @@ def states(
   """
   found: dict[str, State] = {}
   spent = _spent(parts, nothing_runs)
+  examples = _Examples()
   for part in parts:
-    found[part.name] = spent.get(part.name) or look(part, found.get(part.needs))
+    needed = found.get(part.needs)
+    found[part.name] = spent.get(part.name) or look(part, needed, examples)
   return found
+
+
+class _Examples:
+  """The fingerprints of what is judged, each split of data opened once."""
+
+  def __init__(self):
+    self._known: dict[str, str | None] = {}
+
+  def __call__(self, config: ConfigDict) -> str | None:
+    key = config.data.to_json()
+    if key not in self._known:
+      self._known[key] = job.examples_now(config)
+    return self._known[key]
 
 
 def _spent(parts: Sequence[Part], nothing_runs: bool) -> dict[str, State]:
@@ -126,12 +141,18 @@ def waiting(part: Part) -> State:
   return State(WAITING, f'for {part.needs}, which is not finished')
 
 
-def look(part: Part, needed: State | None = None) -> State:
+def look(
+  part: Part,
+  needed: State | None = None,
+  examples: Callable[[ConfigDict], str | None] = lambda config: None,
+) -> State:
   """The state of a part, from the disk alone.
 
   Args:
     part: of the experiment.
     needed: the state of the part that it needs, if it needs one.
+    examples: finds the fingerprint of what a configuration judges, with which
+      that of the results is compared; None: not compared.
   """
   if needed is not None and needed.name in (FAILED, CHANGED, WAITING):
     return waiting(part)
@@ -141,7 +162,7 @@ def look(part: Part, needed: State | None = None) -> State:
     elif needed is not None and needed.name != FINISHED:
       state = State(NOT_STARTED)
     else:
-      state = _judging(part)
+      state = _judging(part, examples)
   except DAMAGE as error:
     return _failed(part, error)
   failure = part.folder / FAILURE
@@ -209,7 +230,7 @@ def _has_results(part: Part, step: int) -> bool:
   return ends_training(read_results(part.folder), step)
 
 
-def _judging(part: Part) -> State:
+def _judging(part: Part, examples) -> State:
   if not (part.folder / RESULTS).exists():
     begun = (part.folder / job.PROGRESS).exists()
     return State(CUT_SHORT if begun else NOT_STARTED)
@@ -218,9 +239,10 @@ def _judging(part: Part) -> State:
   with contextlib.closing(where) as weights:
     asked = combine(part.config, weights)
     _, step, checksum = origin(weights)
-  if changed := changes(asked, results, step, checksum, ignore=_ELSEWHERE):
-    return _changed(part, changed)
-  return State(FINISHED)
+  changed = changes(
+    asked, results, step, checksum, _ELSEWHERE, lambda: examples(asked)
+  )
+  return _changed(part, changed) if changed else State(FINISHED)
 
 
 def _changed(part: Part, changed: Sequence[str]) -> State:
