@@ -93,10 +93,27 @@ def test_a_full_disk_costs_one_save_and_no_old_one(tmp_path, caplog):
   )
 
 
+def news(path):
+  return logging.LogRecord('absl', 30, path, 1, path, (), None)
+
+
+def test_what_failed_last_is_not_said_again_while_the_program_ends(
+  tmp_path, caplog
+):
+  checkpoints = Checkpoints(tmp_path, settings())
+  with full_disk():
+    save(checkpoints, 1)
+    checkpoints.close()
+  logging.getLogger('absl').handle(news(ocp.args.__file__))
+  assert ocp.args.__file__ not in caplog.messages
+  checkpoints._writer._hush.close()  # for the tests after this one
+  logging.getLogger('absl').handle(news(ocp.args.__file__))
+  assert ocp.args.__file__ in caplog.messages
+
+
 def test_only_orbax_is_hushed(tmp_path, caplog):
   """Not what is in a folder of that name."""
   checkpoints = Checkpoints(tmp_path, settings())
-  news = lambda path: logging.LogRecord('absl', 30, path, 1, path, (), None)
   paths = [ocp.args.__file__, str(tmp_path / 'orbax' / 'ours.py')]
   for path in paths:
     logging.getLogger('absl').handle(news(path))

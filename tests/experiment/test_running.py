@@ -127,6 +127,15 @@ def test_an_end_without_results_is_a_failure(part):
   assert runner.states['odd'].detail.startswith('stopped at step 3 (log: ')
 
 
+def test_the_cause_is_the_run_s_own_error(part):
+  said = (
+    'print("error: the disk is full\\nValueError: of a library");sys.exit(1)'
+  )
+  found, runner = run([part('full', said)])
+  assert found == {'full': 'failed'}
+  assert runner.states['full'].detail.startswith('the disk is full (log: ')
+
+
 def test_jobs_run_at_a_time_on_cpus_of_their_own(part, monkeypatch):
   every = running.cpus()
   if len(every) < 2:

@@ -140,7 +140,8 @@ class Writer:
     if self._thread:
       self._thread.join()
     self._orbax.close()
-    self._hush.close()
+    if not self._trouble:  # else more is said of it while the program ends
+      self._hush.close()
 
   def _settle(self) -> bool:
     """Waits for the last save; whether it succeeded on every process."""

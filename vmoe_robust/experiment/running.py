@@ -251,7 +251,10 @@ def _name(part: Part) -> str:
 
 
 def _last_line(child: _Child, log) -> str:
-  """What a process that failed said last, or how it ended."""
+  """What a process that failed said last, or how it ended.
+
+  Its own error comes first: libraries may print theirs while it ends.
+  """
   code = child.process.returncode
   if code < 0:
     return f'it was ended by {_SIGNALS.get(-code, f"signal {-code}")}'
@@ -260,4 +263,6 @@ def _last_line(child: _Child, log) -> str:
     file.seek(max(child.offset, size - _TAIL))
     text = file.read().decode(errors='replace')
   lines = [line.strip() for line in re.split(r'[\r\n]+', text) if line.strip()]
-  return lines[-1] if lines else f'it ended with exit code {code}'
+  own = [line for line in lines if line.startswith('error: ')]
+  last = (own or lines)[-1:]
+  return last[0] if last else f'it ended with exit code {code}'
