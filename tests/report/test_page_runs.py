@@ -83,17 +83,18 @@ def test_as_many_experts_as_in_training_are_no_other_model(save_run):
   assert trained == same != other
 
 
-def test_numbers_that_records_contradict_are_nowhere(save_run):
+@pytest.mark.parametrize('wrong', [0.5, float('nan')])
+def test_numbers_that_records_contradict_are_nowhere(save_run, wrong):
   good, bad = (save_run(name, [0, 1, 2, 9]) for name in ('good', 'bad'))
   path = bad / 'results.json'
   found = json.loads(path.read_text())
-  found['rows'][0]['robust_accuracy']['value'] = 0.5
+  found['rows'][0]['robust_accuracy']['value'] = wrong
   path.write_text(json.dumps(found))
   problems = Problems()
   assert [run.name for run in page.find([good, bad], problems)] == ['good']
   assert problems.lines == [
     "bad: the records have 0.75 right under 'pgd linf 16/255' and results.json "
-    'says 0.5: they are of different runs'
+    f'says {wrong}: they are of different runs'
   ]
   (bad / 'records.parquet').unlink()  # then nothing contradicts them
   assert len(page.find([good, bad], Problems())) == 2

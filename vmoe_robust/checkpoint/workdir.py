@@ -161,8 +161,10 @@ def _step(checkpoints: Checkpoints, wanted: str | None, field: str) -> int:
     if step not in there:
       raise UserError(f'{field}: in {where} there are steps {there}')
   if bad := checkpoints.damage(step):
+    others = [other for other in there if other != step]
+    way = f'name one of the steps {others}, or ' if others else ''
     raise UserError(
-      f'{field} is damaged: {bad}; use another of the steps {there}, if there '
-      'is one'
+      f'{field} is damaged: {bad}; {way}move {checkpoints.path(step)} away and '
+      'start its training again, which makes it anew'
     )
   return step

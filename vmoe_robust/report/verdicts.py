@@ -138,7 +138,8 @@ def _require_agreement(found: Mapping[str, Judged], results: Results):
     right = found[condition].right
     if share['value'] is None or not len(right):
       continue
-    if abs(right.mean() - share['value']) > 1e-9:
+    # Not a number is no share either.
+    if not abs(right.mean() - share['value']) <= 1e-9:
       raise UserError(
         f'the records have {right.mean():.6g} right under {condition!r} and '
         f'results.json says {share["value"]:.6g}: they are of different runs'
