@@ -122,9 +122,8 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(tmp_path):
   assert checkpoints.newest_whole() == 1
   assert checkpoint_lib.locate(tmp_path) == (str(tmp_path), 1)
   ways = r'one of the steps \[1\], or move \S*checkpoints/2 away and start its'
-  with pytest.raises(
-    UserError, match=f'damaged: {name} has changed; name {ways}'
-  ):
+  told = f'damaged: {name} has changed; name {ways}'
+  with pytest.raises(UserError, match=told):
     checkpoint_lib.locate(tmp_path / 'checkpoints' / '2')
 
 
