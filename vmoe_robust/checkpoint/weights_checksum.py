@@ -21,8 +21,9 @@ def weights_checksum(tree: PyTree) -> str:
   Files of equal weights differ: their parts have drawn names, and how many
   there are depends on the processes that wrote them. This is the same on any
   mesh, for sums of whole numbers know no order. Each process of a pod has to
-  ask for it, with the same tree. It reads the arrays once on their devices, and
-  brings eight bytes a leaf to the host.
+  ask for it, with the same tree. The devices read their arrays once, and eight
+  bytes a leaf come to the host. A TPU needs no memory for it (0.2 MB for 32
+  experts of V-MoE-B/16, as compiled), a CPU twice that of the largest array.
   """
   leaves = flat(tree)
   sums = fetch([_sums(leaf) for leaf in leaves.values()])
