@@ -22,6 +22,7 @@ from vmoe_robust.checkpoint import (
   save_config,
   writer,
 )
+from vmoe_robust.checkpoint.weights_checksum import weights_checksum
 
 
 def save_for_ever(workdir, report):
@@ -29,6 +30,7 @@ def save_for_ever(workdir, report):
   save.keep = 1  # the hardest: every save removes the last good one
   checkpoints = Checkpoints(workdir, save)
   step = checkpoints.resume() or 0
+  weights_checksum({'kernel': jnp.zeros((256, 256))})  # compiled once a life
   if step:
     found = open_weights(workdir, step=step).read('kernel')
     np.testing.assert_array_equal(found, np.full((256, 256), float(step)))
@@ -40,8 +42,15 @@ def save_for_ever(workdir, report):
     report(step - 1)  # which has been waited for
 
 
-def one_life(workdir, seconds, oldest):
-  """Returns the newest step that was reported as saved before the kill."""
+def one_life(workdir, seconds, oldest, waits):
+  """Returns the newest step that was reported as saved before the kill.
+
+  Args:
+    workdir: of the run.
+    seconds: until the kill.
+    oldest: step to resume from.
+    waits: until something was saved, however slow the machine is.
+  """
   read, write = os.pipe()
   child = os.fork()
   if not child:
@@ -53,10 +62,13 @@ def one_life(workdir, seconds, oldest):
   with os.fdopen(read) as reports:
     resumed = int(reports.readline())
     assert resumed >= oldest, f'resumed from {resumed} after saving {oldest}'
+    newest = resumed
+    while waits and newest == resumed:
+      newest = int(reports.readline())
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return max([resumed, *map(int, reports.read().split())])
+    return max([newest, *map(int, reports.read().split())])
 
 
 def main(workdir):
@@ -64,8 +76,8 @@ def main(workdir):
   directory = epath.Path(workdir) / 'checkpoints'
   save_config(workdir, config_lib.default())
   cut_short = 0
-  for _ in range(20):
-    saved = one_life(workdir, rng.uniform(0, 0.6), saved)
+  for life in range(20):
+    saved = one_life(workdir, rng.uniform(0, 0.6), saved, waits=life % 2)
     there = writer.steps(directory)
     assert not there or there[-1] >= saved
     for step in there:

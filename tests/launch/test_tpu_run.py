@@ -60,7 +60,7 @@ def test_up_waits_installs_starts_follows_and_ends(cloud, capfd):
   'end',
   all_slow_but(
     ['exit 1'],
-    ['exit 1', 'echo "stopped at step 1 and saved"; exit 0', 'sleep 60'],
+    ['exit 1', 'echo "stopped at step 1" >&2; exit 130', 'sleep 60'],
   ),
 )
 def test_a_preempted_run_is_resumed(cloud, capfd, end):
@@ -90,7 +90,8 @@ def test_a_run_that_stopped_on_machines_that_stay_is_started_again(cloud):
   cloud.run_is("""
     if [ -e "$FAKE_CLOUD/saved" ]; then echo resumed; exit 0; fi
     touch "$FAKE_CLOUD/saved"
-    echo 'stopped at step 1 and saved; the same command resumes'
+    echo 'stopped at step 1 and saved; the same command resumes' >&2
+    exit 130
   """)
   cloud.tpu('up', *POD, *SHAPE, *cloud.run_flags())
   assert cloud.verbs().count('create') == 1

@@ -19,7 +19,7 @@ IMAGES, EXPERTS = 11, 4
 def settings(**fields):
   config = small_config()
   config.mode, config.study.name = 'study', 'knobs'
-  config.model.layers = 1
+  config.model.layers, config.model.router.group_images = 1, 8
   config.study.knobs.update(
     dict(batch_size=8, attack_draws=2, verdict_draws=3)
     | dict(selected=(2, 4), kept=(1, 4), noise=(0.0,))
