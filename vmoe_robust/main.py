@@ -12,6 +12,7 @@ from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.cost import compilation_cache
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import attack
+from vmoe_robust.report.results import revision
 from vmoe_robust.studies import run as study
 from vmoe_robust.train import loop
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
   config = command_line.load_run(_CONFIG, argv)
   workdir = _workdir(config)
   compilation_cache.use(config.compilation_cache)
+  revision()
   modes = {
     'train': loop.run,
     'attack': attack.run,

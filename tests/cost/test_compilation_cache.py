@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from vmoe_robust.config import UserError
@@ -80,6 +81,14 @@ def test_it_goes_where_it_is_told(tmp_path, monkeypatch, settings):
   assert compilation_cache.use('~/cache') == tmp_path / 'cache'
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'cache')
   assert jax.config.jax_enable_compilation_cache
+  assert compilation_cache.use('user') == ours  # nobody else told it '~/cache'
+  for name in ('a', 'b'):
+    kept = compilation_cache.use(str(tmp_path / name))
+    shift = ord(name)
+    jax.jit(lambda x, shift=shift: x @ x + shift)(
+      jnp.eye(5)
+    ).block_until_ready()
+    assert list(kept.iterdir()), name
   assert compilation_cache.use('') is None
   assert not jax.config.jax_enable_compilation_cache
   jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'told'))

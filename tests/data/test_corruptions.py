@@ -146,8 +146,16 @@ def test_frost_of_photographs(tmp_path, monkeypatch):
   assert seen == {16, 32, 48, 64, 80}  # 0.4 of each
   monkeypatch.setenv('HOME', str(tmp_path.parent))
   assert len(load_frost(f'~/{tmp_path.name}')) == 5
+  for brightness in (10, 200):  # of one name in two folders
+    folder = tmp_path / str(brightness) / 'frost'
+    folder.mkdir(parents=True)
+    for i in range(1, 6):
+      image = np.full((4, 4, 3), brightness, np.uint8)
+      assert cv2.imwrite(str(folder / f'frost{i}.png'), image)
+    monkeypatch.chdir(folder.parent)
+    assert {int(image.max()) for image in load_frost('frost')} == {brightness}
   (tmp_path / 'frost4.png').unlink()
-  load_frost.cache_clear()
+  textures._photographs.cache_clear()
   with pytest.raises(UserError, match=r'frost_dir=.* frost4\.png'):
     corrupted('frost', 1, black, frost_dir=str(tmp_path))
 

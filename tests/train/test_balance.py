@@ -176,11 +176,31 @@ def test_who_starves_is_told_once():
   assert loads.report() == ({}, '')
 
 
+def test_loads_outlive_a_stop_wherever_it_is():
+  steps = [(0.0, 2.0), (0.05, 1.95), (1.0, 1.0), *4 * [(0.0, 2.0)]]
+
+  def told(stops):
+    loads, found = Loads(), []
+    for number, load in enumerate(steps):
+      loads.take(step(*load))
+      if number % 2:
+        found.append(loads.report())
+      if number in stops:
+        loads = Loads(json.loads(json.dumps(loads.state())))
+    return [*found, loads.report()]
+
+  whole = told(())
+  assert len({text for _, text in whole}) == 3
+  for stop in range(len(steps)):
+    assert told((stop,)) == whole
+  assert told(range(len(steps))) == whole
+
+
 def test_the_log_has_every_load(tmp_path, capsys):
   config = config_lib.default()
   config.train.update(dict(steps=4, log_every=2))
   writer = MetricWriter(tmp_path)
-  log = Log(config, lambda: None, writer, None)
+  log = Log(config, lambda: None, writer, None, Loads())
   norms = dict.fromkeys(('gradient_norm', 'update_norm', 'accuracy'), 0.5)
   for number, load in enumerate([(0, 2), (0, 2), (0, 2), (0.1, 1.9)], 1):
     log.add(number, norms | step(*load))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,30 @@ def test_another_order_of_classes_is_another_run(tmp_path):
   for names in (('dog', 'cat'), ('cat', 'eel')):
     with pytest.raises(UserError, match='has a run on 2 other classes'):
       start.check_same_run(config, tmp_path, names)
+
+
+def test_what_selects_is_measured_in_one_way_by_all_starts(tmp_path):
+  """Not only by the last one, which may have selected nothing."""
+  name = 'robust_accuracy/0.05'
+
+  def run(step, attack_steps, best):
+    config = of_folder(**{'model.num_classes': 2, 'data.validation': 0.25})
+    config.attack.update(dict(name='pgd', eps=(0.05,), every_steps=2))
+    config.attack.steps, config.save.best = attack_steps, best
+    start.check_same_run(config, tmp_path, ())
+    checkpoint.save_config(tmp_path, config)
+    checkpoints = checkpoint.Checkpoints(tmp_path, config.save)
+    trees = {'params': {'kernel': np.ones(3, np.float32)}}
+    measured = {name: 1 / (1 + attack_steps)}
+    checkpoints.save(step, trees, {'data': None}, measured, now=True)
+    checkpoints.close()
+
+  run(2, 1, '')
+  run(4, 40, '')  # nothing is selected: any attack will do
+  with pytest.raises(UserError, match=r'config.attack.steps=40 \(was 1\), by'):
+    run(6, 40, name)
+  shutil.rmtree(tmp_path / 'checkpoints' / '2')
+  run(6, 40, name)
 
 
 def test_fields_that_training_does_not_read_change_no_run(tmp_path):

@@ -353,6 +353,26 @@ def measured(workdir):
 
 
 @pytest.mark.slow
+def test_the_line_after_a_stop_is_of_all_steps_since_the_line_before(tmp_path):
+  changes = {'train.steps': 4, 'train.log_every': 4}
+  config = small(**(TINY | changes))
+  for name, stops in (('whole', [0]), ('stopped', [3, 0])):
+    for until in stops:
+      train_on(1, (1, 1, 1), config, tmp_path / name, until)
+  whole, stopped = (
+    [json.loads(x) for x in (tmp_path / n / 'metrics.jsonl').open()]
+    for n in ('whole', 'stopped')
+  )
+  loads = lambda lines: [
+    {k: v for k, v in line.items() if k.startswith(('load/', 'loss'))}
+    for line in lines
+    if 'loss' in line
+  ]
+  assert loads(stopped)[-1] == loads(whole)[-1]
+  assert len(loads(whole)[-1]) == 5  # of 4 experts
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('until', [2, 3, 5, 6, 8])
 def test_wherever_it_is_stopped_the_same_is_measured(tmp_path, until):
   """And so the same checkpoint is the best: a preemption selects nothing."""

@@ -6,6 +6,7 @@ from vmoe_robust.checkpoint.own import RunWeights
 from vmoe_robust.checkpoint.trees import flat, require_same, shapes_of
 from vmoe_robust.checkpoint.weights import Weights, open_weights
 from vmoe_robust.checkpoint.workdir import (
+  configs_by_which_measured,
   fingerprint,
   locate,
   read_class_names,
@@ -21,6 +22,7 @@ __all__ = [
   'WAYS',
   'Weights',
   'abstract',
+  'configs_by_which_measured',
   'fingerprint',
   'flat',
   'locate',

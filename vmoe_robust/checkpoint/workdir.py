@@ -9,7 +9,7 @@ from absl import logging
 from vmoe_robust import files, staging
 from vmoe_robust.checkpoint import integrity
 from vmoe_robust.checkpoint.manager import Checkpoints
-from vmoe_robust.checkpoint.writer import CONFIG, steps
+from vmoe_robust.checkpoint.writer import CONFIG, measured_steps, steps
 from vmoe_robust.config import ConfigDict, UserError, from_json, to_json
 
 # In the file of the configuration, beside its fields.
@@ -80,6 +80,15 @@ def _read(workdir) -> tuple[ConfigDict, tuple[str, ...]] | None:
     f'{path} is not as it was written, and no checkpoint has a copy of it; '
     'restore it from a copy, or start again in another --workdir'
   )
+
+
+def configs_by_which_measured(
+  workdir: str | os.PathLike, name: str
+) -> list[ConfigDict]:
+  """The configurations of the checkpoints for which a metric is known."""
+  saved = staging.checkpoints(workdir)
+  of = (saved / str(step) / CONFIG for step in measured_steps(saved, name))
+  return [found[0] for found in map(_parse, of) if found]
 
 
 def config_is_whole(workdir: str | os.PathLike) -> bool:

@@ -268,6 +268,12 @@ def best_step(directory: epath.Path, name: str) -> tuple[int | None, list[int]]:
   return policy.best(name, known), unknown
 
 
+def measured_steps(directory: epath.Path, name: str) -> list[int]:
+  """Steps for which a metric is known."""
+  found = _metrics(directory)
+  return [step for step, metrics in found.items() if name in (metrics or {})]
+
+
 def _metrics(directory: epath.Path) -> dict[int, dict[str, float] | None]:
   """What was measured at each step; None where the seal is damaged."""
   found = {}

@@ -9,8 +9,12 @@ import zlib
 
 import jax
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
 
 from vmoe_robust.files import local_path
+
+# Folders that earlier calls chose, and not the user.
+_chosen: set[str] = set()
 
 
 def use(where: str) -> pathlib.Path | None:
@@ -31,7 +35,7 @@ def use(where: str) -> pathlib.Path | None:
   if not where:
     return None
   told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-  if where == 'user' and told and not _is_ours(told):
+  if where == 'user' and told and told not in _chosen:
     return pathlib.Path(told)
   folder = _folder(where)
   try:
@@ -48,6 +52,9 @@ def use(where: str) -> pathlib.Path | None:
   # One that is read-only or full still gives what it has; JAX would warn at
   # every program that it cannot write.
   warnings.filterwarnings('ignore', 'Error writing persistent compilation')
+  if told != str(folder):
+    compilation_cache.reset_cache()  # JAX keeps the first folder open
+  _chosen.add(str(folder))
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   return folder
@@ -62,11 +69,6 @@ def _folder(where: str) -> pathlib.Path:
 def _ours() -> pathlib.Path:
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return local_path(base, 'XDG_CACHE_HOME').absolute() / 'vmoe_robust'
-
-
-def _is_ours(folder: str) -> bool:
-  """Whether an earlier call chose it, and not the user."""
-  return _ours() in pathlib.Path(folder).parents
 
 
 def _processor() -> int:

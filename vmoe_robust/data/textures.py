@@ -5,6 +5,7 @@ Images are floats of shape (height, width, channels).
 
 import functools
 import math
+import pathlib
 
 import cv2
 import numpy as np
@@ -156,7 +157,6 @@ def frost(
   return image[top : top + height, left : left + width].astype(np.float64)
 
 
-@functools.cache
 def load_frost(directory: str) -> tuple[np.ndarray, ...]:
   """The authors' photographs, RGB.
 
@@ -164,13 +164,18 @@ def load_frost(directory: str) -> tuple[np.ndarray, ...]:
     UserError: they are not there.
   """
   folder = local_path(directory, 'config.study.corruptions.frost_dir')
+  return _photographs(folder.absolute())
+
+
+@functools.cache
+def _photographs(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
   images = []
   for i in range(1, _PHOTOGRAPHS + 1):
     found = sorted(folder.glob(f'frost{i}.*'))
     image = cv2.imread(str(found[0])) if found else None
     if image is None:
       raise UserError(
-        f'config.study.corruptions.frost_dir={directory!r} has no image '
+        f"config.study.corruptions.frost_dir='{folder}' has no image "
         f'frost{i}.png or frost{i}.jpg; it needs those of ImageNet-C, or '
         'leave it empty, and frost is drawn'
       )

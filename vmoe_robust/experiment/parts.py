@@ -242,7 +242,13 @@ def load_base(path: str, mode: str) -> ConfigDict:
   Raises:
     UserError: there is none, it cannot be loaded or is of another mode.
   """
-  found = _loaded(path, pathlib.Path.cwd()).copy_and_resolve_references()
+  file = pathlib.Path.cwd() / local_path(path, 'base')
+  if not file.is_file() or file.suffix != '.py':
+    raise UserError(
+      f'base={path!r} is no Python file in {file.parent}; give the path of a '
+      'config file from the folder in which the command is run'
+    )
+  found = _loaded(file, path, file.read_bytes()).copy_and_resolve_references()
   if found.get('mode') != mode:
     raise UserError(
       f'base={path!r} has config.mode={found.get("mode")!r}, and {mode!r} is '
@@ -252,13 +258,8 @@ def load_base(path: str, mode: str) -> ConfigDict:
 
 
 @functools.cache
-def _loaded(path: str, folder: pathlib.Path) -> ConfigDict:
-  file = folder / local_path(path, 'base')
-  if not file.is_file() or file.suffix != '.py':
-    raise UserError(
-      f'base={path!r} is no Python file in {folder}; give the path of a config '
-      'file from the folder in which the command is run'
-    )
+def _loaded(file: pathlib.Path, path: str, content: bytes) -> ConfigDict:
+  del content  # one that was edited is another
   spec = importlib.util.spec_from_file_location(f'base_{file.stem}', file)
   module = importlib.util.module_from_spec(spec)
   try:

@@ -156,8 +156,8 @@ def environment() -> dict[str, object]:
   """Command, versions and devices: what it takes to get the same numbers."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
   versions['vmoe_robust'] = metadata.version('vmoe_robust')
-  if revision := _revision():
-    versions['vmoe_robust_revision'] = revision
+  if found := revision():
+    versions['vmoe_robust_revision'] = found
   return {
     'command': _command(),
     'software': versions | {'python': platform.python_version()},
@@ -185,8 +185,12 @@ def _command() -> str | None:
 
 
 @functools.cache
-def _revision() -> str | None:
-  """The Git revision of this program; None where it is no working copy."""
+def revision() -> str | None:
+  """The Git revision of this program; None where it is no working copy.
+
+  It is that of the first call: programs ask before they begin, for the files
+  may be other ones when results are written.
+  """
   root = Path(__file__).parents[2]
   if not (root / '.git').exists():
     return None

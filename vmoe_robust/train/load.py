@@ -10,12 +10,22 @@ _STARVES = 0.1
 
 
 class Loads:
-  """Means over the steps between two reports."""
+  """Means over the steps between two reports, whatever stops in between."""
 
-  def __init__(self):
-    self._total: dict[str, Float[np.ndarray, experts]] = {}
-    self._steps = 0
-    self._starved: dict[str, list[int]] = {}  # by block, as last told
+  def __init__(self, state: dict | None = None):
+    """Goes on from a `state`; from nothing without one."""
+    state = state or {'total': {}, 'steps': 0, 'starved': {}}
+    self._total: dict[str, Float[np.ndarray, experts]] = {
+      name: np.asarray(total) for name, total in state['total'].items()
+    }
+    self._steps: int = state['steps']
+    # By block, as last told.
+    self._starved: dict[str, list[int]] = state['starved']
+
+  def state(self) -> dict:
+    """What JSON can hold, for a run that resumes."""
+    total = {name: load.tolist() for name, load in self._total.items()}
+    return dict(total=total, steps=self._steps, starved=self._starved)
 
   def take(self, metrics: dict) -> dict[str, float]:
     """A step's metrics as numbers, without the loads, which are added up."""

@@ -33,6 +33,7 @@ class Log:
     last_good: Callable[[], str | None],
     writer: MetricWriter | None,
     progress: Progress | None,
+    loads: Loads,
   ):
     """Starts.
 
@@ -41,6 +42,7 @@ class Log:
       last_good: the path of the newest checkpoint, None without one.
       writer: None but on the first process.
       progress: None but on the first process.
+      loads: of experts, since the line before.
     """
     self._config, self._last_good = config, last_good
     self._writer, self._progress = writer, progress
@@ -48,7 +50,7 @@ class Log:
     self._pending: list[tuple[int, int, dict]] = []
     self._mark: tuple[float, int] | None = None  # time and step of a reading
     self._seconds, self._steps = 0.0, 0  # between readings
-    self._loads = Loads()
+    self._loads = loads
 
   def add(self, step: int, metrics: dict, steps: int = 1) -> None:
     """Takes metrics of steps; now and then reads those of the steps before.

@@ -33,6 +33,7 @@ from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
 from vmoe_robust.train.init_from import start_from
+from vmoe_robust.train.load import Loads
 from vmoe_robust.train.log import Log
 from vmoe_robust.train.measuring import Measuring, attacked, is_told
 from vmoe_robust.train.objective import forward_passes
@@ -177,6 +178,7 @@ class Trainer:
     self._steps = advance.make(
       step, config, splits.train, mesh, places, extra.get('data')
     )
+    self.loads = Loads(extra.get('loads'))
     best = extra.get('best_robust', 0.0)
     self.measuring = Measuring(self.model, config, mesh, splits, workdir, best)
     self.speed = {}
@@ -286,12 +288,12 @@ class Trainer:
         'run are no classification'
       )
     if jax.process_index():
-      return Log(self.config, self._last_good, None, None)
+      return Log(self.config, self._last_good, None, None, self.loads)
     writer = MetricWriter(self.workdir, after_step=self.step)
     stack.callback(writer.close)
     progress = Progress(self.config.train.steps, 'train', done=self.step)
     stack.callback(progress.close)
-    return Log(self.config, self._last_good, writer, progress)
+    return Log(self.config, self._last_good, writer, progress, self.loads)
 
   def _last_good(self) -> str | None:
     steps = self.checkpoints.steps()
@@ -321,6 +323,7 @@ class Trainer:
     extra = {
       'data': self._steps.batches.state(),
       'best_robust': self.measuring.best_robust,
+      'loads': self.loads.state(),
     }
     trees = self.state.trees()
     self.checkpoints.save(

@@ -1,6 +1,7 @@
 """What is settled before anything is built: fields, and which run it is."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -8,7 +9,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vmoe_robust import staging
-from vmoe_robust.checkpoint import open_weights, read_class_names, read_config
+from vmoe_robust.checkpoint import (
+  configs_by_which_measured,
+  open_weights,
+  read_class_names,
+  read_config,
+)
 from vmoe_robust.checkpoint.writer import steps
 from vmoe_robust.config import (
   UserError,
@@ -182,7 +188,10 @@ def check_same_run(
   if _place(config.init_from) == _place(saved.init_from):
     free += ('config.init_from',)  # however it is spelt
   changed = differences(config, saved, free)
-  changed += _measured_otherwise(config, saved)
+  # Checkpoints may have been measured before the last start, in other ways.
+  before = [saved, *configs_by_which_measured(workdir, config.save.best)]
+  found = (_measured_otherwise(config, earlier) for earlier in before)
+  changed += dict.fromkeys(itertools.chain.from_iterable(found))
   if changed:
     longer = config.train.steps > saved.train.steps
     way = f', and --config.init_from={workdir} to train on from its weights'
