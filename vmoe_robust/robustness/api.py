@@ -18,7 +18,7 @@ from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.findings import Findings
 from vmoe_robust.report.progress import Stages
-from vmoe_robust.report.results import RESULTS, read_results
+from vmoe_robust.report.results import RESULTS, read_results, revision
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.report.writing import assemble, write
 from vmoe_robust.robustness import arguments, same, sweep
@@ -174,6 +174,7 @@ def robust_accuracy(
   )
   settings |= dataclasses.asdict(budget)
   settings |= dict(examples=len(images), jax=jax.__version__)
+  revision()  # of the code that runs
   rows = Arrays(images, labels)
   digests = same.digests(rows)
   with contextlib.ExitStack() as stack:
