@@ -82,6 +82,11 @@ def elsewhere(tmp_path, monkeypatch):
     (['mesh.data=3'], ['config.mesh.data=3', '8 devices']),
     (['train.setps=3'], ['setps', 'steps']),
     (['train.steps=3.5'], ['config.train.steps=3.5']),
+    (
+      ['train.objective=trades'],
+      ['is a group', 'as config.train.objective.name'],
+    ),
+    (['attack=pgd'], ['config.attack=pgd', 'as config.attack.name']),
     (['train.steps=0'], ['config.train.steps=0', '1 or more']),
     (['model.moe_blocks=(9,)', 'model.moe_every=0'], ['moe_blocks']),
     (['init_from=nowhere'], ["config.init_from='nowhere'", 'is no directory']),

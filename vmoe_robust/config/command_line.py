@@ -129,6 +129,12 @@ def _wrong_value(said: str) -> str:
   if not found:
     return ''
   name, value, reason = found.groups()
+  if 'as a ConfigDict' in reason:
+    own = [
+      field for field in flatten(default()) if field.startswith(f'{name}.')
+    ]
+    example = f'{name}.name' if f'{name}.name' in own else ', '.join(own[:3])
+    return f'{name}={value}: that is a group; set a field of it, as {example}'
   for words, kind in _KINDS.items():
     if words in reason:
       usual = flatten(default()).get(name)
