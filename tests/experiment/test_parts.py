@@ -436,6 +436,12 @@ def test_examples_that_changed_are_others(tmp_path, monkeypatch):
     write_results(judging, training, fingerprint=own)
     assert state().name == expected, own
   assert "examples of 'digits' that changed" in state().detail
+  shutil.rmtree(training.folder / 'checkpoints')
+  report = lambda: states([training, judging], nothing_runs=True)
+  assert {state().name, report()[judging.name].name} == {'not started'}
+  write_results(judging, training, fingerprint=known, checksum='known')
+  assert {state().name, report()[judging.name].name} == {'finished'}
+  write_results(judging, training, fingerprint='x', checksum='known')
   monkeypatch.setattr(job, 'examples_now', lambda config: None)
   assert state().name == 'finished'
 

@@ -58,8 +58,8 @@ def states(
       what was found with its weights still counts.
   """
   found: dict[str, State] = {}
-  spent = _spent(parts, nothing_runs)
   examples = _Examples()
+  spent = _spent(parts, nothing_runs, examples)
   for part in parts:
     needed = found.get(part.needs)
     found[part.name] = spent.get(part.name) or look(part, needed, examples)
@@ -79,7 +79,9 @@ class _Examples:
     return self._known[key]
 
 
-def _spent(parts: Sequence[Part], nothing_runs: bool) -> dict[str, State]:
+def _spent(
+  parts: Sequence[Part], nothing_runs: bool, examples
+) -> dict[str, State]:
   """Finished trainings whose checkpoints were deleted, and what needed them.
 
   Of these some may be damaged: training again would not mend the others.
@@ -98,7 +100,7 @@ def _spent(parts: Sequence[Part], nothing_runs: bool) -> dict[str, State]:
     judged, damaged = {}, {}
     for part in left:
       try:
-        judged[part.name] = _judged_weights(part, training)
+        judged[part.name] = _judged_weights(part, training, examples)
       except DAMAGE as error:
         damaged[part.name] = _failed(part, error)
     if len({weights for weights in judged.values() if weights}) > 1:
@@ -113,7 +115,7 @@ def _spent(parts: Sequence[Part], nothing_runs: bool) -> dict[str, State]:
   return spent
 
 
-def _judged_weights(part: Part, training: Part) -> str | None:
+def _judged_weights(part: Part, training: Part, examples) -> str | None:
   """The checksum of the weights that a finished part judged.
 
   Returns:
@@ -132,7 +134,9 @@ def _judged_weights(part: Part, training: Part) -> str | None:
     finished = ends_training(results, total)
   else:
     asked = combine_saved(part.config, saved)
-    finished = not changes(asked, results, total, ignore=_ELSEWHERE)
+    finished = not changes(
+      asked, results, total, None, _ELSEWHERE, lambda: examples(asked)
+    )
   return (results['weights']['checksum'] or '') if finished else None
 
 
