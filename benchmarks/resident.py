@@ -34,6 +34,7 @@ from vmoe_robust.train import advance, events
 from vmoe_robust.train import optimizer as optimizer_lib
 from vmoe_robust.train import state as state_lib
 from vmoe_robust.train import step as step_lib
+from vmoe_robust.train.load import Loads
 from vmoe_robust.train.log import Log
 from vmoe_robust.train.start import resolve
 
@@ -95,7 +96,7 @@ class Way:
     self.opening = time.perf_counter() - begin
     self.program = self.steps.compile(self.state)
     self.config, self.step, self.per_second = config, 0, 1.0
-    self.log = Log(config, lambda: None, None, None)
+    self.log = Log(config, lambda: None, None, None, Loads())
 
   def train(self, seconds: float) -> tuple[float, float]:
     """Trains so long; returns images and seconds, by this module's clock."""

@@ -1,7 +1,6 @@
 """What is settled before anything is built: fields, and which run it is."""
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Sequence
 
@@ -189,9 +188,12 @@ def check_same_run(
     free += ('config.init_from',)  # however it is spelt
   changed = differences(config, saved, free)
   # Checkpoints may have been measured before the last start, in other ways.
-  before = [saved, *configs_by_which_measured(workdir, config.save.best)]
-  found = (_measured_otherwise(config, earlier) for earlier in before)
-  changed += dict.fromkeys(itertools.chain.from_iterable(found))
+  for earlier in (
+    saved,
+    *configs_by_which_measured(workdir, config.save.best),
+  ):
+    own = _measured_otherwise(config, earlier)
+    changed += [line for line in own if line not in changed]
   if changed:
     longer = config.train.steps > saved.train.steps
     way = f', and --config.init_from={workdir} to train on from its weights'
