@@ -11,6 +11,7 @@ import pytest
 from vmoe_robust import config as config_lib
 from vmoe_robust.config import UserError
 from vmoe_robust.cost import program
+from vmoe_robust.errors import SavedAndStopped
 from vmoe_robust.models import flops
 from vmoe_robust.train import loop, objective, routers
 from vmoe_robust.train.objective import OBJECTIVES
@@ -298,7 +299,8 @@ def test_a_run_resumes_digit_for_digit(tmp_path, config, monkeypatch):
   loop.run(config, str(tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     patch.setattr(loop, 'Stopping', StopAfterThree)
-    loop.run(config, str(tmp_path / 'parts'))
+    with pytest.raises(SavedAndStopped, match='step 3'):
+      loop.run(config, str(tmp_path / 'parts'))
   assert len(logged(tmp_path / 'parts')) == 3
   loop.run(config, str(tmp_path / 'parts'))
   whole = logged(tmp_path / 'whole')
