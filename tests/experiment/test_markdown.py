@@ -35,10 +35,13 @@ def test_tables_of_what_was_found(tmp_path):
   about = {'name': 'twins', 'command': 'python -m x'}
   found = attacked(parts, states, pytest.fail)
   text = markdown(about, parts, states, found, usage, rows, pairs)
-  assert text.startswith('# twins\n\n    python -m x\n\njax 0.0 or 0.1, kind')
+  assert text.startswith('# twins\n\n    python -m x\n\nkind cpu.\n\n')
+  assert '- jax: 0.0 in 1, 0.1 in 1 of 2 results\n' in text
   assert '| run | clean | aa linf 16/255 |\n|---|--:|--:|' in text
   assert '| moe | 100.0%, 2 seeds | 60.0% (0.0 to 100.0)' in text
   assert '| dense | 75.0% (0.0 to 100.0) |  |' in text
+  assert '| moe | aa | aa linf 16/255 | 0, 1 | 50.0%, 70.0% |' in text
+  assert '| dense | aa | clean | 0 | 75.0% |' in text
   assert 'over images). On 4 images.' in text and '## Warnings' not in text
   assert '| moe | dense | aa | aa linf 16/255 | 45.0% | 50.0% | -5.0 |' in text
   # FLOPs differ where programs of two versions count them.

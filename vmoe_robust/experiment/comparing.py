@@ -10,7 +10,7 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
 from vmoe_robust.report.results import DAMAGE, read_results
-from vmoe_robust.report.table import percent, some_of, table, written
+from vmoe_robust.report.table import percent, seeds_of, some_of, table, written
 from vmoe_robust.report.verdicts import CLEAN, Judged, judged_of
 
 # Of a sweep of radii, how many the table on the terminal has.
@@ -127,7 +127,8 @@ def cells(rows: Sequence[Mapping]) -> tuple[Sequence[str], list[list[str]]]:
   of the first attack alone.
   """
   headers = ('first', 'second', 'attack', 'condition', 'of first', 'of second')
-  headers += ('difference', '95% interval', 'each seed', "McNemar's p")
+  headers += ('difference', '95% interval', 'seeds', 'each seed')
+  headers += ("McNemar's p",)
   known = [row for row in rows if row['difference'] is not None]
   return headers, [_line(row) for row in _few(known)]
 
@@ -147,6 +148,7 @@ def _line(row: Mapping) -> list[str]:
     *shares,
     _points(difference['value']),
     interval,
+    seeds_of(row),
     ', '.join(_points(one['difference']['value']) for one in seeds),
     ', '.join(f'{one["p"]:.2g}' for one in seeds),
   ]

@@ -1,5 +1,6 @@
 """What an experiment found as Markdown, for a page of documentation."""
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.experiment.usage import Usage
 from vmoe_robust.report.results import Results
-from vmoe_robust.report.table import percent, some_of, written
+from vmoe_robust.report.table import percent, seeds_of, some_of, written
 from vmoe_robust.report.verdicts import CLEAN
 
 MARKDOWN = 'results.md'  # in the experiment's folder
@@ -53,6 +54,8 @@ def markdown(
     f'over images).{_images(accuracies)}',
     _accuracies(accuracies),
   ]
+  if accuracies:
+    sections += ['## Accuracy of each seed', _of_seeds(accuracies)]
   used = {part.name for part, _ in found}
   lost = [p.name for p in done if p.mode == 'attack' and p.name not in used]
   if lost:
@@ -114,14 +117,20 @@ def markdown(
 
 
 def _where(results: Sequence[Results]) -> str:
-  """Software and hardware, each value that any of them had."""
-  said = []
+  """Software and hardware; where results differ, how many have each value."""
+  alike, others = [], []
   for group in ('software', 'hardware'):
-    names = dict.fromkeys(n for r in results for n in r[group])
-    for name in names:
-      values = dict.fromkeys(str(r[group].get(name)) for r in results)
-      said.append(f'{name} {" or ".join(values)}')
-  return ', '.join(said) + '.' if said else 'Nothing is finished yet.'
+    for name in dict.fromkeys(name for r in results for name in r[group]):
+      values = [str(r[group].get(name, 'not known')) for r in results]
+      counts = collections.Counter(values)
+      if len(counts) == 1:
+        alike.append(f'{name} {values[0]}')
+      else:
+        each = ', '.join(f'{v} in {n}' for v, n in counts.most_common())
+        others.append(f'- {name}: {each} of {len(values)} results')
+  said = [f'{", ".join(alike)}.'] if alike else []
+  said += ['\n'.join(others)] if others else []
+  return '\n\n'.join(said) or 'Nothing is finished yet.'
 
 
 def _images(rows: Sequence[Mapping]) -> str:
@@ -148,6 +157,23 @@ def _accuracies(rows: Sequence[Mapping]) -> str:
       [run, *(_estimate(row, alike) if row else '' for row in found)]
     )
   return _table(('run', CLEAN, *headers), lines)
+
+
+def _of_seeds(rows: Sequence[Mapping]) -> str:
+  """A line a run and condition, those that `_accuracies` has."""
+  unattacked, columns = clean(rows), _columns(rows)
+  lines = []
+  for run in dict.fromkeys(row['run'] for row in rows):
+    own = {(r['attack'], r['condition']): r for r in rows if r['run'] == run}
+    found = [unattacked.get(run), *(own.get(column) for column in columns)]
+    lines += [
+      [run, row['attack'], row['condition'], seeds_of(row)]
+      + [', '.join(percent(s['accuracy']['value']) for s in row['seeds'])]
+      for row in found
+      if row
+    ]
+  headers = ('run', 'attack', 'condition', 'seeds', 'accuracy of each')
+  return _table(headers, lines)
 
 
 def _columns(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
@@ -178,9 +204,11 @@ def _measures(rows: Sequence[Mapping]) -> str:
     interval = ' to '.join(map(shown, mean['interval'] or ())) or '-'
     each = ', '.join(shown(one['number']['value']) for one in row['seeds'])
     lines.append(
-      [row['measure'], row['run'], shown(mean['value']), interval, each]
+      [row['measure'], row['run'], shown(mean['value']), interval]
+      + [seeds_of(row), each]
     )
-  return _table(('measure', 'run', 'mean', '95% interval', 'each seed'), lines)
+  headers = ('measure', 'run', 'mean', '95% interval', 'seeds', 'each seed')
+  return _table(headers, lines)
 
 
 def _number(value: float | None, unit: str) -> str:

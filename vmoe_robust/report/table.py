@@ -1,7 +1,7 @@
 """Tables as plain text."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 _T = TypeVar('_T')
 
@@ -86,6 +86,11 @@ def some_of(items: Sequence[_T], most: int) -> list[_T]:
   """At most so many of them, at equal steps, the last among them."""
   step = -(-len(items) // most) or 1
   return list(items)[::-1][::step][::-1]
+
+
+def seeds_of(row: Mapping[str, Any]) -> str:
+  """Of which seeds, in this order, a row of an experiment has numbers."""
+  return ', '.join(str(one['seed']) for one in row['seeds'])
 
 
 def _is_number(cell):

@@ -23,7 +23,7 @@ from vmoe_robust.report.page.tables import (
   several,
   table,
 )
-from vmoe_robust.report.table import percent, written
+from vmoe_robust.report.table import percent, seeds_of, written
 
 # In the folder of an experiment.
 SUMMARY, COMPARISONS = 'experiment.json', 'comparisons.json'
@@ -211,7 +211,7 @@ def _comparisons(rows: Sequence[Mapping]) -> Table:
       [row[name] for name in ('first', 'second', 'attack')]
       + [row['condition']]
       + [rate(mean) for mean in _accuracies(row)]
-      + [points(row['difference']), row['difference']['n']]
+      + [points(row['difference']), seeds_of(row)]
       + [several(each, lambda value: written(100 * value, 'points', 0))]
       + [several(ps, lambda p: f'{p:.2g}')]
     )
