@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import pathlib
 import re
+import tarfile
 
 import jax
 import pytest
@@ -15,6 +16,14 @@ from vmoe_robust.checkpoint import open_weights
 from vmoe_robust.config.studies import studies
 from vmoe_robust.data import examples, open_source
 from vmoe_robust.evaluate.combine import combine
+from vmoe_robust.experiment.accuracies import accuracies, attacked, studied
+from vmoe_robust.experiment.comparing import compare
+from vmoe_robust.experiment.description import checked
+from vmoe_robust.experiment.markdown import markdown
+from vmoe_robust.experiment.measures import measures
+from vmoe_robust.experiment.parts import parts
+from vmoe_robust.experiment.states import states
+from vmoe_robust.experiment.usage import of_each
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'docs/results/digits'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.safetensors'))
@@ -69,3 +78,98 @@ def test_a_model_has_the_clean_accuracy_of_its_card(name):
   told = float(re.search(r'value: (\S+)\n *name: "Clean', card)[1])
   # Another processor may decide an image otherwise that is on the edge.
   assert abs(right - told * len(labels)) <= 1.01
+
+
+# The models of docs/results/digits.md, by how a line of its tables begins.
+_RUNS = {
+  'ViT': 'dense',
+  'none: ViT': 'dense',
+  'wide ViT': 'dense_wide',
+  'V-MoE of 2 experts': 'moe_e2',
+  'V-MoE of 4': 'moe_e4',
+  'V-MoE of 8': 'moe_e8',
+  'V-MoE of 8 experts': 'moe_e8',
+  'V-MoE of 16': 'moe_e16',
+  'V-MoE of 8, two a token': 'moe_e8_k2',
+  'learned': 'moe_e8',
+  'all gates 1': 'moe_uniform',
+  'hash': 'moe_hash',
+  "hash of the token's position": 'moe_hash',
+  'frozen router': 'moe_frozen',
+  'a router frozen as it was drawn': 'moe_frozen',
+  'soft mixing': 'moe_soft',
+  'experts choose': 'moe_expert_choice',
+  'experts choose their tokens': 'moe_expert_choice',
+}
+
+
+def _lines(page, section):
+  """Cells of the first table of a section, by the run they are of."""
+  text = page.partition(f'\n## {section}\n')[2].partition('\n## ')[0]
+  table = text[text.index('|') :].partition('\n\n')[0].split('\n')[2:]
+  cells = [line.strip('| ').split(' | ') for line in table]
+  return [(_RUNS[re.split(r' \(|: chosen', c[0])[0]], c) for c in cells]
+
+
+@pytest.mark.slow
+def test_numbers_of_the_digits_are_those_of_their_results(
+  tmp_path, monkeypatch
+):
+  """docs/results/digits_runs.md and digits.md, of the archive beside them."""
+  from configs.experiments import digits_paper
+
+  monkeypatch.chdir(FOLDER.parents[2])
+  with tarfile.open(FOLDER / 'runs.tar.xz') as archive:
+    archive.extractall(tmp_path, filter='data')
+  config = digits_paper.get_config()
+  config.seeds = (0, 1, 2, 3, 4)
+  every, config = parts(config, tmp_path), checked(config)
+  found = states(every, nothing_runs=True)
+  asked = {one['study'] for one in config.measures}
+  attacks = attacked(every, found, pytest.fail)
+  means = accuracies(config, attacks)
+  of_studies = studied(every, found, asked, pytest.fail)
+  pairs = compare(config, every, found)
+  text = markdown(
+    {'name': '', 'command': ''},
+    every,
+    found,
+    attacks,
+    of_each(every),
+    means,
+    pairs,
+    measures(config, of_studies, pytest.fail),
+  )
+  page = (FOLDER.parent / 'digits_runs.md').read_text()
+  # The p of correlations are drawn, by what a version of NumPy draws.
+  before, _, after = page.partition('## Do they go with robustness?')
+  page = before + '## What it took' + after.partition('## What it took')[2]
+  assert text.split('\n')[3:] == page.split('\n')[3:]
+
+  page = (FOLDER.parent / 'digits.md').read_text()
+  known = {(row['run'], row['condition']): row for row in means[::-1]}
+  less = {
+    (row['first'], row['second']): row['difference']
+    for row in pairs
+    if row['condition'] == 'autoattack linf 16/255'
+  }
+  shown = lambda values: ', '.join(f'{100 * v:.1f}' for v in values)
+  for section, end, other in (
+    ('How many experts?', '_adv', 'dense_adv'),
+    ('Do routes have to be learned?', '_adv', 'moe_e8_adv'),
+    ('Trained naturally', '', 'dense'),
+  ):
+    for run, cells in (lines := _lines(page, section)):
+      attack = known[run + end, 'autoattack linf 16/255']
+      each = [one['accuracy']['value'] for one in attack['seeds']]
+      clean = known[run + end, 'clean']['accuracy']['value']
+      assert cells[1] == f'{shown([clean])}%'
+      assert shown(each) in cells[2:4], (section, run)
+      if other != 'moe_e8_adv':
+        assert f'{shown([attack["accuracy"]["value"]])}%' in cells[3:5]
+      difference = less.get((run + end, other))
+      if difference and difference['n'] > 2:
+        low, high = (f'{100 * v:+.1f}' for v in difference['interval'])
+        said = f'{100 * difference["value"]:+.1f} ({low} to {high})'
+        assert cells[-1].replace('*', '') == said, (section, run)
+    assert len(lines) >= 7
