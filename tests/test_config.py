@@ -308,6 +308,7 @@ def test_the_best_under_attack_needs_attacks():
     ({'data.validation': 1.0}, 'config.data.validation=1.0 is the share'),
     ({'train.monitor.eps': 0.1}, 'config.data.validation=0 holds none out'),
     ({'train.monitor.eps': -1.0}, 'config.train.monitor.eps=-1.0 is no radius'),
+    ({'train.monitor.eps': 8.0}, 'config.train.monitor.eps=8.0 is above 1'),
     ({'train.monitor.max_fall': 0.0}, 'config.train.monitor.max_fall=0.0'),
     ({'train.monitor.on_fall': 'halt'}, "on_fall='halt'"),
     ({'train.monitor.steps': 0}, 'config.train.monitor.steps=0'),

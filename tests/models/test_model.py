@@ -219,13 +219,23 @@ def test_several_experts_a_device(vmoe, weights_of, images, close):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'how, experts',
-  [('blocks', 'dropless'), ('blocks', 'capacity'), ('dots', 'capacity')],
+  'how, experts, name, decisions',
+  [
+    ('blocks', 'dropless', 'top_k', (' argmax[', ' scatter[')),
+    ('blocks', 'capacity', 'top_k', (' argmax[', ' scatter[')),
+    ('dots', 'capacity', 'top_k', (' argmax[', ' scatter[')),
+    ('blocks', 'capacity', 'expert_choice', (' sort[',)),
+    ('dots', 'capacity', 'expert_choice', (' sort[',)),
+  ],
 )
-def test_remat_changes_nothing(vmoe, weights_of, images, close, how, experts):
+def test_remat_changes_nothing(
+  vmoe, weights_of, images, close, how, experts, name, decisions
+):
   # With everything random, once.
   key = jax.random.key(1) if experts == 'capacity' else None
-  model, remat = vmoe(dropout=0.2), vmoe(dropout=0.2, remat=how)
+  model, remat = (
+    vmoe(router={'name': name}, dropout=0.2, remat=remat) for remat in ('', how)
+  )
   params = weights_of(model)
   expected = pulled(model, experts)(params, images, key)
   close(pulled(remat, experts)(params, images, key), expected)
@@ -234,7 +244,7 @@ def test_remat_changes_nothing(vmoe, weights_of, images, close, how, experts):
     loss = lambda params: model.apply(params, images, experts=experts)[0].sum()
     return str(jax.make_jaxpr(jax.grad(loss))(params)).count(operation)
 
-  for decision in (' argmax[', ' scatter['):
+  for decision in decisions:
     # Routers do not decide again.
     assert count(remat, decision) == count(model, decision) > 0
   assert count(remat, ' exp ') > count(model, ' exp ')  # softmax does

@@ -280,7 +280,7 @@ def test_results_are_named_by_their_budget():
   [
     (dict(attack='autoatack'), "'autoatack' is not known"),
     (dict(norm='L3'), "norm='L3'"),
-    (dict(eps=8), 'eps=8 is above 1'),
+    (dict(eps=8), 'eps=8.0 is above 1'),
     (dict(eps=-0.1), 'eps=-0.1 is no radius'),
     (dict(images=np.ones((2, 6, 6, 1)) * 255), r'pixels in \[0, 1\]'),
     (dict(images=np.ones((2, 6, 6))), 'channels'),

@@ -100,5 +100,5 @@ def test_an_attack_of_one_norm_is_told(
 
 def test_radii_that_are_none_are_refused(config):
   config.study.norm_union.linf = 8.0
-  with pytest.raises(UserError, match=r'norm_union\.linf=8\.0 is no radius'):
+  with pytest.raises(UserError, match=r'norm_union\.linf=8\.0 is above 1'):
     validate(config, 1)

@@ -222,8 +222,8 @@ def test_passes_of_advmoe(config, run_of):
   ('changes', 'words'),
   [
     ({'name': 'pdg'}, "did you mean 'pgd'"),
-    ({'name': 'pgd', 'eps': 8.0}, 'eps=8.0 is no radius'),
-    ({'name': 'pgd', 'eps': 0.0}, 'eps=0.0 is no radius'),
+    ({'name': 'pgd', 'eps': 8.0}, 'eps=8.0 is above 1'),
+    ({'name': 'pgd', 'eps': 0.0}, 'eps=0 attacks nothing'),
     ({'name': 'pgd', 'beta': 1.0}, 'beta=1.0 has no effect.* default of 6.0'),
     ({'name': 'natural', 'eps': 0.1}, 'eps=0.1 has no effect'),
     ({'name': 'fast', 'steps': 3}, 'steps=3 has no effect.* default of 10'),

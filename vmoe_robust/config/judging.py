@@ -11,6 +11,7 @@ from vmoe_robust.config.limits import (
   choose,
   numbers,
   positive,
+  radius,
 )
 from vmoe_robust.errors import UserError
 
@@ -28,8 +29,6 @@ ATTACKS = WHOLE_ATTACKS + (
 QUERYING = ('autoattack', 'autoattack_standard', 'autoattack_plus', 'square')
 _VERSIONS = tuple(name for name in ATTACKS if name.startswith('autoattack'))
 NORMS = ('linf', 'l2', 'l1')
-# No images are so large, and far more would be no number in float32.
-MOST_EPS = 1e9
 TARGETS = ('', 'runner_up', 'least_likely', 'random')
 # Weights of the losses that routers have in evaluation, where nothing is drawn
 # and so no loss of the load defined; other routers have none.
@@ -79,15 +78,7 @@ def validate_attack(attack: ConfigDict) -> None:
     )
   numbers('config.attack.eps', attack.eps)
   for eps in attack.eps:
-    if not 0 <= eps <= 1 and attack.norm == 'linf':
-      raise UserError(
-        f'config.attack.eps={eps} is outside [0, 1]; pixels are in [0, 1], so '
-        'write 8/255 as 0.0313725'
-      )
-    if not 0 <= eps <= MOST_EPS:
-      raise UserError(
-        f'config.attack.eps={eps} is no radius; use 0 or more, such as 0.5'
-      )
+    radius('config.attack.eps', eps, attack.norm)
   # Names of radii have five digits.
   ascending = itertools.pairwise(sorted(attack.eps))
   if any(math.isclose(*pair, rel_tol=1e-4) for pair in ascending):

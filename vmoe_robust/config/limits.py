@@ -11,6 +11,8 @@ from vmoe_robust.errors import UserError
 _NAMED, _FEW = 40, 5
 # Of an attack's steps and the like, to which devices add.
 MOST_COUNT = 10**9
+# No images are so large, and far more would be no number in float32.
+_MOST_EPS = 1e9
 
 
 def choose(field: str, value: str, choices: Iterable[str]) -> str:
@@ -67,6 +69,20 @@ def at_least(field: str, value: float, least: float) -> None:
   _finite(field, value)
   if value < least:
     raise UserError(f'{field}={value} must be {least} or more')
+
+
+def radius(field: str, eps: float, norm: str) -> None:
+  """Refuses what is no radius of a ball of images."""
+  if not 0 <= eps <= _MOST_EPS:
+    raise UserError(
+      f'{field}={eps} is no radius; use 0 or more, such as '
+      + ('0.0313725 for 8/255' if norm == 'linf' else '0.5')
+    )
+  if norm == 'linf' and eps > 1:
+    raise UserError(
+      f'{field}={eps} is above 1; pixels are in [0, 1], so write 8/255 as '
+      '0.0313725'
+    )
 
 
 def _finite(field: str, value: float) -> None:

@@ -1,9 +1,7 @@
 """Refusing ways to carry a run out that cannot work."""
 
-import math
-
 from vmoe_robust.config.fields import VERSION, ConfigDict, eps_name
-from vmoe_robust.config.limits import at_least, choose, positive
+from vmoe_robust.config.limits import at_least, choose, positive, radius
 from vmoe_robust.errors import UserError
 
 
@@ -74,11 +72,7 @@ def _validate_monitor(config: ConfigDict) -> None:
   choose('config.train.monitor.on_fall', monitor.on_fall, ('warn', 'stop'))
   for name in ('steps', 'examples'):
     positive(f'config.train.monitor.{name}', monitor[name])
-  if not 0 <= monitor.eps < math.inf:
-    raise UserError(
-      f'config.train.monitor.eps={monitor.eps} is no radius; use 0 (off) or '
-      'more, such as 8 / 255'
-    )
+  radius('config.train.monitor.eps', monitor.eps, config.attack.norm)
   if not 0 < monitor.max_fall <= 1:
     raise UserError(
       f'config.train.monitor.max_fall={monitor.max_fall} is a share of the '

@@ -4,7 +4,7 @@ import math
 
 from vmoe_robust.config.fields import ConfigDict
 from vmoe_robust.config.judging import NORMS
-from vmoe_robust.config.limits import at_least, choose, positive
+from vmoe_robust.config.limits import at_least, choose, positive, radius
 from vmoe_robust.errors import UserError
 
 OBJECTIVES = ('natural', 'pgd', 'trades', 'mart', 'fast', 'nfgsm', 'advmoe')
@@ -27,11 +27,11 @@ def validate_objective(config: ConfigDict) -> None:
   positive(f'{field}.steps', objective.steps)
   for name in ('step_size', 'beta'):
     at_least(f'{field}.{name}', objective[name], 0)
-  most = 1 if objective.norm == 'linf' else math.inf
-  if not 0 < objective.eps <= most or not math.isfinite(objective.eps):
+  radius(f'{field}.eps', objective.eps, objective.norm)
+  if not objective.eps:
     raise UserError(
-      f'{field}.eps={objective.eps} is no radius; pixels are in [0, 1], so '
-      'write 8/255 as 0.0313725'
+      f"{field}.eps=0 attacks nothing; use name='natural', or a radius such as "
+      '0.0313725 for 8/255'
     )
   for name in ('ramp', 'clean_share'):
     if not 0 <= objective[name] < 1:

@@ -4,13 +4,14 @@ import math
 
 from ml_collections import ConfigDict
 
-from vmoe_robust.config.judging import ATTACKS
+from vmoe_robust.config.judging import ATTACKS, NORMS
 from vmoe_robust.config.limits import (
   at_least,
   between,
   choose,
   numbers,
   positive,
+  radius,
   several,
 )
 from vmoe_robust.config.study_fields import CORRUPTIONS
@@ -190,12 +191,8 @@ def _validate_certificates(certificates: ConfigDict):
     )
   several('config.study.certificates.radii', certificates.radii, '(0.0, 0.5)')
   numbers('config.study.certificates.radii', certificates.radii)
-  for radius in certificates.radii:
-    if not 0 <= radius < math.inf:
-      raise UserError(
-        f'config.study.certificates.radii={radius} is no radius; use 0 or '
-        'more, such as 0.5'
-      )
+  for eps in certificates.radii:
+    radius('config.study.certificates.radii', eps, 'l2')
 
 
 def _validate_experts(study: ConfigDict):
@@ -239,13 +236,8 @@ def _validate_attacking(study: ConfigDict):
       f'{weight}={study.losses.auxiliary_weight} attacks no routers; use a '
       'number above 0, such as 1.0'
     )
-  for norm in ('linf', 'l2', 'l1'):
-    radius = study.norm_union[norm]
-    if not 0 <= radius < math.inf or (norm == 'linf' and radius > 1):
-      raise UserError(
-        f'config.study.norm_union.{norm}={radius} is no radius of pixels in '
-        '[0, 1]; use 0 or more, such as 0.5'
-      )
+  for norm in NORMS:
+    radius(f'config.study.norm_union.{norm}', study.norm_union[norm], norm)
 
 
 def _validate_theory(theory: ConfigDict):

@@ -10,7 +10,7 @@ import numpy as np
 
 from vmoe_robust.attacks import ensembles
 from vmoe_robust.config import UserError, choose
-from vmoe_robust.config.judging import MOST_EPS
+from vmoe_robust.config.limits import radius
 from vmoe_robust.files import local_path
 
 _NORMS = {'linf': 'linf', 'inf': 'linf', 'l2': 'l2', '2': 'l2', 'l1': 'l1'}
@@ -183,12 +183,7 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
       'again for another one'
     )
   eps = float(eps)
-  if not 0 <= eps <= MOST_EPS:
-    raise UserError(f'eps={eps} is no radius; use 0 or more, such as 8 / 255')
-  if name == 'linf' and eps > 1:
-    raise UserError(
-      f'eps={eps:g} is above 1; pixels are in [0, 1], so write 8 / 255'
-    )
+  radius('eps', eps, name)
   return name, eps
 
 

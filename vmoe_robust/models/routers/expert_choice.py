@@ -16,6 +16,7 @@ from vmoe_robust.models.routers.routing import (
   Routing,
   affinity,
   at_least_float32,
+  decided,
 )
 
 
@@ -66,7 +67,7 @@ def run(
   num_experts = routing.logits.shape[-1]
   size = capacity(tokens, config, num_experts)
   # Ties go to the earlier token, as in top_k.
-  by_gate = jnp.argsort(-routing.gates, axis=1, stable=True)
+  by_gate = decided(jnp.argsort(-routing.gates, axis=1, stable=True))
   slot = jnp.argsort(by_gate, axis=1).astype(jnp.int32)
   kept = (slot < size) & (routing.experts < num_experts)
   picked = by_gate[:, :size].transpose(2, 0, 1)  # experts, groups, slots

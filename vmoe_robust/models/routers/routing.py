@@ -1,15 +1,17 @@
 """What a router decides, in the form every router shares."""
 
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-# The name of decisions (`jax.ad_checkpoint.checkpoint_name`) that a backward
-# pass keeps.
+# Names decisions, which a backward pass then keeps.
 DECIDED = 'decided'
+decided = partial(checkpoint_name, name=DECIDED)
 
 
 @runtime_checkable

@@ -5,24 +5,21 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from vmoe_robust.models import losses, plan
 from vmoe_robust.models.dropless import serve
 from vmoe_robust.models.routers.routing import (
-  DECIDED,
   Experts,
   Given,
   Placement,
   Routing,
   affinity,
   at_least_float32,
+  decided,
   repeated,
 )
-
-decided = partial(checkpoint_name, name=DECIDED)
 
 
 class Router(nn.Module):
