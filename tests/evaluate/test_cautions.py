@@ -36,6 +36,18 @@ def test_examples_that_were_trained_on_are_told():
   assert text.startswith(f'{len(kept):,} of the 1,437 examples')
 
 
+def test_x_adv_that_may_be_no_images_are_told():
+  judged = data_of(name='digits', split='test')
+  judged.mode, judged.attack.name = 'study', 'paper'
+  judged.study.name = 'jacobian'  # attacks nothing
+  assert not warned(judged, None)
+  judged.study.name = 'routing_change'
+  (text,) = warned(judged, None)
+  assert "name='paper' neither projects nor clips" in text
+  judged.attack.name = 'pgd'
+  assert not warned(judged, None)
+
+
 class _Images(InMemory):
   lengths = {'train': 9}  # noqa: RUF012
 

@@ -150,7 +150,9 @@ def test_other_models_are_told(config, in_memory, model_of, opened):
     with pytest.raises(UserError, match=words):
       lipschitz.run(opened(config, in_memory(8), model, params))
 
-  config.attack.random_start = False
+  config.attack.name = 'paper'
+  told("name='paper' begins at the image .*'lipschitz' attacks with a loss")
+  config.attack.update(dict(name='pgd', random_start=False))
   told('random_start=False')
   config.model.router.name = 'soft'
   told('about routers top_k.*soft')

@@ -112,8 +112,11 @@ def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
 
 
 def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):
-  config.attack.random_start = False
   model, params = model_of(config)
+  config.attack.name = 'paper'
+  with pytest.raises(UserError, match="name='paper' begins at the image"):
+    routing_attacks.run(opened(config, in_memory(8), model, params))
+  config.attack.update(dict(name='pgd', random_start=False))
   with pytest.raises(UserError, match=r'random_start=False .* no gradient'):
     routing_attacks.run(opened(config, in_memory(8), model, params))
   config.model.router.name = 'soft'

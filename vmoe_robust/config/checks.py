@@ -23,6 +23,7 @@ from vmoe_robust.config.limits import (
   between,
   choose,
   divisors_text,
+  fits,
   positive,
 )
 from vmoe_robust.config.machine import validate_machine
@@ -121,6 +122,8 @@ def validate(config: ConfigDict, devices: int) -> None:
     UserError: names the field, its value and the way out.
   """
   require_fields(config)
+  for name, value in flatten(config).items():
+    fits(name, value)
   choose('config.mode', config.mode, MODES)
   if not (type(config.seed) is int and 0 <= config.seed < 2**32):
     raise UserError(

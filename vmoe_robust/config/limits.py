@@ -15,6 +15,10 @@ MOST_COUNT = 10**9
 _MOST_EPS = 1e9
 
 
+# Of bytes on the host, and what has a limit of its own.
+_LARGE = ('config.data.cache_bytes', 'config.seed')
+
+
 def choose(field: str, value: str, choices: Iterable[str]) -> str:
   """Returns `value` if it is one of `choices`.
 
@@ -62,6 +66,15 @@ def positive(field: str, value: int, most: int = 2**31 - 1) -> int:
     way = '1 or more' if value < 1 else f'{most} or less'
     raise UserError(f'{field}={value} must be {way}')
   return value
+
+
+def fits(field: str, value: object) -> None:
+  """Refuses a number that devices cannot hold, which have 32 bits for it."""
+  if not isinstance(value, int | float) or field in _LARGE:
+    return
+  most = 2**31 - 1 if isinstance(value, int) else 3e38
+  if most < abs(value) < math.inf:
+    raise UserError(f'{field}={value} must be {most:.10g} or less')
 
 
 def at_least(field: str, value: float, least: float) -> None:

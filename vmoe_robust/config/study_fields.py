@@ -102,7 +102,7 @@ def study_fields() -> dict:
       draws=20,  # of data, and of the models fitted to them
       experts=(2, 4, 8, 16),  # each divides `points` and `blocks_dimension`
       points=256,  # with random labels
-      dimension=1024,  # of these points; at least as many as there are
+      dimension=1024,  # of these points; more than there are of them
       mlp_dimension=64,  # of the points that small MLPs fit
       mlp_width=64,  # of an expert, and of the dense MLP
       disagreements=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the teacher's experts

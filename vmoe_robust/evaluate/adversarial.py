@@ -98,6 +98,13 @@ def attack(
       "attacks every image to the end; use config.attack.name='pgd' without a "
       'target'
     )
+  if settings.name == 'paper' and value is not None:
+    raise UserError(
+      "config.attack.name='paper' begins at the image and keeps its last "
+      f'point; the study {config.study.name!r} attacks with a loss of its own, '
+      'which takes a random start and the best point; use '
+      "config.attack.name='pgd'"
+    )
   run = attacks.build(settings)
   if luck:
     points = attacks.Luck(settings.norm, settings.steps)

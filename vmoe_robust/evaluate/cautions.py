@@ -6,7 +6,7 @@ import re
 from ml_collections import ConfigDict
 
 from vmoe_robust import files
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, attacks
 from vmoe_robust.data import Source, seen_in_training
 
 
@@ -24,6 +24,7 @@ def cautions(
   return (
     *seen(config, trained, source),
     *_fewer_classes(found.num_classes, source.num_classes),
+    *_outside(config),
   )
 
 
@@ -56,6 +57,17 @@ def _called(data: ConfigDict) -> tuple[str, str]:
   if data.name == 'folder':
     return data.name, os.path.realpath(files.expanded(data.dir))
   return re.sub(r'[:/]\d+\.\d+\.\d+$', '', data.name), ''
+
+
+def _outside(config: ConfigDict) -> tuple[str, ...]:
+  """A warning of a study whose x_adv may be no images."""
+  paper = config.attack.name == 'paper'
+  if config.mode != 'study' or not attacks(config) or not paper:
+    return ()
+  return (
+    "config.attack.name='paper' neither projects nor clips: x_adv may have "
+    "pixels outside [0, 1], which mode 'attack' counts, and a study does not",
+  )
 
 
 def _fewer_classes(there: int, known: int) -> tuple[str, ...]:

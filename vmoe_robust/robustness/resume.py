@@ -32,7 +32,9 @@ class Unfinished:
   """Named pieces of work in a folder; without a folder nothing is kept."""
 
   def __init__(self, folder: str | os.PathLike | None, identity: dict):
-    """Makes the folder that of one run.
+    """Looks whether the folder is of this run; the first piece makes it so.
+
+    A run that is refused before its first piece leaves nothing.
 
     Args:
       folder: made if it is not there; None keeps nothing.
@@ -46,8 +48,9 @@ class Unfinished:
     self._writer = futures.ThreadPoolExecutor(1, 'vmoe-unfinished')
     self._writing: futures.Future | None = None
     self._waiting: dict[str, Columns] = {}  # to be written
+    self._identity = json.loads(to_json(identity | _FORM))
     if self._folder is not None:
-      self._claim(json.loads(to_json(identity | _FORM)))
+      self._require_own(self._folder / _IDENTITY)
 
   def get(self, name: str) -> Columns | None:
     """The piece of a name, on every process; None if it is not there."""
@@ -95,14 +98,16 @@ class Unfinished:
       )
 
   def _write(self):
+    if not (place := self._folder / _IDENTITY).exists():
+      write_json(place, self._identity)
     for name in list(self._waiting):
       with replacing(self._path(name)) as draft, draft.open('wb') as file:
         arrays: dict[str, Any] = self._waiting[name]
         np.savez(file, **arrays)
       del self._waiting[name]
 
-  def _claim(self, ours: dict):
-    path = self._folder / _IDENTITY
+  def _require_own(self, path: pathlib.Path):
+    ours = self._identity
     data = shared(lambda: path.read_bytes() if path.exists() else None)
     try:
       theirs = ours if data is None else dict(json.loads(data))
@@ -117,8 +122,6 @@ class Unfinished:
         f'{self._folder} is of another run: {name} is {ours.get(name)!r} here '
         f'and was {theirs.get(name)!r}; choose another folder'
       )
-    if jax.process_index() == 0:
-      write_json(path, ours)
 
   def _path(self, name):
     return self._folder / f'{name}.npz'
