@@ -25,6 +25,7 @@ def get_config():
     sparse='cifar10_moe',
     # The experts' hidden units, spread over six blocks.
     wide=(3 * 256 + 3 * 8 * 256) // 6,
+    wide_k2=(3 * 256 + 3 * 2 * 256) // 6,
     batch_size=256,
     eps=(2 / 255, 8 / 255),
     others=dict(l2=0.5, l1=12.0),

@@ -22,7 +22,7 @@ from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import look, states
 from vmoe_robust.experiment.summary import listing
-from vmoe_robust.models import build
+from vmoe_robust.models import build, flops
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'configs/experiments'
@@ -101,6 +101,21 @@ def test_what_experiments_on_imagenet_share_is_the_same(monkeypatch, tmp_path):
       for part in parts(of(name, monkeypatch), tmp_path):
         other = found.setdefault(part.name, part)
         assert config_lib.differences(part.config, other.config) == []
+
+
+@pytest.mark.parametrize('name', ['digits_paper', 'cifar10_paper'])
+def test_dense_models_cost_what_sparse_ones_do(name, monkeypatch):
+  spent = {}
+  for part in parts(of(name, monkeypatch), 'runs'):
+    if part.mode == 'train':
+      model = part.config.model
+      model.update(dict(num_classes=10, channels=3))
+      side = part.config.data.image_size
+      spent[part.run] = flops.forward(model, side, 3)
+  for dense, sparse in (('dense', 'moe_e8'), ('dense_k2', 'moe_e8_k2')):
+    # All but the routers.
+    assert 0.99 < spent[dense] / spent[sparse] < 1
+  assert spent['dense_wide'] > spent['dense_k2'] > 1.1 * spent['dense']
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def describe_twins(
   dense: str,
   sparse: str,
   wide: int,
+  wide_k2: int,
   batch_size: int,
   eps: Sequence[float],
   others: Mapping[str, float],
@@ -51,6 +52,7 @@ def describe_twins(
       adversarial training has `_adv` behind it.
     sparse: the same of the V-MoE of 8 experts.
     wide: hidden units of the dense model with as many parameters as that.
+    wide_k2: of the one that costs as much as that with two experts a token.
     batch_size: of attacks.
     eps: two radii in Linf; all are attacked at the second, and models that
       were trained naturally at the first too.
@@ -63,6 +65,7 @@ def describe_twins(
   models = {
     'dense': (dense, {}),
     'dense_wide': (dense, dict(mlp=wide)),
+    'dense_k2': (dense, dict(mlp=wide_k2)),
     **{f'moe_e{e}': (sparse, dict(experts=e)) for e in _EXPERTS},
     'moe_e8_k2': (sparse, dict(router=dict(selected=2))),
     **{f'moe_{n}': (sparse, dict(router=r)) for n, r in _ROUTERS.items()},
@@ -89,7 +92,7 @@ def describe_twins(
     )
 
   # Dense models and those with learnt routes of a token's own.
-  usual = ('dense', 'dense_wide', 'moe_e8_k2')
+  usual = ('dense', 'dense_wide', 'dense_k2', 'moe_e8_k2')
   usual += tuple(f'moe_e{e}' for e in _EXPERTS)
 
   def both(*names):
@@ -141,6 +144,7 @@ def describe_twins(
       for pair in (
         *((f'moe_e{e}{end}', f'dense{end}') for e in _EXPERTS),
         (f'moe_e8_k2{end}', f'dense{end}'),
+        (f'moe_e8_k2{end}', f'dense_k2{end}'),
         (f'moe_e8{end}', f'dense_wide{end}'),
         *((f'moe_{n}{end}', f'moe_e8{end}') for n in _ROUTERS),
       )
