@@ -273,6 +273,17 @@ def test_a_key_comes_after_the_images():
     of_function((lambda w, key, x: x, weights()), None, SHAPE)
 
 
+def test_what_cannot_be_called_so_is_told():
+  fn = lambda weights, x: x.reshape(len(x), -1)
+  with pytest.raises(UserError, match="the model cannot .* images .*'x'"):
+    of_function(fn, None, SHAPE)
+  with pytest.raises(UserError, match='attack_through cannot .* images'):
+    of_function((fn, weights()), fn, SHAPE)
+  with pytest.raises(UserError, match="weights and images .*'train'"):
+    of_function((lambda w, x, *, train: x, weights()), None, SHAPE)
+  of_function((fn, weights()), (fn, weights()), SHAPE)
+
+
 @pytest.mark.slow
 def test_convolutions_are_found_and_attacked_alike():
   # Those of XLA are slow in loops on a CPU, so that the host turns the loop.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -110,7 +110,7 @@ def robust_accuracy(
   restarts: int = 0,
   targets: int = 0,
   batch_size: int = 256,
-  attack_through: Callable | None = None,
+  attack_through: Model | None = None,
   folder: str | os.PathLike | None = None,
   progress: bool = True,
 ) -> Result:
@@ -136,8 +136,8 @@ def robust_accuracy(
     targets: classes that targeted attacks try; 0: as many as the ensemble has,
       nine at most.
     batch_size: images attacked at once, on all devices.
-    attack_through: a cheaper twin of a function, in bfloat16 say, that is
-      attacked in its place; `model` judges.
+    attack_through: a twin of a function, cheaper or smoother, that is attacked
+      in its place, a function or a pair as `model` is; `model` judges.
     folder: what is left there when the attack is cut short; the same call goes
       on from it. What comes from there is judged again by `model`.
     progress: show how far it is.

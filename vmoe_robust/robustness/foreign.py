@@ -161,22 +161,30 @@ class _Function:
 
   def _takes_key(self, fn: Callable, given: int) -> bool:
     """Whether it asks for a key, besides what it is given, in this order."""
+    what = 'images' if given == 1 else 'weights and images'
     try:
-      names = inspect.signature(fn).parameters
+      signature = inspect.signature(fn)
     except (TypeError, ValueError):  # of what has no signature
       return False
+    names = signature.parameters
     key = names.get('key')
     needed = key is not None and key.default is key.empty
-    if not needed and (key is None or key.default is not None):
-      return False
-    first = key.kind != key.KEYWORD_ONLY and list(names).index('key') < given
-    if first and needed:
-      what = 'images' if given == 1 else 'weights and images'
+    takes = needed or (key is not None and key.default is None)
+    first = takes and key.kind != key.KEYWORD_ONLY
+    if first and needed and list(names).index('key') < given:
       raise UserError(
         f'{self._name} takes key first; it must take {what}, and then the key '
         'from which it draws'
       )
-    return True
+    try:
+      signature.bind(*[None] * given, **({'key': None} if takes else {}))
+    except TypeError as error:
+      raise UserError(
+        f'{self._name} cannot be called with {what} ({error}); give a function '
+        'of images, or a pair (function, weights) whose function takes the '
+        'weights and the images'
+      ) from error
+    return takes
 
   def _of_nnx(self, model):
     graph, weights = nnx.split(model)
