@@ -105,6 +105,7 @@ def test_the_loss_of_routers_is_for_studies_that_leave_routing_alone(
     validate(config, 1)
 
 
+@pytest.mark.slow
 def test_losses_of_several_labels_and_of_images_that_are_alike(
   config, in_memory, model_of, opened
 ):

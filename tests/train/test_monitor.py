@@ -38,6 +38,7 @@ def test_it_finds_what_an_attack_of_the_attack_mode_finds(
   assert 0 < right < 1
 
 
+@pytest.mark.slow
 def test_it_does_not_depend_on_what_the_run_attacks_with(config, model_of):
   config.train.monitor.update(dict(eps=0.01, steps=1, examples=8))
   model, params = model_of(config)
