@@ -24,6 +24,7 @@ from vmoe_robust.experiment.measures import measures
 from vmoe_robust.experiment.parts import parts
 from vmoe_robust.experiment.states import states
 from vmoe_robust.experiment.usage import of_each
+from vmoe_robust.report.table import written
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'docs/results/digits'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.safetensors'))
@@ -85,6 +86,7 @@ _RUNS = {
   'ViT': 'dense',
   'none: ViT': 'dense',
   'wide ViT': 'dense_wide',
+  'ViT of the cost of two a token': 'dense_k2',
   'V-MoE of 2 experts': 'moe_e2',
   'V-MoE of 4': 'moe_e4',
   'V-MoE of 8': 'moe_e8',
@@ -169,7 +171,8 @@ def test_numbers_of_the_digits_are_those_of_their_results(
         assert f'{shown([attack["accuracy"]["value"]])}%' in cells[3:5]
       difference = less.get((run + end, other))
       if difference and difference['n'] > 2:
-        low, high = (f'{100 * v:+.1f}' for v in difference['interval'])
-        said = f'{100 * difference["value"]:+.1f} ({low} to {high})'
+        numbers = difference['value'], *difference['interval']
+        mean, *ends = (written(100 * v, 'points', 0) for v in numbers)
+        said = f'{mean} ({" to ".join(ends)})'
         assert cells[-1].replace('*', '') == said, (section, run)
     assert len(lines) >= 7
