@@ -20,7 +20,7 @@ more, it does what is missing.
 
 Hardware: 2 CPU cores, no accelerator.
 
-Expected: some 6 CPU-hours with AVX-512, an evening, and 16 with AVX2. What was
+Expected: some 6 CPU-hours with AVX-512, an evening, and 17 with AVX2. What was
 measured: docs/results/digits.md.
 """
 

@@ -92,6 +92,7 @@ def test_it_says_what_runs_say_together(folder):
   assert 'Experiment twins, 1 of 17 parts are finished' in text
   assert 'Main figure' in text and 'a_seed0' in text
   assert '-4.0, +0.0' in text and '0.25, 0.25' in text
+  assert '<td>0, 1</td>' in text  # their seeds
   assert '6.25' in text
   assert 'run3' not in text  # has a page of its own
 

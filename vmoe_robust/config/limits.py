@@ -13,8 +13,6 @@ _NAMED, _FEW = 40, 5
 MOST_COUNT = 10**9
 # No images are so large, and far more would be no number in float32.
 _MOST_EPS = 1e9
-
-
 # Of bytes on the host, and what has a limit of its own.
 _LARGE = ('config.data.cache_bytes', 'config.seed')
 
@@ -72,9 +70,9 @@ def fits(field: str, value: object) -> None:
   """Refuses a number that devices cannot hold, which have 32 bits for it."""
   if not isinstance(value, int | float) or field in _LARGE:
     return
-  most = 2**31 - 1 if isinstance(value, int) else 3e38
-  if most < abs(value) < math.inf:
-    raise UserError(f'{field}={value} must be {most:.10g} or less')
+  if abs(value) < math.inf:
+    most = 2**31 - 1 if isinstance(value, int) else 3e38
+    between(field, value, -most, most)
 
 
 def at_least(field: str, value: float, least: float) -> None:

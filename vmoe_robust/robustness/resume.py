@@ -37,7 +37,7 @@ class Unfinished:
     A run that is refused before its first piece leaves nothing.
 
     Args:
-      folder: made if it is not there; None keeps nothing.
+      folder: made with the first piece; None keeps nothing.
       identity: fields of the run and their values.
 
     Raises:
