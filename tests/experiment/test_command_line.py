@@ -39,10 +39,7 @@ print(json.dumps(answers))
 REFUSED = {
   '--only=9999': ['--only=9999 is no part', '1 to '],
   '--only=0': ['--only=0 is no part'],
-  '--only=moe_e8_sed0': [
-    "did you mean 'moe_e8_seed0'",
-    ', ... (188 in all)',
-  ],
+  '--only=moe_e8_sed0': ["did you mean 'moe_e8_seed0'", ', ... (', ' in all)'],
   '--only=moe_e8_seed0/attacks/pgd': ['needs moe_e8_seed0, which is not st'],
   '--jobs=0': ['--jobs=0', 'use 1 to '],
   '--jobs=9999': ['--jobs=9999', 'use 1 to '],
