@@ -36,6 +36,16 @@ def test_examples_that_were_trained_on_are_told():
   assert text.startswith(f'{len(kept):,} of the 1,437 examples')
 
 
+def test_images_of_0_and_1_in_whole_numbers_are_told():
+  source, judged = InMemory(40), data_of(image_size=8)
+  assert not warned(judged, None, source)
+  source.images //= 128
+  (text,) = warned(judged, None, source)
+  assert text.startswith('all pixels are at most 0.0039 of white')
+  source.images[20] = 2  # one of those that are looked at
+  assert not warned(judged, None, source)
+
+
 def test_x_adv_that_may_be_no_images_are_told():
   judged = data_of(name='digits', split='test')
   judged.mode, judged.attack.name = 'study', 'paper'

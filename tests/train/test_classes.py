@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.evaluate.conftest import InMemory, small_config
 from tests.train.test_init_from import config_of, report, weights_of
 from vmoe_robust import checkpoint
 from vmoe_robust import config as config_lib
@@ -211,10 +212,21 @@ def test_test_images_that_are_trained_on_are_told(caplog):
   config = config_lib.default()
   config.data.update(split='train+test[:9]', eval_split='test')
   _, splits = start.open_splits(config)
-  assert "9 of the 360 examples of 'test' are of" in splits.warning
-  assert splits.warning in caplog.text
+  (text,) = splits.warnings
+  assert "9 of the 360 examples of 'test' are of" in text
+  assert text in caplog.text
   config.data.split = 'train'
-  assert not start.open_splits(config)[1].warning
+  assert not start.open_splits(config)[1].warnings
+
+
+def test_images_of_0_and_1_in_whole_numbers_are_told(monkeypatch, caplog):
+  source = InMemory(40)
+  source.images //= 128
+  source.lengths = {'train': 30, 'test': 10}
+  monkeypatch.setattr(start, 'open_source', lambda *_: source)
+  config = small_config()
+  (text,) = start.open_splits(config)[1].warnings
+  assert 'nearly black' in text and caplog.text.count(text) == 1
 
 
 def test_one_class_alone_is_not_trained_on():

@@ -8,6 +8,7 @@ from vmoe_robust.data.datasets import open_source as open_source
 from vmoe_robust.data.hold_out import hold_out as hold_out
 from vmoe_robust.data.hold_out import lost_classes as lost_classes
 from vmoe_robust.data.load import describe_skipped as describe_skipped
+from vmoe_robust.data.load import nearly_black as nearly_black
 from vmoe_robust.data.load import require_images as require_images
 from vmoe_robust.data.mixup import mixup as mixup
 from vmoe_robust.data.pipeline import EvalBatches as EvalBatches

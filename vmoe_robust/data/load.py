@@ -121,6 +121,22 @@ def require_images(split: str, images: int, skipped: int) -> None:
     )
 
 
+def nearly_black(images: np.ndarray) -> list[str]:
+  """A warning of images that make no sense in [0, 1], if all of them are so.
+
+  Args:
+    images: uint8, or floats in [0, 1].
+  """
+  whole = 255 if images.dtype == np.uint8 else 1
+  if not images.size or images.max() > whole / 255:
+    return []
+  return [
+    f'all pixels are at most {images.max() / whole:.2g} of white, nearly '
+    'black, so that a radius of 1/255 is as much as all they show: were they '
+    'divided by 255 twice, or are they 0 and 1 in whole numbers?'
+  ]
+
+
 def check_some_label(label: int | np.ndarray) -> None:
   """Refuses to judge an image that has none of several possible labels.
 

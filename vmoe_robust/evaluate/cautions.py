@@ -7,7 +7,14 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import files
 from vmoe_robust.config import UserError, attacks
-from vmoe_robust.data import Source, seen_in_training
+from vmoe_robust.data import (
+  Source,
+  examples,
+  nearly_black,
+  seen_in_training,
+)
+
+_LOOKED_AT = 16  # images; each process reads them
 
 
 def cautions(
@@ -24,6 +31,7 @@ def cautions(
   return (
     *seen(config, trained, source),
     *_fewer_classes(found.num_classes, source.num_classes),
+    *dark(config.data, source),
     *_outside(config),
   )
 
@@ -50,6 +58,12 @@ def seen(
   except UserError:  # this copy of the data has not what was trained on
     return ()
   return (found,) if found else ()
+
+
+def dark(data: ConfigDict, source: Source) -> list[str]:
+  """A warning if some images from all over the split are nearly black."""
+  images, _ = examples(source, data, _LOOKED_AT)
+  return nearly_black(images)
 
 
 def _called(data: ConfigDict) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from vmoe_robust.attacks import Budget, Ensemble, ensemble, label
 from vmoe_robust.config import UserError, eps_name
 from vmoe_robust.config.limits import MOST_COUNT
+from vmoe_robust.data import nearly_black
 from vmoe_robust.files import local_path, locked
 from vmoe_robust.mesh import batch_shards
 from vmoe_robust.report.findings import Findings
@@ -147,7 +148,7 @@ def robust_accuracy(
       or one whose images change each other's predictions.
   """
   images, labels = arguments.images_and_labels(images, labels)
-  for text in (told := arguments.cautions(images)):
+  for text in (told := nearly_black(images)):
     logging.warning('%s', text)  # now, for an attack may take hours
   names = arguments.attack(attack)
   norm, eps = arguments.ball(norm, eps)

@@ -99,17 +99,6 @@ def require_shape(
   )
 
 
-def cautions(images: np.ndarray) -> list[str]:
-  """What makes images hard to believe."""
-  whole = 255 if images.dtype == np.uint8 else 1
-  if images.max() <= whole / 255:
-    return [
-      f'all pixels are at most {images.max() / whole:.2g} of white, nearly '
-      'black: were they divided by 255 twice?'
-    ]
-  return []
-
-
 def classes(labels: np.ndarray, count: int) -> None:
   """Refuses labels that are no class of the model.
 

@@ -128,8 +128,7 @@ class Measuring:
       step,
       fingerprint(self._workdir, step),
     )
-    told = (self._splits.warning,) if source is self._splits.test else ()
-    warnings = tuple(filter(None, told))
+    warnings = self._splits.warnings if source is self._splits.test else ()
     job = Job(classifier, source, config, self._workdir, warnings)
     return attack(job, self._attacker, progress, on_turn, speed)
 

@@ -30,6 +30,7 @@ from vmoe_robust.data import (
   require_one_order,
   seen_in_training,
 )
+from vmoe_robust.evaluate.cautions import dark
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.files import is_address
 
@@ -52,13 +53,13 @@ class Splits:
     train: to train on.
     test: to judge on in the end.
     validation: a part of the training examples that is held out, or None.
-    warning: of test examples that are trained on; '' if there are none.
+    warnings: of the test examples, such as that some are trained on.
   """
 
   train: Source
   test: Source
   validation: Source | None = None
-  warning: str = ''
+  warnings: tuple[str, ...] = ()
 
   @property
   def watched(self) -> Source:
@@ -79,12 +80,13 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
   data = config.data
   source, validation = hold_out(open_source(data, data.split), data.validation)
   test = open_source(data, data.eval_split)
-  warning = seen_in_training(
+  seen = seen_in_training(
     data, data.eval_split, data.split, data.validation, test.lengths
   )
-  if warning:
-    logging.warning('%s', warning)
   config, test = resolve(config, source, test)
+  warnings = (*([seen] if seen else []), *dark(data, test))
+  for text in dict.fromkeys((*warnings, *dark(data, source))):
+    logging.warning('%s', text)
   if validation is not None and (lost := lost_classes(source, validation)):
     names = [source.class_names[number] for number in lost[:5]]
     logging.warning(
@@ -93,7 +95,7 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
       'smaller share',
       *(data.validation, len(lost), len(source.class_names), names),
     )
-  return config, Splits(source, test, validation, warning)
+  return config, Splits(source, test, validation, warnings)
 
 
 def resolve(
