@@ -113,6 +113,27 @@ def _lines(page, section):
   return [(_RUNS[re.split(r' \(|: chosen', c[0])[0]], c) for c in cells]
 
 
+def test_recipes_of_the_guide_are_those_of_their_results():
+  """The table of docs/training.md, of docs/results/digits_recipes.md."""
+  from configs.experiments.digits_recipes import RECIPES
+
+  cells = lambda line: line.replace('*', '').strip('| ').split(' | ')
+  found = (FOLDER.parent / 'digits_recipes.md').read_text()
+  lines = [cells(line) for line in found.split('\n') if line.startswith('| ')]
+  accuracy = {c[0]: [x.split(' (')[0] for x in c[1:]] for c in lines[:15]}
+  pairs = [c for c in lines if c[3:4] == ['pgd linf 16/255']]
+  pair = {(c[0], c[1]): c[6:8] for c in pairs}
+  guide = (FOLDER.parents[1] / 'training.md').read_text()
+  text = guide.partition('## Does this recipe favour the V-MoE?')[2]
+  shown = text[text.index('|--') :].partition('\n\n')[0].split('\n')[1:]
+  for name, line in zip(RECIPES, shown, strict=True):
+    moe, dense = f'moe_{name}', f'dense_{name}'
+    *_, less = cells(line)
+    assert cells(line)[3:7] == [*accuracy[dense], *accuracy[moe]]
+    difference, interval = pair[moe, dense]
+    assert less == f'{difference} ({interval})'.replace('+0.0', '0.0')
+
+
 @pytest.mark.slow
 def test_numbers_of_the_digits_are_those_of_their_results(
   tmp_path, monkeypatch

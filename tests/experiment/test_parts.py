@@ -54,6 +54,7 @@ def test_the_experiments_are_there():
   assert set(NAMES) == {
     *('digits_paper', 'cifar10_paper', 'imagenet_cost', 'imagenet_routing'),
     *('imagenet_redundancy', 'imagenet_adversarial', 'digits_objectives'),
+    'digits_recipes',
   }
 
 
