@@ -61,7 +61,12 @@ def seen(
 
 
 def dark(data: ConfigDict, source: Source) -> list[str]:
-  """A warning if some images from all over the split are nearly black."""
+  """A warning if some images from all over the split are nearly black.
+
+  Args:
+    data: `config.data`.
+    source: examples to judge on; one of several labels must have one.
+  """
   images, _ = examples(source, data, _LOOKED_AT)
   return nearly_black(images)
 

@@ -85,7 +85,7 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
   )
   config, test = resolve(config, source, test)
   warnings = (*([seen] if seen else []), *dark(data, test))
-  for text in dict.fromkeys((*warnings, *dark(data, source))):
+  for text in warnings:
     logging.warning('%s', text)
   if validation is not None and (lost := lost_classes(source, validation)):
     names = [source.class_names[number] for number in lost[:5]]
