@@ -65,10 +65,13 @@ def get_config():
 
 
 def _changes(objective: str, radius: int, pad: int, steps: int) -> dict:
-  crop = dict(crop='pad', pad=pad) if pad else dict(crop='none', pad=0)
   return dict(
     data=dict(
-      split='train[:90%]', eval_split='train[90%:]', validation=0.0, **crop
+      split='train[:90%]',
+      eval_split='train[90%:]',
+      validation=0.0,
+      crop='pad' if pad else 'none',
+      pad=pad,
     ),
     train=dict(
       steps=steps,

@@ -13,6 +13,9 @@ import sys
 
 import pytest
 
+from configs.experiments import digits_paper
+from vmoe_robust.experiment.parts import parts
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, io, json, sys
@@ -39,7 +42,7 @@ print(json.dumps(answers))
 REFUSED = {
   '--only=9999': ['--only=9999 is no part', '1 to '],
   '--only=0': ['--only=0 is no part'],
-  '--only=moe_e8_sed0': ["did you mean 'moe_e8_seed0'", ', ... (', ' in all)'],
+  '--only=moe_e8_sed0': ["did you mean 'moe_e8_seed0'", ', ... (ALL in all)'],
   '--only=moe_e8_seed0/attacks/pgd': ['needs moe_e8_seed0, which is not st'],
   '--jobs=0': ['--jobs=0', 'use 1 to '],
   '--jobs=9999': ['--jobs=9999', 'use 1 to '],
@@ -61,7 +64,9 @@ LIST = ["--config.select=('dense',)", '--config.seeds=(7,)', '--list']
 
 
 @pytest.mark.slow
-def test_flags(tmp_path):
+def test_flags(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  every = parts(digits_paper.get_config(), tmp_path)
   shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
   digits = '--config=configs/experiments/digits_paper.py'
   asked = [[digits, argument] for argument in REFUSED]
@@ -83,7 +88,7 @@ def test_flags(tmp_path):
   for (message, _), words in zip(refused, REFUSED.values(), strict=True):
     assert message.startswith('error: ') and '\n' not in message
     for word in words:
-      assert word in message, message
+      assert word.replace('ALL', str(len(every))) in message, message
   lines = listed.splitlines()
   assert not code and len(lines) == 10
   state = ['not', 'started', '1.37', 'TFLOP']

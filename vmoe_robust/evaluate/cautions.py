@@ -7,12 +7,7 @@ from ml_collections import ConfigDict
 
 from vmoe_robust import files
 from vmoe_robust.config import UserError, attacks
-from vmoe_robust.data import (
-  Source,
-  examples,
-  nearly_black,
-  seen_in_training,
-)
+from vmoe_robust.data import Source, examples, nearly_black, seen_in_training
 
 _LOOKED_AT = 16  # images; each process reads them
 
@@ -31,7 +26,7 @@ def cautions(
   return (
     *seen(config, trained, source),
     *_fewer_classes(found.num_classes, source.num_classes),
-    *dark(config.data, source),
+    *nearly_black_examples(config.data, source),
     *_outside(config),
   )
 
@@ -60,7 +55,7 @@ def seen(
   return (found,) if found else ()
 
 
-def dark(data: ConfigDict, source: Source) -> list[str]:
+def nearly_black_examples(data: ConfigDict, source: Source) -> list[str]:
   """A warning if some images from all over the split are nearly black.
 
   Args:

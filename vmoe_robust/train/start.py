@@ -30,7 +30,7 @@ from vmoe_robust.data import (
   require_one_order,
   seen_in_training,
 )
-from vmoe_robust.evaluate.cautions import dark
+from vmoe_robust.evaluate.cautions import nearly_black_examples
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.files import is_address
 
@@ -84,7 +84,7 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Splits]:
     data, data.eval_split, data.split, data.validation, test.lengths
   )
   config, test = resolve(config, source, test)
-  warnings = (*([seen] if seen else []), *dark(data, test))
+  warnings = (*([seen] if seen else []), *nearly_black_examples(data, test))
   for text in warnings:
     logging.warning('%s', text)
   if validation is not None and (lost := lost_classes(source, validation)):
