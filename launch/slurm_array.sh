@@ -4,13 +4,13 @@
 # the working tree, with its virtual environment active:
 #
 #   python -m vmoe_robust.experiment --config=CONFIG --workdir=WORKDIR --list
-#   sbatch --array=1-48 launch/slurm_array.sh CONFIG WORKDIR \
+#   sbatch --array=1-52 launch/slurm_array.sh CONFIG WORKDIR \
 #     [--config.FIELD=VALUE ...]
 #
 # The last line of the list says which parts can run at the same time; each such
 # group is an array of its own, after the one before:
 #
-#   sbatch --array=49-188 --dependency=afterany:JOB launch/slurm_array.sh ...
+#   sbatch --array=53-202 --dependency=afterany:JOB launch/slurm_array.sh ...
 #
 # Options of sbatch go before the script and win over those below: for parts of
 # one GPU --gpus-per-node=1 --ntasks-per-node=1. Five minutes before the time is
@@ -41,7 +41,7 @@ if [[ ${1-} == --dry-run ]]; then
   dry_run=1
   shift
 fi
-(($# >= 2)) || complain "give CONFIG and WORKDIR: sbatch --array=1-48 \
+(($# >= 2)) || complain "give CONFIG and WORKDIR: sbatch --array=1-52 \
 launch/slurm_array.sh configs/experiments/digits_paper.py /shared/digits_paper"
 config=$1 workdir=$2
 shift 2
@@ -70,7 +70,7 @@ if [[ $dry_run ]]; then
 fi
 [[ -n $(command -v srun) ]] || complain "srun is not installed, or not on \
 PATH; run this on a machine of the cluster: sbatch launch/slurm_array.sh ..."
-[[ $part ]] || complain "not in an array of jobs; use: sbatch --array=1-48 \
+[[ $part ]] || complain "not in an array of jobs; use: sbatch --array=1-52 \
 launch/slurm_array.sh CONFIG WORKDIR"
 
 # shellcheck source=/dev/null

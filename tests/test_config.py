@@ -501,6 +501,9 @@ def test_of_a_study_the_fields_of_others_are_not_read():
   found = config_lib.unread(config)
   assert 'config.study.knobs.' in found and 'config.study.load.' not in found
   assert 'config.study.margin.' not in found
+  assert 'config.attack.batch_size' in found
+  config.study.names = ('routing_attacks',)
+  assert 'config.attack.batch_size' not in config_lib.unread(config)
 
 
 def test_of_folders_the_directory_tells_the_images():

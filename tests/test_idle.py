@@ -33,6 +33,7 @@ IDLE = [
   ({'model.layers': 1, 'model.moe_every': 1, 'model.stochastic_depth': 0.1},
    'stochastic_depth=0.1 has no effect .*layers=1'),
   ({'data.crop_min_area': 0.2}, "crop_min_area=0.2 .*crop='none'"),
+  ({'data.pad': 4}, "pad=4 has no effect .*crop='none'; use crop='pad'"),
   ({'data.crop': 'pad'}, "crop='pad' moves nothing with config.data.pad=0"),
   ({'train.optimizer.momentum': 0.5}, "momentum=0.5 .*name='adamw'"),
   ({'train.optimizer.name': 'sgd', 'train.optimizer.b2': 0.9}, 'b2=0.9 .*sgd'),

@@ -201,6 +201,21 @@ def test_bad_checkpoints_are_refused(capsys, monkeypatch, tmp_path):
   assert 'no finished checkpoint' in attack('begun')
 
 
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('model.router.selected=1', 'set config.num_selected'),
+    ('data.resize=0', 'it is the default'),
+    ('model.moe_blocks=()', 'it is the default'),
+    ('attack.steps=40', 'names nothing'),  # is read, and goes on to the next
+  ],
+)
+def test_a_default_is_not_taken_for_the_run_s_own(
+  capsys, monkeypatch, argument, words
+):
+  assert words in refused(capsys, monkeypatch, ATTACK, f'--config.{argument}')
+
+
 def test_a_checkpoint_of_another_model_is_refused(
   capsys, monkeypatch, tmp_path
 ):

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class SavedAndStopped(KeyboardInterrupt):
   """A run was asked to stop and has saved; all processes of a pod raise it."""
+
+
+class BadState(UserError):
+  """Training went wrong: the weights of this step are not to be saved."""

@@ -12,6 +12,7 @@ from vmoe_robust.config import UserError, choose, command_line
 from vmoe_robust.cost import compilation_cache
 from vmoe_robust.distributed import pod
 from vmoe_robust.evaluate import attack
+from vmoe_robust.evaluate.combine import refuse_unchanged
 from vmoe_robust.report.results import revision
 from vmoe_robust.studies import run as study
 from vmoe_robust.train import loop
@@ -28,6 +29,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   """Does what the configuration says."""
   config = command_line.load_run(_CONFIG, argv)
+  if config.mode != 'train':
+    refuse_unchanged(config, command_line.unchanged())
   workdir = _workdir(config)
   compilation_cache.use(config.compilation_cache)
   revision()

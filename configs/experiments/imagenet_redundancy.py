@@ -31,8 +31,8 @@ def get_config():
         name='substitution',
         base='configs/study.py',
         changes=dict(
-          study=dict(name='substitution'),
-          attack=dict(eps=(0.001, 1 / 255, 4 / 255), batch_size=256),
+          study=dict(name='substitution', substitution=dict(batch_size=256)),
+          attack=dict(eps=(0.001, 1 / 255, 4 / 255)),
           data=dict(split='validation[:5000]'),
         ),
         of=tuple(model.name for model in MODELS),

@@ -36,8 +36,8 @@ def get_config():
         name=name,
         base='configs/study.py',
         changes=dict(
-          study=dict(name=name),
-          attack=dict(eps=radii, batch_size=256),
+          study={'name': name, name: dict(batch_size=256)},
+          attack=dict(eps=radii),
           data=dict(split='validation[:5000]'),
         ),
         of=tuple(model.name for model in MODELS),

@@ -9,7 +9,7 @@ import pytest
 
 from vmoe_robust import config as config_lib
 from vmoe_robust import files
-from vmoe_robust.experiment import comparing
+from vmoe_robust.experiment import accuracies, comparing
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
 from vmoe_robust.report.records import write_records
@@ -77,7 +77,7 @@ def experiment():
 
 def compared(experiment, parts, **states):
   found = {part.name: FINISHED for part in parts} | states
-  return comparing.compare(experiment, parts, found)
+  return comparing.compare(experiment, parts, found, {})
 
 
 def test_images_are_paired_and_seeds_averaged(experiment, tmp_path):
@@ -155,6 +155,30 @@ def test_what_cannot_be_compared_is_said(experiment, tmp_path):
   # What is asked of one alone is no comparison.
   assert compared(experiment, parts[:1]) == []
   assert comparing.show([]) == ''
+
+
+def test_a_seed_of_other_examples_counts_in_no_pair(experiment, tmp_path):
+  """As in the accuracies, so that both are of the same seeds."""
+  parts = [
+    attacked(tmp_path, run, seed, [right, ()])
+    for seed, right in ((0, (0,)), (1, (0, 1)))
+    for run in ('moe', 'dense')
+  ]
+  for part in parts:
+    path = part.folder / 'results.json'
+    found = json.loads(path.read_text())
+    found['data']['fingerprint'] = 'ab'[part.seed]
+    found['summary']['norm'] = 'linf'
+    for row in found['rows']:
+      row |= dict(norm='linf', eps=0.1)
+    files.write_json(path, found)
+  states = {part.name: FINISHED for part in parts}
+  found, left_out = accuracies.attacked(parts, states)
+  assert [part.seed for part, _ in found] == [0, 0]
+  for row in comparing.compare(experiment, parts, states, left_out):
+    assert [one['seed'] for one in row['seeds']] == [0]
+    [text] = row['missing']
+    assert text.startswith('seed 1: moe_seed1/attacks/pgd is left out: its ex')
 
 
 def test_results_of_another_form_are_a_line(experiment, tmp_path):

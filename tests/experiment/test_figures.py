@@ -141,7 +141,8 @@ def config():
 def test_what_is_not_finished_or_not_known_is_left_out(tmp_path, config):
   parts = [part_of(tmp_path, 0, 0.5), part_of(tmp_path, 1, None)]
   states = {part.name: State('finished') for part in parts}
-  found = attacked(parts, states, pytest.fail)
+  found, left_out = attacked(parts, states)
+  assert not left_out
   unattacked, row = accuracies(config, found)
   assert (unattacked['condition'], unattacked['eps']) == ('clean', 0)
   assert [one['seed'] for one in row['seeds']] == [0, 1]
@@ -149,7 +150,8 @@ def test_what_is_not_finished_or_not_known_is_left_out(tmp_path, config):
   [bar] = figures([unattacked, row], [])[0].bars
   assert bar.value != bar.value and bar.dots == [0.5]
   states[parts[1].name] = State('cut short')
-  found = attacked(parts, states, pytest.fail)
+  found, left_out = attacked(parts, states)
+  assert not left_out
   _, row = accuracies(config, found)
   assert row['accuracy'] == dict(RATE, value=0.5, n=1, over='images')
 
@@ -158,10 +160,9 @@ def test_what_is_not_finished_or_not_known_is_left_out(tmp_path, config):
 def test_damaged_results_are_named_and_cost_no_other(tmp_path, config, text):
   parts = [part_of(tmp_path, seed, 0.5) for seed in (0, 1)]
   (parts[0].folder / 'results.json').write_text(text)
-  states, lines = {part.name: State('finished') for part in parts}, []
-  found = attacked(parts, states, lines.append)
-  [line] = lines
-  assert 'moe_seed0/attacks/aa is left out' in line
+  states = {part.name: State('finished') for part in parts}
+  found, left_out = attacked(parts, states)
+  assert list(left_out) == ['moe_seed0/attacks/aa']
   assert [part.seed for part, _ in found] == [1]
   assert len(accuracies(config, found)) == 2
 

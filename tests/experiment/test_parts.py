@@ -302,6 +302,12 @@ STUDY = dict(name='s', base='configs/study.py')
     ),
     (
       dict(
+        attacks=[dict(PGD, changes=dict(model=dict(router=dict(selected=1))))]
+      ),
+      ["'pgd': config.model.router.selected=1 has no", 'config.num_selected'],
+    ),
+    (
+      dict(
         runs=[dict(RUN, base='configs/digits_moe.py')],
         attacks=[
           dict(PGD, changes=dict(attack=dict(experts='capacity', batch_size=9)))
@@ -360,6 +366,16 @@ def test_costs_by_hand(monkeypatch):
     cost.flop(100 * 2 * (1 + 5 * 2 + 1 + 1) * forward),
     '7 images',
   ]
+  two = dict(asked, changes=asked['changes'] | dict(num_selected=2))
+  changes['model'] |= dict(experts=4, moe_every=1)
+  attacks = [asked, dict(two, name='two')]
+  config = small(runs=[dict(RUN, changes=changes)], attacks=attacks, studies=[])
+  own, more = (
+    cost.flop(100 * 2 * 13 * (forward + router + (k - 1) * 4 * 4 * 4 * 8))
+    for k in (1, 2)
+    for router in (4 * 2 * 4 * 4,)
+  )
+  assert cost.costs(parts(config, 'x'))[1:] == [own, more]
   assert cost.flop(1.234e12) == '1.23 TFLOP'
   assert cost.flop(999.9e15) == '1 EFLOP' and cost.flop(5e21) == '5e+03 EFLOP'
 

@@ -297,3 +297,15 @@ def test_usage_goes_with_the_folder(part, tmp_path):
   run([one])
   there = one.folder.rename(tmp_path / 'elsewhere')
   assert usage.of(dataclasses.replace(one, folder=there)).cpu_seconds > 0
+
+
+def test_of_a_part_that_runs_on_a_cluster_no_old_attempt_is_told(part):
+  one = part('one', 'sys.exit(3)')
+  run([one])
+  failure = one.folder / states.FAILURE
+  assert failure.exists() and usage.of(one)
+  running.hand_over(one)
+  assert not failure.exists() and usage.of(one) is None
+  running.hand_over(part('new'))
+  usage.add(one, Usage(1.0, 2.0, 30, 4.0))
+  assert usage.of(one) is None

@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 
 import pytest
+
+from configs.experiments import cifar10_paper, digits_paper
+from vmoe_robust.experiment.parts import parts
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / 'launch/slurm_array.sh'
@@ -103,3 +107,24 @@ def test_what_cannot_work(tool, tmp_path):
   assert 'submit from there' in refused(CONFIG, '/shared/x', cwd=tmp_path)
   tool('srun', '#!/bin/sh\n')
   assert 'not in an array' in refused(CONFIG, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('config', 'page'),
+  [
+    (cifar10_paper, 'launch/README.md'),
+    (digits_paper, 'launch/slurm_array.sh'),
+    (digits_paper, 'docs/experiments.md'),
+  ],
+)
+def test_the_arrays_of_the_documents_are_those_of_the_list(
+  config, page, monkeypatch
+):
+  """A training that no array starts would leave what judges it waiting."""
+  monkeypatch.chdir(ROOT)
+  stages = {}
+  for part in parts(config.get_config(), 'x'):
+    stages.setdefault(part.stage, []).append(part.number)
+  trainings, *others = (f'{min(s)}-{max(s)}' for s in stages.values())
+  found = set(re.findall(r'--array=([0-9-]+)', (ROOT / page).read_text()))
+  assert trainings in found and found <= {trainings, *others}

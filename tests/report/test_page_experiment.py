@@ -132,7 +132,7 @@ def test_a_pair_without_the_first_attack_shows_its_own(folder):
 
 def test_numbers_of_pairs_are_saved_whole(folder):
   text, _ = shown(folder)
-  assert 'data-value="[-0.04, 0.0]"' in text  # each seed
+  assert 'data-value="[-4.0, 0.0]"' in text  # each seed
   assert 'data-value="0.48"' in text  # the mean of the first
 
 

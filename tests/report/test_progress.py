@@ -2,6 +2,7 @@ import io
 import os
 import pty
 import re
+import resource
 import termios
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 from vmoe_robust.report import progress as progress_lib
 from vmoe_robust.report.progress import Progress, Stages, duration
+from vmoe_robust.report.terminal import put
 
 
 def test_plain_lines_come_now_and_then():
@@ -112,3 +114,28 @@ def test_a_stage_counts_steps_and_its_percentage_never_falls(
     'square step 200/200 (100%), 2 of 3 stand',
     'fab step 1/4 (25%), 2 of 3 stand',
   ]
+
+
+def test_work_goes_on_where_nobody_reads():
+  """A pipe whose reader ended, as of `| head`; and when Python ends."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, 'w') as stream:
+    progress = Progress(2, 'train', stream=stream)
+    progress.update(1)
+    progress.close()
+    put(stream, 'more\n')
+    stream.write('flushed when it is closed')
+
+
+def test_work_goes_on_where_the_disk_is_full(tmp_path):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  log = tmp_path / 'log.txt'
+  with log.open('w') as stream:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+      Progress(2, 'train', stream=stream).update(1)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    put(stream, 'there is room again\n')
+  assert log.read_text().endswith('there is room again\n')

@@ -6,10 +6,18 @@ from vmoe_robust.report.table import points as points_of_text
 STEP = 8 / 255
 
 
-def test_points_have_no_negative_zero():
-  difference = {'value': -0.0004, 'interval': [-0.0003, 0.0002], 'n': 9}
-  assert points(difference).text == '+0.0 [+0.0, +0.0]'
-  assert points_of_text(difference) == '+0.0 (+0.0 to +0.0)'
+def test_points_keep_their_side_of_zero_and_none_is_no_negative_zero():
+  difference = {'value': -1e-17, 'interval': [-0.0003, 0.0002], 'n': 9}
+  assert points(difference).text == '+0.0 [-0.03, +0.02]'
+  assert points_of_text(difference) == '+0.0 (-0.03 to +0.02)'
+
+
+def test_points_are_saved_as_points():
+  cell = points({'value': 0.25, 'interval': [-0.5, 0.75], 'n': 9})
+  assert cell.text == '+25.0 [-50.0, +75.0]'
+  assert (cell.exact, cell.low, cell.high, cell.n) == ('25.0', -50.0, 75.0, 9)
+  cell = points({'value': 0.25, 'interval': None, 'n': 1})
+  assert (cell.text, cell.exact, cell.low) == ('+25.0', '25.0', None)
 
 
 def test_a_difference_of_no_images_is_not_known():

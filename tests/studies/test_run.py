@@ -268,6 +268,12 @@ def test_what_has_no_effect_is_refused(name, saved, tmp_path):
   words = rf'config\.study\.{other}\.batch_size=8 has no effect'
   with pytest.raises(UserError, match=words):
     run.run(config, tmp_path)
+  config = of_study(name, saved)
+  if config_lib.attacks(config) and name != 'routing_attacks':
+    config.attack.batch_size = 8
+    words = rf'batch_size=8 has no .* set config\.study\.{name}\.batch_size'
+    with pytest.raises(UserError, match=words):
+      run.run(config, tmp_path)
 
 
 def test_missing_photographs_are_named_first(saved, tmp_path):

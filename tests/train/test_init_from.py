@@ -246,3 +246,23 @@ def test_what_shapes_do_not_tell_is_said(tmp_path, capsys):
   said = capsys.readouterr().out
   assert 'config.model.mean=(0.5,' in said and '(0.4, 0.4, 0.4)' in said
   assert "config.model.router.gate='softmax', and 'sigmoid' where" in said
+
+
+@pytest.mark.parametrize(
+  ('router', 'is_said'), [('top_k', 0), ('expert_choice', 1)]
+)
+def test_how_many_tokens_experts_choose_is_said(
+  router, is_said, tmp_path, capsys
+):
+  sparse = {
+    'model.experts': 4,
+    'model.moe_every': 2,
+    'model.router.name': router,
+  }
+  room = {'model.router.capacity_factor': 2.0}
+  own(config_of(**sparse, **room), tmp_path / 'w.safetensors')
+  config = config_of(**sparse)
+  config.init_from = str(tmp_path / 'w.safetensors')
+  start_from(config, weights_of(config, 1), tmp_path, ())
+  words = 'config.model.router.capacity_factor=1.05, and 2.0 where the weights'
+  assert capsys.readouterr().out.count(words) == is_said

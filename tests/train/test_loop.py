@@ -174,10 +174,10 @@ def test_the_last_attack_has_the_memory_of_training(tmp_path, monkeypatch):
 def test_lengths_that_few_would_want_are_said(ema, warmup, steps, words):
   config = small(**{'train.ema': ema, 'train.steps': steps})
   config.train.optimizer.warmup_steps = warmup
-  said = list(loop._expected(config, mesh_lib.create((2, 4, 1)), 1437))
+  said = list(start.expected(config, mesh_lib.create((2, 4, 1)), 1437))
   assert len(said) == len(words)
   assert all(a in b for a, b in zip(words, said, strict=True))
-  (line,) = set(loop._expected(config, mesh_lib.create((2, 4, 1)), 9)) - {*said}
+  (line,) = set(start.expected(config, mesh_lib.create((2, 4, 1)), 9)) - {*said}
   assert f'batch_size={config.train.batch_size} of 9 images' in line
 
 
@@ -185,7 +185,7 @@ def test_groups_larger_than_a_device_s_share_are_said():
   config = small(**{'train.batch_size': 16, 'model.router.group_images': 8})
   config.train.optimizer.warmup_steps, config.train.ema = 0, 0.0
   config.model.update(experts=4, moe_every=2, moe_last=0, moe_blocks=())
-  said = lambda: list(loop._expected(config, mesh_lib.create((2, 4, 1)), 1437))
+  said = lambda: list(start.expected(config, mesh_lib.create((2, 4, 1)), 1437))
   (line,) = said()
   assert 'runs on 64 images a step' in line and 'batch_size=16' in line
   config.model.router.group_images = 2
@@ -246,11 +246,12 @@ def test_a_program_that_cannot_be_read_does_not_stop_training(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_is_not_taken_for_the_end(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_is_not_taken_for_the_end(tmp_path, number):
   workdir = tmp_path / 'run'
   process = command(workdir, **{'train.steps': 100_000, 'save.every_steps': 0})
   wait_for(lambda: (workdir / 'metrics.jsonl').exists() and losses(workdir))
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 130, output
   last = output.splitlines()[-1]
@@ -480,6 +481,54 @@ def test_a_full_disk_does_not_end_training(
   best = max(accuracies, key=accuracies.get)
   assert Checkpoints(tmp_path).steps() == sorted({best, 8})
   assert locate(tmp_path / 'checkpoints' / 'best') == (str(tmp_path), best)
+
+
+def fail_once(monkeypatch, place, name, when):
+  """An error in a method of `place`, as of an image that cannot be read."""
+  usual, failed = getattr(place, name), []
+
+  def method(self, *rest):
+    if when(*rest) and not failed:
+      failed.append(True)
+      raise UserError('corrupt')
+    return usual(self, *rest)
+
+  monkeypatch.setattr(place, name, method)
+
+
+@pytest.mark.slow
+def test_what_fails_beside_the_training_costs_no_step(tmp_path, monkeypatch):
+  """Images to train on, or to evaluate on at the end, that cannot be read."""
+  changes = {'data.resident': False, 'train.steps': 6, 'save.every_steps': 0}
+  config = small(**(TINY | changes))
+  whole = run_here(config, tmp_path / 'whole')
+  here = tmp_path / 'here'
+  with monkeypatch.context() as patch:
+    fail_once(
+      patch, loop.advance.Streamed, '__call__', lambda state, _: state.step == 3
+    )
+    with pytest.raises(UserError, match='corrupt'):
+      loop.run(config, here)
+    assert Checkpoints(here).steps() == [3]
+    fail_once(patch, measuring.Measuring, '_accuracy', lambda *_: True)
+    with pytest.raises(UserError, match='corrupt'):
+      loop.run(config, here)
+  assert Checkpoints(here).steps() == [3, 6]
+  assert Checkpoints(here).is_unmeasured(6)
+  assert run_here(config, here) == whole
+  assert not Checkpoints(here).is_unmeasured(6)
+
+
+@pytest.mark.slow
+def test_weights_that_fell_are_not_saved(tmp_path, monkeypatch):
+  judged = iter((0.9, 0.1))
+  monkeypatch.setattr('vmoe_robust.train.monitor.fetch', lambda _: next(judged))
+  changes = {'train.steps': 4, 'eval.every_steps': 2, 'save.every_steps': 2}
+  changes |= {'data.validation': 0.1, 'train.monitor.eps': 0.01}
+  config = small(**(TINY | changes), **{'train.monitor.on_fall': 'stop'})
+  with pytest.raises(UserError, match='fell from 90.0% to 10.0% by step 4'):
+    loop.run(config, tmp_path)
+  assert Checkpoints(tmp_path).steps() == [2]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the programs share: one `--config` and short errors."""
 
+import contextlib
 import difflib
 import functools
 import re
@@ -57,6 +58,17 @@ def load_run(flag: flags.FlagHolder, argv: list[str]) -> ConfigDict:
   return config
 
 
+def unchanged() -> list[str]:
+  """Fields that the command line sets to what the file has already."""
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  found = []
+  for name, value in given.items():
+    before = flags.FLAGS[f'config.{name}'].default
+    if value == (tuple(before) if isinstance(before, list) else before):
+      found.append(f'config.{name}')
+  return found
+
+
 def name() -> str:
   """The name of the file that `--config` names."""
   return Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
@@ -75,7 +87,8 @@ def run(main: Callable[[list[str]], None], fields: Sequence[str] = ()) -> None:
     sys.exit(f'error: {error}')
   except KeyboardInterrupt as stopped:
     line = str(stopped) or 'stopped; the same command goes on where it can'
-    print(line, file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      print(line, file=sys.stderr, flush=True)
     sys.exit(130)
 
 

@@ -73,9 +73,11 @@ def _idle(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
     yield f'train.objective.{field}', name, f'{way}another objective'
   if model.layers == 1:
     yield 'model.stochastic_depth', 'config.model.layers=1', leave
+  crop = f'config.data.crop={data.crop!r}'
   if data.crop != 'inception':
-    crop = f'config.data.crop={data.crop!r}'
     yield 'data.crop_min_area', crop, "use crop='inception', or leave it out"
+  if data.crop != 'pad':
+    yield 'data.pad', crop, "use crop='pad', or pad=0"
   name = f'config.train.optimizer.name={opt.name!r}'
   idle = {
     'adamw': ('momentum',),

@@ -87,19 +87,31 @@ def validate_loss(config: ConfigDict) -> None:
       )
 
 
+def of_first_attack(config: ConfigDict) -> tuple[str, ...]:
+  """Fields of `config.attack` that only a study reads which attacks twice.
+
+  `routing_attacks` first attacks as mode 'attack' does.
+  """
+  asked = (config.study.name, *config.study.names)
+  fields = ('config.attack.queries', 'config.attack.batch_size')
+  return fields if 'routing_attacks' in asked else ()
+
+
 def unread(config: ConfigDict) -> tuple[str, ...]:
-  """Groups of `config.study` that what is asked for does not read.
+  """Fields, and groups of them, that what is asked for does not read.
 
   Whatever they are, no number is another.
   """
   if config.mode != 'study':
     return ('config.study.',)
   asked = (config.study.name, *config.study.names)
-  return tuple(
+  groups = [
     f'config.study.{name}.'
     for name in studies(config.study)
     if name not in asked
-  )
+  ]
+  size = 'config.attack.batch_size'
+  return (*groups, *(() if size in of_first_attack(config) else (size,)))
 
 
 def studies(study: ConfigDict) -> list[str]:

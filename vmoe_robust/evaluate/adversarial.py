@@ -12,6 +12,7 @@ from vmoe_robust import attacks
 from vmoe_robust.attacks import Images
 from vmoe_robust.config import UserError
 from vmoe_robust.config.judging import WHOLE_ATTACKS
+from vmoe_robust.config.studies import of_first_attack
 from vmoe_robust.evaluate import target
 from vmoe_robust.models import Aux, Model
 from vmoe_robust.report.verdicts import is_right
@@ -32,6 +33,7 @@ _USUAL = dict(
   every_steps=0,
   at_end=True,
   queries=5000,
+  batch_size=0,
 )
 
 
@@ -83,13 +85,16 @@ def attack(
   """
   settings = config.attack
   for field, usual in _USUAL.items():
-    if field == 'queries' and config.study.name == 'routing_attacks':
-      continue  # it attacks as mode 'attack' does, first
+    if f'config.attack.{field}' in of_first_attack(config):
+      continue
     if settings[field] != usual:
+      way = 'leave it out'
+      if field == 'batch_size':
+        way = f'set config.study.{config.study.name}.batch_size'
       raise UserError(
         f'config.attack.{field}={settings[field]!r} has no effect in a study, '
-        'which chooses itself how experts are served and keeps no x_adv; leave '
-        'it out'
+        'which chooses itself how experts are served, keeps no x_adv and has a '
+        f'batch size of its own; {way}'
       )
   if settings.name not in WHOLE_ATTACKS or settings.target:
     field = 'target' if settings.target else 'name'

@@ -1,5 +1,7 @@
 """The configuration of a mode on the model and the data of saved weights."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from vmoe_robust.checkpoint import Weights
@@ -27,6 +29,7 @@ _OWN = (
   'config.data.on_unlabelled',
   *_MACHINE,
 )
+_GROUPS = ('config.attack.', 'config.study.')
 # When a training run attacks.
 _OF_TRAINING = ('config.attack.every_steps', 'config.attack.at_end')
 # How images share the experts' slots, with `config.attack.experts='capacity'`.
@@ -99,6 +102,35 @@ def combine_saved(
   for name in (*how, 'cache_bytes'):
     out.data[name] = config.data[name]
   return out
+
+
+def refuse_unchanged(config: ConfigDict, names: Iterable[str]) -> None:
+  """Refuses fields that were set to their default where it stands for another.
+
+  `combine` takes a field of the model or the data that is at its default for
+  one that was left alone: what the saved run had counts, which may be another
+  value than the one that was asked for.
+
+  Args:
+    config: of a mode.
+    names: fields that were set and did not change, such as
+      'config.model.compute_dtype'.
+
+  Raises:
+    UserError: one of them is not of this mode.
+  """
+  usual, found = flatten(default()), flatten(config)
+  own = (*_OWN, *(name for name in found if name.startswith(_GROUPS)))
+  for name in names:
+    if name not in own and found[name] == usual[name]:
+      way = 'leave it out'
+      if name == 'config.model.router.selected':
+        way = 'set config.num_selected'
+      raise UserError(
+        f'{name}={found[name]!r} has no effect with config.mode='
+        f'{config.mode!r}: it is the default, which stands for what the '
+        f"checkpoint's own run had; {way}"
+      )
 
 
 def _alone(config: ConfigDict) -> ConfigDict:

@@ -1,7 +1,6 @@
 """`python -m vmoe_robust.experiment --config=configs/experiments/NAME.py`."""
 
 import collections
-import json
 import os
 import re
 import shlex
@@ -22,10 +21,11 @@ from vmoe_robust.experiment.figures import figures
 from vmoe_robust.experiment.markdown import MARKDOWN, markdown
 from vmoe_robust.experiment.measures import measures, relations
 from vmoe_robust.experiment.parts import Part, parts
-from vmoe_robust.experiment.running import Runner, cpus
+from vmoe_robust.experiment.running import Runner, cpus, hand_over
 from vmoe_robust.experiment.states import FINISHED, State, states
 from vmoe_robust.experiment.summary import (
   details,
+  earlier,
   listing,
   summary,
 )
@@ -40,6 +40,7 @@ from vmoe_robust.files import (
 from vmoe_robust.report import page, writing
 from vmoe_robust.report.findings import Figure
 from vmoe_robust.report.page.experiment import COMPARISONS, SUMMARY
+from vmoe_robust.report.terminal import put
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='What to do.')
 _WORKDIR = flags.DEFINE_string(
@@ -129,6 +130,7 @@ def _run_one(part: Part, found: Mapping[str, State]) -> None:
     print(f'{part.number} {part.name} is finished: {part.folder}')
     return
   if _DISTRIBUTED.value:  # signals and the exit code are then the part's own
+    hand_over(part)
     os.execv(sys.executable, [*part.command(), '--distributed'])
   runner = Runner([part], found, 1, _say)
   runner.run()
@@ -141,7 +143,9 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   about = {'name': command_line.name(), 'command': shlex.join(command)}
 
   # Of what was finished before, until there are new ones.
-  known = _known(workdir)
+  known = earlier(workdir, config, about['name'])
+  if not known:  # of another experiment, whose folder this was
+    write_json(workdir / COMPARISONS, [])
 
   def write_summary():
     found = summary(config, every, runner.states, of_each(every), **known)
@@ -156,12 +160,14 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   write_summary()
   if not _REPORT.value:
     runner.run()
-  rows = comparing.compare(config, every, runner.states)
+  found, left_out = attacked(every, runner.states)
+  rows = comparing.compare(config, every, runner.states, left_out)
   write_json(workdir / COMPARISONS, rows)
-  found = attacked(every, runner.states, _say)
   means = accuracies(config, found)
   asked = {measure['study'] for measure in config.measures}
-  of_studies = studied(every, runner.states, asked, _say)
+  of_studies, more = studied(every, runner.states, asked)
+  for name, why in (left_out | more).items():
+    _say(f'{name} is left out: {why}')
   measured = measures(config, of_studies, _say)
   related = relations(config, measured, means)
   drawn = figures(means, rows, measured, related)
@@ -182,16 +188,6 @@ def _run_all(config: ConfigDict, workdir: Path, every: Sequence[Part]) -> None:
   written = [SUMMARY, COMPARISONS, MARKDOWN, *_reported(workdir)]
   print(f'\nwritten to {workdir}: {", ".join(written)}')
   _leave(runner, every)
-
-
-def _known(workdir: Path) -> dict[str, list]:
-  """What an earlier command found."""
-  names = ('accuracies', 'measures', 'relations', 'figures')
-  try:
-    found = json.loads((workdir / SUMMARY).read_text())
-    return {name: list(found[name]) for name in names}
-  except (OSError, ValueError, LookupError, TypeError):
-    return {name: [] for name in names}
 
 
 def _drawn(workdir: Path, made: Sequence[Figure]) -> list[dict]:
@@ -227,7 +223,7 @@ def _leave(runner: Runner, every: Sequence[Part]) -> None:
 
 
 def _say(text: str) -> None:
-  print(text, flush=True)
+  put(sys.stdout, text + '\n')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """What is finished, and the accuracy of each run under each attack."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -12,42 +12,41 @@ from vmoe_robust.report.verdicts import CLEAN, require_agreement
 
 # An attack or a study that is finished, and what it found.
 Found = tuple[Part, Results]
+# Names of those that are finished and do not count, and why.
+LeftOut = dict[str, str]
 
 
 def attacked(
-  parts: Sequence[Part],
-  states: Mapping[str, State],
-  say: Callable[[str], None],
-) -> list[Found]:
+  parts: Sequence[Part], states: Mapping[str, State]
+) -> tuple[list[Found], LeftOut]:
   """The attacks that are finished, with their results.
+
+  Left out are those whose results are damaged, contradicted by their records,
+  or of other examples than those of the run's first seed.
 
   Args:
     parts: all of the experiment.
     states: of all, by name.
-    say: told which results are damaged, or contradicted by their records;
-      these are left out.
   """
   own = [part for part in parts if part.mode == 'attack']
-  return _finished(own, states, say, _conditions)
+  return _finished(own, states, _conditions)
 
 
 def studied(
-  parts: Sequence[Part],
-  states: Mapping[str, State],
-  names: Collection[str],
-  say: Callable[[str], None],
-) -> list[Found]:
+  parts: Sequence[Part], states: Mapping[str, State], names: Collection[str]
+) -> tuple[list[Found], LeftOut]:
   """The same of studies with these names."""
   own = [p for p in parts if p.mode == 'study' and p.asked in names]
-  return _finished(own, states, say, lambda results: results['summary'])
+  return _finished(own, states, lambda results: results['summary'])
 
 
-def _finished(parts, states, say, check) -> list[Found]:
+def _finished(parts, states, check) -> tuple[list[Found], LeftOut]:
   """Those whose results are whole, of which `check` raises nothing.
 
-  Seeds of a run are asked alike on the same examples, those of the first.
+  Seeds of a run are asked alike on the same examples, those of the first whose
+  examples are known.
   """
-  found, examples = [], {}
+  found, left_out, examples = [], {}, {}
   for part in parts:
     if states[part.name].name != FINISHED:
       continue
@@ -56,15 +55,16 @@ def _finished(parts, states, say, check) -> list[Found]:
       check(results)
       require_agreement(results)
     except DAMAGE as error:
-      say(f'{part.name} is left out: {error}')
+      left_out[part.name] = str(error)
       continue
     own = results['data'].get('fingerprint')  # older versions wrote none
-    first, of = examples.setdefault((part.run, part.asked), (part.name, own))
-    if None not in (own, of) and own != of:
-      say(f'{part.name} is left out: its examples are not those of {first}')
-      continue
+    if own is not None:
+      first, of = examples.setdefault((part.run, part.asked), (part.name, own))
+      if own != of:
+        left_out[part.name] = f'its examples are not those of {first}'
+        continue
     found.append((part, results))
-  return found
+  return found, left_out
 
 
 def accuracies(config: ConfigDict, found: Sequence[Found]) -> list[dict]:

@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vmoe_robust.config import UserError
+from vmoe_robust.experiment.accuracies import LeftOut
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import FINISHED, State
 from vmoe_robust.report import statistics, verdicts
@@ -20,7 +21,10 @@ _MOST_NOTES = 8
 
 
 def compare(
-  config: ConfigDict, parts: Sequence[Part], states: Mapping[str, State]
+  config: ConfigDict,
+  parts: Sequence[Part],
+  states: Mapping[str, State],
+  left_out: LeftOut,
 ) -> list[dict]:
   """What the attacks of each pair of runs say, a row a condition.
 
@@ -31,6 +35,8 @@ def compare(
     config: the experiment, checked.
     parts: all of them.
     states: of all, by name.
+    left_out: of `accuracies.attacked`: what a run's accuracy is not of, its
+      pairs are not of either.
 
   Returns:
     Rows with 'first' and 'second' (runs), 'attack', 'condition', 'seeds' (for
@@ -57,11 +63,14 @@ def compare(
       ],
       union,
       states,
+      left_out,
     )
   ]
 
 
-def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
+def _of_pair(
+  about: Mapping, seeds: Sequence, union: str, states, left_out: LeftOut
+) -> list[dict]:
   """A row a condition that a pair of runs has; see `compare`."""
   found: dict[str, list[dict]] = {}
   missing = []
@@ -69,7 +78,7 @@ def _of_pair(about: Mapping, seeds: Sequence, union: str, states) -> list[dict]:
     if None in (*first, *second):
       continue  # not asked of both
     try:
-      _require_finished([*first, *second], states)
+      _require([*first, *second], states, left_out)
       for condition, numbers in _paired(first, second, union):
         found.setdefault(condition, []).append({'seed': seed} | numbers)
     except UserError as error:
@@ -174,10 +183,12 @@ def _few(rows: Sequence[Mapping]) -> list[Mapping]:
   return [row for group in few.values() for row in group]
 
 
-def _require_finished(pair: Sequence[Part], states: Mapping[str, State]):
+def _require(pair: Sequence[Part], states: Mapping[str, State], left_out):
   for part in pair:
     if states[part.name].name != FINISHED:
       raise UserError(f'{part.name} is {states[part.name].name}')
+    if part.name in left_out:
+      raise UserError(f'{part.name} is left out: {left_out[part.name]}')
 
 
 def _paired(

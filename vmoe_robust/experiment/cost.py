@@ -8,6 +8,7 @@ from vmoe_robust.attacks.passes import forward_passes as attack_passes
 from vmoe_robust.config import UserError
 from vmoe_robust.data import known
 from vmoe_robust.evaluate import target
+from vmoe_robust.evaluate.combine import combine_saved
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.models import flops
 from vmoe_robust.train.objective import forward_passes
@@ -25,11 +26,12 @@ def costs(parts: Sequence[Part]) -> list[str]:
 
 
 def _cost(part: Part, models: Mapping[str, ConfigDict]) -> str:
-  trains = part.mode == 'train'
-  model = part.config if trains else models[part.needs]
-  judged = part.config if not trains else model
+  trains, config = part.mode == 'train', part.config
+  if not trains:  # on the model and the data of the run that it judges
+    config = combine_saved(config, models[part.needs])
+    config.data.eval_split = config.data.split
   try:
-    config, images = _resolved(model, '' if trains else judged.data.split)
+    config, images = known.resolve(config)
   except UserError:
     return 'not known'
   forward = flops.forward(
@@ -37,7 +39,6 @@ def _cost(part: Part, models: Mapping[str, ConfigDict]) -> str:
   )
   attack = 0
   if part.mode == 'attack' or (trains and config.attack.at_end):
-    config.attack = judged.attack.copy_and_resolve_references()
     attack = _passes(config) * images
   if trains:
     steps = config.train.steps * config.train.batch_size
@@ -46,12 +47,6 @@ def _cost(part: Part, models: Mapping[str, ConfigDict]) -> str:
   if part.mode == 'attack':
     return flop(forward * attack)
   return f'{images:,} images'
-
-
-def _resolved(config: ConfigDict, split: str) -> tuple[ConfigDict, int]:
-  config = config.copy_and_resolve_references()
-  config.data.eval_split = split or config.data.eval_split
-  return known.resolve(config)
 
 
 def _passes(config: ConfigDict) -> int:

@@ -20,7 +20,7 @@ from vmoe_robust.config import (
   needs_checkpoint,
   validate,
 )
-from vmoe_robust.evaluate.combine import combine_saved
+from vmoe_robust.evaluate.combine import combine_saved, refuse_unchanged
 from vmoe_robust.experiment.description import checked
 from vmoe_robust.files import local_path
 
@@ -175,6 +175,7 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
   """A base config with what the description and the experiment change."""
   where = f'config.{group} {entry["name"]!r}'
   made = load_base(entry['base'], MODES[group])
+  before = flatten(made)
   _change(made, entry['changes'], f'{where}: config')
   if config.data_dir:
     own = {**own, 'data.dir': config.data_dir}
@@ -192,6 +193,9 @@ def _config(config, group: str, entry: Mapping, own: Mapping) -> ConfigDict:
       f'{where}: config.mode={made.mode!r} is changed; name it in another group'
     )
   with _named(where):
+    if group != 'runs':
+      same = [name for name in changed if before[name] == flatten(made)[name]]
+      refuse_unchanged(made, same)
     _validate(made)
   return made
 

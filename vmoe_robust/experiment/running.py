@@ -26,6 +26,17 @@ _SIGNALS = {number.value: number.name for number in signal.Signals}
 _TAIL = 20_000
 
 
+def hand_over(part: Part) -> None:
+  """Before a part runs otherwise than by a `Runner`, which looks after it.
+
+  No earlier failure is told of it meanwhile, and no part of what it took as if
+  it were all.
+  """
+  part.folder.mkdir(parents=True, exist_ok=True)
+  (part.folder / states_lib.FAILURE).unlink(missing_ok=True)
+  usage_lib.forget(part)
+
+
 @dataclasses.dataclass
 class _Child:
   part: Part

@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -10,8 +13,10 @@ from vmoe_robust.experiment import cost
 from vmoe_robust.experiment.parts import Part
 from vmoe_robust.experiment.states import State
 from vmoe_robust.experiment.usage import Usage
-from vmoe_robust.report.page.experiment import FORMAT, VERSION
+from vmoe_robust.report.page.experiment import FORMAT, SUMMARY, VERSION
 from vmoe_robust.report.table import table
+
+_FOUND = ('accuracies', 'measures', 'relations', 'figures')
 
 
 def listing(every: Sequence[Part], found: Mapping[str, State]) -> str:
@@ -43,6 +48,29 @@ def details(every: Sequence[Part], found: Mapping[str, State]) -> list[str]:
     for part in every
     if found[part.name].detail
   ]
+
+
+def earlier(folder: Path, config: ConfigDict, name: str) -> dict[str, list]:
+  """What an earlier command found of the same experiment; else nothing.
+
+  Args:
+    folder: of the experiment, which others may share.
+    config: the experiment, checked.
+    name: of the experiment.
+  """
+  try:
+    found = json.loads((folder / SUMMARY).read_text())
+    if (found['name'], found['description']) != (name, _description(config)):
+      return {}
+    return {of: list(found[of]) for of in _FOUND}
+  except (OSError, ValueError, LookupError, TypeError):
+    return {}
+
+
+def _description(config: ConfigDict) -> str:
+  """A checksum of all that an experiment asks."""
+  text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def summary(
@@ -89,6 +117,7 @@ def summary(
   return {
     'format': FORMAT,
     'format_version': VERSION,
+    'description': _description(config),
     'runs': [run['name'] for run in config.runs],
     'seeds': list(config.seeds),
     'comparisons': [list(pair) for pair in config.comparisons],

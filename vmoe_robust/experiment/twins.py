@@ -125,7 +125,7 @@ def describe_twins(
         base='configs/study.py',
         changes=dict(
           study=dict(name=name),
-          attack=dict(attack, eps=eps, steps=20) if attacks else {},
+          attack=dict(eps=eps, steps=20) if attacks else {},
           data=part,
         ),
         of=both(*usual) if name == 'jacobian' else both('moe_e8'),

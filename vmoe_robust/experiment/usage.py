@@ -68,6 +68,15 @@ def add(part: Part, usage: Usage) -> None:
   write_json(part.folder / FILE, dataclasses.asdict(total))
 
 
+def forget(part: Part) -> None:
+  """Of a part that goes on where nobody counts, it is not known from now on.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  write_json(part.folder / FILE, None)
+
+
 def ended(process: subprocess.Popen) -> float | None:
   """CPU-seconds of a process that has ended, and of those it waited for."""
   pid, status, used = os.wait4(process.pid, os.WNOHANG)

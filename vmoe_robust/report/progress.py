@@ -8,6 +8,8 @@ import time
 
 import jax
 
+from vmoe_robust.report.terminal import put
+
 # Seconds: how far back speed looks, and how often a line may change.
 _WINDOW = 20.0
 _REDRAW = 0.1
@@ -79,8 +81,7 @@ class Progress:
   def close(self) -> None:
     """Clears the live line; elsewhere, shows how far it came."""
     if self._live:
-      self._stream.write(_CLEAR)
-      self._stream.flush()
+      put(self._stream, _CLEAR)
     elif not self._is_shown and self._has_news():
       self._show(time.monotonic())
 
@@ -90,10 +91,9 @@ class Progress:
   def _show(self, now):
     line = self._line()
     if self._live:
-      self._stream.write(_CLEAR + line[: _columns(self._stream) - 1])
+      put(self._stream, _CLEAR + line[: _columns(self._stream) - 1])
     else:
-      self._stream.write(line + '\n')
-    self._stream.flush()
+      put(self._stream, line + '\n')
     self._shown_at, self._shown_done = now, self._done
     self._is_shown = True
 

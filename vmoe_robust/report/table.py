@@ -47,11 +47,16 @@ def percent(share: float | None) -> str:
 
 
 def written(value: float, unit: str, digits: int) -> str:
-  """A number of a figure: '97.2%', '+2.8' of points, else so many digits."""
+  """A number of a figure: '97.2%', '+2.8' of points, else so many digits.
+
+  Points that only round to none have three digits, such as '-0.013': an end of
+  an interval keeps its side of 0.
+  """
   if unit == '%':
     return percent(value)
   if unit == 'points':
-    return f'{round(float(value), 1) + 0.0:+.1f}'  # +0.0 and not -0.0
+    short, fine = (round(float(value), n) + 0.0 for n in (1, 3))  # never -0.0
+    return f'{fine:+g}' if fine and not short else f'{short:+.1f}'
   return f'{value:.{digits}g}'
 
 

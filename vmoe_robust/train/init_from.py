@@ -171,12 +171,12 @@ def _check(config: ConfigDict, found: Plan, there: dict, wanted: dict):
 def _told(model: ConfigDict, there: ConfigDict) -> str:
   """What shapes do not tell and is other than in training; '' if nothing is."""
   fields = [(model, there, name, name) for name in _UNSHAPED]
-  fields += [
-    (model.router, there.router, name, f'router.{name}')
-    for name in (
-      _UNSHAPED_ROUTER if moe_blocks(model) and there.experts else ()
-    )
-  ]
+  if moe_blocks(model) and there.experts:
+    here, was = model.router, there.router
+    names = list(_UNSHAPED_ROUTER)
+    if here.name == was.name == 'expert_choice':
+      names.append('capacity_factor')  # how many tokens an expert chooses
+    fields += [(here, was, name, f'router.{name}') for name in names]
   lines = [
     f'config.model.{path}={here[name]!r}, and {was[name]!r} where the weights '
     'were trained'

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError
 from vmoe_robust.cost.hardware import peak_flops
+from vmoe_robust.errors import BadState
 from vmoe_robust.models import flops
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
@@ -62,7 +62,7 @@ class Log:
       steps: how many they are.
 
     Raises:
-      UserError: the loss or the gradient of one was not finite.
+      BadState: the loss or the gradient of one was not finite.
     """
     self._pending.append((step, steps, metrics))
     jax.block_until_ready(self._pending[:-_AHEAD])
@@ -102,7 +102,7 @@ class Log:
     for step, metrics in found.items():
       for name in ('loss', 'gradient_norm', 'update_norm'):
         if not math.isfinite(metrics[name]):
-          raise UserError(self._diverged(step, name, float(metrics[name])))
+          raise BadState(self._diverged(step, name, float(metrics[name])))
     now, step = time.perf_counter(), pending[-1][0]
     if self._mark:
       self._seconds += now - self._mark[0]

@@ -19,10 +19,10 @@ from vmoe_robust.checkpoint import (
 )
 from vmoe_robust.config import mesh_shape, validate
 from vmoe_robust.distributed import fetch, pod
-from vmoe_robust.errors import SavedAndStopped
+from vmoe_robust.errors import BadState, SavedAndStopped
 from vmoe_robust.evaluate.finished import finished
 from vmoe_robust.files import local_path, locked, require_writable
-from vmoe_robust.models import build, flops, padded_batch
+from vmoe_robust.models import build, flops
 from vmoe_robust.report.closing import closing
 from vmoe_robust.report.metric_writer import MetricWriter
 from vmoe_robust.report.progress import Progress
@@ -41,13 +41,11 @@ from vmoe_robust.train.profile import Profile
 from vmoe_robust.train.start import (
   Splits,
   check_same_run,
+  expected,
   open_splits,
   require_weights,
 )
 from vmoe_robust.train.stopping import Stopped, Stopping
-
-# Share of drawn weights in the averaged ones from which it is said.
-_DRAWN = 0.05
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -99,37 +97,6 @@ def _run(config, workdir, splits):
       say(f'finished; checkpoints are in {staging.name(workdir)}/checkpoints')
 
 
-def _expected(config: ConfigDict, mesh: Mesh, images: int) -> Iterator[str]:
-  """What sizes that were asked for mean, where few would want it."""
-  train, warmup = config.train, config.train.optimizer.warmup_steps
-  left = train.ema**train.steps
-  if left > _DRAWN and not config.init_from:
-    yield (
-      f'config.train.ema={train.ema}: after {train.steps} steps {left:.0%} of '
-      'what is evaluated are the weights as they were drawn; train longer, or '
-      'set a smaller one, 0 for none'
-    )
-  if warmup >= train.steps:
-    yield (
-      f'config.train.optimizer.warmup_steps={warmup} of {train.steps} steps: '
-      'the learning rate rises to the end and does not fall'
-    )
-  router, size = config.model.router, train.batch_size
-  if size > images:
-    yield (
-      f'config.train.batch_size={size} of {images} images: a batch has some of '
-      'them more than once'
-    )
-  whole = padded_batch(size, router.group_images, mesh)
-  if config.model.experts and router.name != 'soft' and whole > size:
-    yield (
-      f'config.train.batch_size={size} is no multiple of config.model.router.'
-      f'group_images={router.group_images} x {mesh_lib.batch_shards(mesh)} '
-      f'devices: the model runs on {whole} images a step, {whole - size} of '
-      f'them empty; use batches of {whole}, or smaller groups'
-    )
-
-
 class Trainer:
   """Model, state, data and files of one run."""
 
@@ -171,6 +138,7 @@ class Trainer:
       if config.init_from:
         start = routers.start(workdir, self.state.params, saved is None)
       stack.pop_all()  # from here on `train` closes them
+    self._saved = self.step
     if jax.process_index() == 0:
       save_config(workdir, config, splits.train.class_names)
     rate = optimizer_lib.schedule(train.optimizer, train.steps)
@@ -211,7 +179,8 @@ class Trainer:
       while True:
         profile.before(self.step + 1)
         ahead = events.steps_ahead(self.config, self.step)
-        self.state, metrics, steps = self._steps(self.state, ahead)
+        with self._kept(log):
+          self.state, metrics, steps = self._steps(self.state, ahead)
         self.step += steps
         profile.after(self.step, metrics)
         log.add(self.step, metrics, steps)
@@ -219,7 +188,9 @@ class Trainer:
         measured = {}
         # Before saving, so that a run killed here does it when resumed.
         if any(self._due()):
-          stop = stop or not self._measure(log, stopping, measured)
+          self.unmeasured = True
+          with self._kept(log):
+            stop = stop or not self._measure(log, stopping, measured)
           self.unmeasured = stop
         if self.checkpoints.due(self.step, measured) or last or stop:
           log.drain()  # what is not finite is not saved
@@ -228,6 +199,25 @@ class Trainer:
         if last or stop:
           break
       self.speed['trained_images_per_second'] = log.rate()
+
+  @contextlib.contextmanager
+  def _kept(self, log: Log) -> Iterator[None]:
+    """Saves the steps so far where reading an image fails, or measuring.
+
+    Not on several processes: the others do not know of it, and saving takes
+    all of them.
+    """
+    try:
+      yield
+    except BadState:
+      raise
+    except Exception:
+      if jax.process_count() == 1 and self.step > self._saved:
+        with contextlib.suppress(Exception):  # the first one is told
+          log.drain()  # what is not finite is not saved
+          self._save({}, now=True)
+          say(f'step {self.step} is saved')
+      raise
 
   def _due(self) -> tuple[bool, bool]:
     """Whether to evaluate, and to attack, at this step."""
@@ -280,7 +270,7 @@ class Trainer:
       f'{self.about["flops_per_image"] / 1e6:,.2f} MFLOP an image, '
       f'{len(self.splits.train):,} images, mesh {dict(self.mesh.shape)}'
     )
-    for line in _expected(self.config, self.mesh, len(self.splits.train)):
+    for line in expected(self.config, self.mesh, len(self.splits.train)):
       say(line)
     if is_told(self.config):
       say(
@@ -329,3 +319,4 @@ class Trainer:
     self.checkpoints.save(
       self.step, trees, extra, measured, now, self.unmeasured
     )
+    self._saved = self.step

@@ -12,10 +12,11 @@ from absl import logging
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vmoe_robust.config import UserError, default, eps_name
+from vmoe_robust.config import default, eps_name
 from vmoe_robust.data import Source
 from vmoe_robust.data.rows import examples
 from vmoe_robust.distributed import fetch
+from vmoe_robust.errors import BadState
 from vmoe_robust.evaluate import adversarial
 from vmoe_robust.mesh import batch_sharding, batch_shards
 from vmoe_robust.mesh.batch import BatchRows
@@ -74,7 +75,7 @@ class Monitor:
       step: of the training, for what is said.
 
     Raises:
-      UserError: it fell by more than `max_fall` since its best, and
+      BadState: it fell by more than `max_fall` since its best, and
         `config.train.monitor.on_fall` is 'stop'.
     """
     now = float(fetch(self._judge(params, self._batch)))
@@ -87,7 +88,7 @@ class Monitor:
         'learnt to defeat its own attack (catastrophic overfitting)'
       )
       if settings.on_fall == 'stop':
-        raise UserError(
+        raise BadState(
           f'{said}; train against a stronger attack, with a smaller eps or a '
           "longer ramp, or set config.train.monitor.on_fall='warn' to go on"
         )

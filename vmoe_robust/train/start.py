@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vmoe_robust import mesh as mesh_lib
 from vmoe_robust import staging
 from vmoe_robust.checkpoint import (
   configs_by_which_measured,
@@ -33,6 +35,7 @@ from vmoe_robust.data import (
 from vmoe_robust.evaluate.cautions import nearly_black_examples
 from vmoe_robust.evaluate.fit import check_fit
 from vmoe_robust.files import is_address
+from vmoe_robust.models import padded_batch
 
 # Fields that may change when a run resumes, besides the machine's and those
 # that training does not read: they alter neither the model nor what it learns
@@ -43,6 +46,8 @@ _FREE = (
   *('config.data.on_unlabelled', 'config.data.resident'),
   *('config.train.monitor.on_fall', 'config.train.monitor.max_fall'),
 )
+# Share of drawn weights in the averaged ones from which it is said.
+_DRAWN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,4 +218,35 @@ def check_same_run(
       f'--workdir={workdir} has a run on {len(before)} other classes (the data '
       f'of config.data.name={config.data.name!r} have {differ[:5]} anew or in '
       'another order); set config.data.dir back, or choose another --workdir'
+    )
+
+
+def expected(config: ConfigDict, mesh: Mesh, images: int) -> Iterator[str]:
+  """What sizes that were asked for mean, where few would want it."""
+  train, warmup = config.train, config.train.optimizer.warmup_steps
+  left = train.ema**train.steps
+  if left > _DRAWN and not config.init_from:
+    yield (
+      f'config.train.ema={train.ema}: after {train.steps} steps {left:.0%} of '
+      'what is evaluated are the weights as they were drawn; train longer, or '
+      'set a smaller one, 0 for none'
+    )
+  if warmup >= train.steps:
+    yield (
+      f'config.train.optimizer.warmup_steps={warmup} of {train.steps} steps: '
+      'the learning rate rises to the end and does not fall'
+    )
+  router, size = config.model.router, train.batch_size
+  if size > images:
+    yield (
+      f'config.train.batch_size={size} of {images} images: a batch has some of '
+      'them more than once'
+    )
+  whole = padded_batch(size, router.group_images, mesh)
+  if config.model.experts and router.name != 'soft' and whole > size:
+    yield (
+      f'config.train.batch_size={size} is no multiple of config.model.router.'
+      f'group_images={router.group_images} x {mesh_lib.batch_shards(mesh)} '
+      f'devices: the model runs on {whole} images a step, {whole - size} of '
+      f'them empty; use batches of {whole}, or smaller groups'
     )

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _heard(numbers: Iterable[int]) -> list[int]:
+  """All but SIGHUP, of a terminal that is closed, where nohup ignores it."""
+  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  return [n for n in numbers if not (n == signal.SIGHUP and ignored)]
 
 
 class Stopped(Exception):
@@ -15,7 +21,7 @@ class Stopped(Exception):
 
 
 class Stopping:
-  """Whether SIGTERM or an interrupt asked the run to stop, on any host.
+  """Whether a signal asked the run to stop, on any host.
 
   A second signal ends the process as usual.
   """
@@ -24,7 +30,7 @@ class Stopping:
     self._asked, self._turn = False, 0
     # On several hosts JAX catches SIGTERM, and tells the other hosts.
     ours = _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
-    self._before = {n: signal.signal(n, self._ask) for n in ours}
+    self._before = {n: signal.signal(n, self._ask) for n in _heard(ours)}
     return self
 
   def __exit__(self, *_):
@@ -60,7 +66,7 @@ class Stopping:
 
     if self._asked:
       leave()
-    for number in _SIGNALS:
+    for number in _heard(_SIGNALS):
       signal.signal(number, leave)
 
   def _ask(self, number, _):

@@ -205,18 +205,18 @@ def _pairs(found: Sequence[Difference]) -> Table:
 def _comparisons(rows: Sequence[Mapping]) -> Table:
   lines = []
   for row in rows:
-    each = [one['difference']['value'] for one in row['seeds']]
+    each = [100 * one['difference']['value'] for one in row['seeds']]
     ps = [one['p'] for one in row['seeds']]
     lines.append(
       [row[name] for name in ('first', 'second', 'attack')]
       + [row['condition']]
       + [rate(mean) for mean in _accuracies(row)]
       + [points(row['difference']), seeds_of(row)]
-      + [several(each, lambda value: written(100 * value, 'points', 0))]
+      + [several(each, lambda value: written(value, 'points', 0))]
       + [several(ps, lambda p: f'{p:.2g}')]
     )
   headers = ('A', 'B', 'attack', 'condition', 'accuracy of A', 'of B')
-  headers += ('A - B, points', 'seeds', 'each seed', "McNemar's p")
+  headers += ('A - B, points', 'seeds', 'each seed, points', "McNemar's p")
   return table('Pairs of runs', headers, lines, _DIFFERENCE)
 
 

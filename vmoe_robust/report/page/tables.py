@@ -28,7 +28,7 @@ class Cell:
 
   @property
   def exact(self) -> str | None:
-    """What it is in `results.json`, None where that is the text or nothing."""
+    """What `text` rounds, in its unit or as a share; None without a number."""
     if self.whole is not None:
       return self.whole
     if self.value is None or not math.isfinite(self.value):
@@ -110,14 +110,14 @@ def rate(estimate: Mapping[str, Any] | None) -> Cell:
 
 def points(difference: Mapping[str, Any]) -> Cell:
   """A difference of shares in percentage points, with its interval."""
-  value, interval = difference['value'], difference['interval']
-  if value is None:
+  if difference['value'] is None:
     return Cell('-')
-  low, high = interval or (None, None)
-  text, *ends = (
-    written(100 * x, 'points', 0) for x in (value, *(interval or ()))
-  )
+  numbers = [
+    100 * x for x in (difference['value'], *(difference['interval'] or ()))
+  ]
+  text, *ends = (written(number, 'points', 0) for number in numbers)
   text += f' [{", ".join(ends)}]' if ends else ''
+  value, low, high = (*numbers, None, None)[:3]
   return Cell(text, value, low, high, difference['n'])
 
 
