@@ -87,6 +87,29 @@ def test_neither_batch_nor_devices_nor_neighbours_matter():
   np.testing.assert_array_equal(part.robust, whole.robust[:20])
 
 
+def test_how_many_attempts_run_at_a_time_changes_no_x_adv():
+  """The first target takes more steps than the second; it counts all the same.
+
+  One at a time the second is not tried; two at a time it is there first.
+  """
+
+  def fn(x):
+    p, q = x[:, 0, 0, 0] - 0.5, x[:, 1, 1, 0] - 0.5
+    near = 0.0005 - jnp.abs(p - 0.0237)
+    return jnp.stack([0 * p, near, 2 * q - 0.05, 0 * p - 1], 1)
+
+  images, labels = np.full((2, 2, 2, 1), 0.5, np.float32), np.array([0, 3])
+  one, two = (
+    robust_accuracy(
+      fn, images, labels, attack='apgd_t', eps=0.06, targets=2,
+      batch_size=batch_size, progress=False,
+    )
+    for batch_size in (1, 2)
+  )  # fmt: skip
+  assert one.prediction.tolist() == two.prediction.tolist() == [1, 0]
+  np.testing.assert_array_equal(one.x_adv, two.x_adv)
+
+
 def test_images_that_were_divided_twice_are_told(caplog):
   fn, images, labels = problem()
   found = robust_accuracy(fn, images / 255, labels, attack='fgsm', **QUICK)
@@ -280,6 +303,7 @@ def test_results_are_named_by_their_budget():
   [
     (dict(attack='autoatack'), "'autoatack' is not known"),
     (dict(norm='L3'), "norm='L3'"),
+    (dict(norm='L1'), "norm='L1' has no usual radius.*such as 0.5 in L2"),
     (dict(eps=8), 'eps=8.0 is above 1'),
     (dict(eps=-0.1), 'eps=-0.1 is no radius'),
     (dict(images=np.ones((2, 6, 6, 1)) * 255), r'pixels in \[0, 1\]'),
@@ -344,8 +368,8 @@ def test_logits_are_real(convert):
     *(
       pytest.param(*pair, marks=pytest.mark.slow)
       for pair in (
-        (dict(norm=np.inf), dict(norm='Linf')),
-        (dict(norm=2), dict(norm='L2')),
+        (dict(norm=np.inf), dict(norm='Linf', eps=8 / 255)),
+        (dict(norm=2, eps=0.5), dict(norm='L2', eps=0.5)),
         (dict(norm='l1', eps=np.float32(0.5)), dict(norm='L1', eps=0.5)),
       )
     ),

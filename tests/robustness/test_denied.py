@@ -38,6 +38,32 @@ def norms_within(delta, norm, eps):
   return (np.linalg.norm(flat, order, axis=1) <= eps + 1e-6).all()
 
 
+@pytest.mark.parametrize('noise', [0.0, 0.1])
+def test_square_goes_beyond_the_boundary_of_a_twin(noise):
+  """To 0.6 of what the ball allows; the twin's boundary is at 0.1.
+
+  With noise there is no twin: single draws of a random model are as far off.
+  """
+  images, labels = np.full((8, 8, 8, 1), 0.5, np.float32), np.zeros(8, int)
+  weights = np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+  most = 0.05 * np.abs(weights).sum()
+
+  def beyond(share, x, key=None):
+    margin = ((x - 0.5) * weights).sum((1, 2, 3)) - share * most
+    if key is not None:
+      margin += noise * jax.random.normal(key, margin.shape)
+    return jnp.stack([-margin, margin], 1)
+
+  judge, twin = (functools.partial(beyond, share) for share in (0.6, 0.1))
+  if noise:
+    judge, twin = lambda x, key: beyond(0.6, x, key), None
+  found = robust_accuracy(
+    judge, images, labels, attack='square', eps=0.05, queries=1000,
+    attack_through=twin, progress=False,
+  )  # fmt: skip
+  assert found.accuracy == 0
+
+
 def test_of_a_random_model_the_judge_s_denial_ends_no_attack():
   """The mean margin is 0 at each image, and far below it after one step.
 

@@ -325,6 +325,33 @@ def test_of_two_attempts_that_end_together_the_one_that_broke_it_counts():
     assert here.columns['prediction_after'].tolist() == [0, 1]
 
 
+def test_of_attempts_that_broke_it_the_earliest_counts():
+  """Whichever came out first: that depends on how many run at a time."""
+  here = radius(1)
+  keeps = lambda attempt, top: here.record(
+    left([0], [attempt], [0]), {'prediction_after': np.array([top])}, False
+  ).all()
+  assert keeps(4, 1) and keeps(2, 3) and not keeps(3, 1) and not keeps(1, 0)
+  assert here.columns['prediction_after'].tolist() == [3]
+  here = Radius.read(here.arrays(), here.clean, 1)
+  here.enter(1)  # whose attempts are not asked
+  late = left([0], [0], [9], stage=1)
+  assert not here.record(late, {'prediction_after': np.array([1])}, False).any()
+
+
+def test_the_target_comes_before_the_loss():
+  """A restart that misses it replaces none that has reached it."""
+  here = radius(2)
+  here.clean = dataclasses.replace(here.clean, ranked=np.full((2, 1), 2))
+  keeps = lambda value, top: here.record(
+    left([1], [0], [value]), {'prediction_after': np.array([top])}, True,
+    'target',
+  ).all()  # fmt: skip
+  assert keeps(0, 1) and keeps(-1, 2)
+  assert not keeps(5, 1) and not keeps(5, 0) and keeps(3, 2)
+  assert here.columns['prediction_after'].tolist() == [0, 2]
+
+
 def test_of_images_that_stay_the_highest_loss_counts():
   here, zero = radius(1), {'prediction_after': np.array([0])}
   one = {'prediction_after': np.array([1])}
@@ -353,6 +380,15 @@ def test_a_group_counts_as_a_whole():
   assert here.accuracy() == 0.25
 
 
+def test_attempts_before_the_one_that_broke_an_image_go_on():
+  standing, limit = np.array([True, False]), np.array([0, 3])
+  queue = Queue(
+    standing, limit, 9, attempt=9, again=[(1, 2), (1, 4), (0, 7), (1, 3)]
+  )
+  assert queue.left() == 2
+  assert queue.take(5) == [(1, 2), (0, 7)]
+
+
 @pytest.mark.parametrize(
   ('need', 'shards', 'most', 'slots'),
   [
@@ -366,7 +402,7 @@ def test_few_sizes_hold_any_number_of_images(need, shards, most, slots):
 
 def test_a_queue_skips_what_fell_and_goes_on_where_it_was():
   standing = np.array([True, False, True, True])
-  queue = Queue(standing, 2)
+  queue = Queue(standing, np.zeros(len(standing), int), 2)
   assert queue.left() == 6 and queue.coming(9) == [0, 2, 3]
   assert queue.take(2) == [(0, 0), (2, 0)]
   standing[3] = False
@@ -376,7 +412,9 @@ def test_a_queue_skips_what_fell_and_goes_on_where_it_was():
 
 
 def test_what_was_cut_short_comes_first():
-  queue = Queue(np.ones(3, bool), 1, position=2, again=[(1, 0), (0, 0)])
+  queue = Queue(
+    np.ones(3, bool), np.zeros(3, int), 1, position=2, again=[(1, 0), (0, 0)]
+  )
   assert queue.left() == 3 and queue.coming(2) == [1, 0]
   assert queue.take(9) == [(1, 0), (0, 0), (2, 0)]
 

@@ -11,7 +11,7 @@ from tests.robustness.problems import QUICK, problem
 from vmoe_robust import robust_accuracy
 from vmoe_robust.config import UserError
 from vmoe_robust.robustness.independence import require_independent
-from vmoe_robust.robustness.trust import after
+from vmoe_robust.robustness.trust import after, of_radii
 
 
 def alone(x):
@@ -284,3 +284,9 @@ def test_whichever_square_gains_is_told(left, name):
 
 def test_a_square_that_is_the_first_attack_is_not_suspicious():
   assert not after({'square': 0.5, 'apgd_ce': 0.4}, 0, 0, {})
+
+
+def test_radii_of_linf_in_another_norm_are_told():
+  assert of_radii('l2', (0.01, 8 / 255))[0].startswith('radii up to 0.03')
+  for norm, radii in (('linf', (0.03,)), ('l2', (0.03, 0.5)), ('l1', (0.0,))):
+    assert not of_radii(norm, radii)

@@ -106,8 +106,10 @@ class Fab:
   def forget(self, state: State, denied: Bool[Array, 'batch']) -> State:
     """Where the nearest point does not count, the next one is the nearest."""
     own = state.own
-    distance = jnp.where(denied, jnp.inf, own.distance)
-    return state.replace(own=own.replace(distance=distance))
+    return state.replace(
+      value=jnp.where(denied, -jnp.inf, state.value),
+      own=own.replace(distance=jnp.where(denied, jnp.inf, own.distance)),
+    )
 
   def _keep(self, state: State, broken: Bool[Array, 'batch'], eps) -> State:
     x, clean, own = state.x, state.clean, state.own

@@ -15,7 +15,7 @@ from vmoe_robust.config.limits import (
 )
 from vmoe_robust.errors import UserError
 
-_QUERIES = default().attack.queries
+_QUERIES, _RADII = default().attack.queries, tuple(default().attack.eps)
 EXPERT_MODES = ('capacity', 'dropless')
 DTYPES = ('float32', 'bfloat16')
 # Attacks on every image to the end, with all the settings of `config.attack`;
@@ -75,6 +75,11 @@ def validate_attack(attack: ConfigDict) -> None:
     raise UserError(
       f'config.attack.eps={attack.eps!r} is no sweep; use a tuple such as '
       '(0.01, 0.02)'
+    )
+  if attack.norm != 'linf' and tuple(attack.eps) == _RADII:
+    raise UserError(
+      f'config.attack.norm={attack.norm!r}, and config.attack.eps is left at '
+      'radii of linf; set it, to (0.5,) in l2 or (12.0,) in l1 for example'
     )
   numbers('config.attack.eps', attack.eps)
   for eps in attack.eps:

@@ -2,7 +2,7 @@
 
 import math
 
-from vmoe_robust.config.fields import ConfigDict
+from vmoe_robust.config.fields import ConfigDict, default
 from vmoe_robust.config.judging import NORMS
 from vmoe_robust.config.limits import at_least, choose, positive, radius
 from vmoe_robust.errors import UserError
@@ -32,6 +32,12 @@ def validate_objective(config: ConfigDict) -> None:
     raise UserError(
       f"{field}.eps=0 attacks nothing; use name='natural', or a radius such as "
       '0.0313725 for 8/255'
+    )
+  usual = default().train.objective.eps
+  if objective.norm != 'linf' and objective.eps == usual:
+    raise UserError(
+      f'{field}.norm={objective.norm!r}, and {field}.eps is left at a radius of '
+      'linf; set it, to 0.5 in l2 for example'
     )
   for name in ('ramp', 'clean_share'):
     if not 0 <= objective[name] < 1:

@@ -104,7 +104,7 @@ def robust_accuracy(
   *,
   attack: str | Sequence[str] = 'autoattack',
   norm: str | float = 'Linf',
-  eps: float = 8 / 255,
+  eps: float | None = None,
   seed: int = 0,
   iterations: int = 100,
   queries: int = 5000,
@@ -129,7 +129,7 @@ def robust_accuracy(
     attack: 'autoattack', another name of `attacks.ensembles.names()`, or a
       list of attacks.
     norm: 'Linf', 'L2' or 'L1'; also np.inf, 2 and 1.
-    eps: radius, in units of pixels in [0, 1].
+    eps: radius, in units of pixels in [0, 1]; in Linf 8/255 if there is none.
     seed: of all that is drawn.
     iterations: of APGD, FAB and PGD.
     queries: of Square.

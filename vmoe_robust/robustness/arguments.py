@@ -157,12 +157,20 @@ def ball(norm: object, eps: Any) -> tuple[str, float]:
   """The norm by its name, and the radius.
 
   Raises:
-    UserError: there is no such norm, or `eps` is no radius in it.
+    UserError: there is no such norm, or `eps` is no radius in it, or None in
+      another one than Linf.
   """
   text = str(norm).lower().removesuffix('.0').replace('∞', 'inf')
   if text not in _NORMS:
     raise UserError(f"norm={norm!r} is not known; use 'Linf', 'L2' or 'L1'")
   name = _NORMS[text]
+  if eps is None and name == 'linf':
+    eps = 8 / 255
+  if eps is None:
+    raise UserError(
+      f'norm={norm!r} has no usual radius for images of all sizes; give eps, '
+      'such as 0.5 in L2 or 12.0 in L1'
+    )
   number = isinstance(eps, numbers.Real) and not isinstance(eps, bool)
   if not number and getattr(eps, 'shape', None) == ():
     number = np.asarray(eps).dtype.kind in 'fiu'

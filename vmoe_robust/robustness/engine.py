@@ -75,6 +75,8 @@ class _Turns:
     self._programs, self._work, self._number = programs, work, number
     self._radius, self._stage = work.radius, programs.stage(number)
     self._standing = programs.stands(number, work.radius)
+    fell = work.radius.fallen == number
+    self._limit = np.where(fell, work.radius.won, 0)
     self._queue = self._make_queue()
     self._denied = np.zeros(len(self._standing), int)
     self._done = 0  # steps
@@ -114,7 +116,8 @@ class _Turns:
     if self._programs.target.together > 1:
       size = self._programs.batch_size
       return Batches(self._standing, attempts, size, *place)
-    return Queue(self._standing, attempts, *place, list(radius.again))
+    again = list(radius.again)
+    return Queue(self._standing, self._limit, attempts, *place, again)
 
   def _size(self, need: int) -> int:
     most = self._programs.batch_size
@@ -219,15 +222,24 @@ class _Turns:
     wanted = leaves if stays else broken | (leaves & first)
     if wanted.any():
       self._send(wanted, report['value'])
-    if not stays:
+    if not stays and isinstance(self._queue, Queue):
       if self._programs.target.random and broken.any():
         broken = broken & ~self._denials(broken)
-      self._standing[index[broken]] = False
-      # Other attempts on what fell are not needed.
-      leaves = leaves | (active & ~self._standing[np.maximum(index, 0)])
+      self._fell(broken)
+      # Later attempts on what fell are not needed.
+      wanted = self._queue.is_wanted(np.maximum(index, 0), self._tried)
+      leaves = leaves | (active & ~wanted)
     self._index[leaves] = -1
     if self._programs.target.together > 1:
       self._flush()
+
+  def _fell(self, broken):
+    """Notes the images of some slots, and by which attempts they fell."""
+    for slot in np.flatnonzero(broken):
+      i, attempt = self._index[slot], self._tried[slot]
+      if not self._standing[i]:
+        attempt = min(attempt, self._limit[i])
+      self._standing[i], self._limit[i] = False, attempt
 
   def _denials(self, broken) -> np.ndarray:
     """Where the judge, who draws anew, does not see an image fall.
@@ -239,7 +251,7 @@ class _Turns:
     denied = broken & ~self._radius.broken[np.maximum(index, 0)]
     np.add.at(self._denied, index[denied], 1)
     more = denied & (self._denied[np.maximum(index, 0)] <= _MOST_DENIED)
-    if more.any() and isinstance(self._queue, Queue):
+    if isinstance(self._queue, Queue):
       pairs = zip(index[more], self._tried[more], strict=True)
       self._queue.again += [(int(i), int(a)) for i, a in pairs]
     return denied
@@ -273,7 +285,10 @@ class _Turns:
     self._programs.judge(self._work, left, batch, x_adv, stays)
     # Two programs may round otherwise; only the judge says who has fallen.
     index = left.index[left.index >= 0]
-    self._standing[index[~self._radius.broken[index]]] = True
+    fell = self._radius.broken[index]
+    self._standing[index[~fell]] = True
+    if not stays:
+      self._limit[index[fell]] = self._radius.won[index[fell]]
 
   def _pause(self):
     """Makes `work` say all that there is to go on from."""

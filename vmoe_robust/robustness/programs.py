@@ -196,10 +196,13 @@ class Programs:
       known, index = radius.clean.columns, np.maximum(left.index, 0)
       for after, before in _OF_CLEAN.items():
         columns = columns | {after: known[before][index]}
+    name, until = 'an image', 'wrong'
+    if left.stage >= 0:
+      stage = self.stage(left.stage)
+      name, until = stage.name, stage.until
     if self.ensemble.is_bounded:
-      name = 'an image' if left.stage < 0 else self.stage(left.stage).name
       _require_bounds(columns, left.index, radius.eps, self.measure.norm, name)
-    kept = radius.record(left, columns, stays)
+    kept = radius.record(left, columns, stays, until)
     rows = BatchRows(batch_sharding(self.target.mesh), len(kept))
     if work.keeper is not None:
       work.keeper.keep(x_adv, kept, left.index, rows)

@@ -68,6 +68,8 @@ class Radius:
     self.attacked = np.zeros(len(mask), bool)
     self.broken = np.zeros(len(mask), bool)
     self.value = np.full(len(mask), -np.inf, np.float32)
+    # Of images that fell, the attempt of the stage that it is of.
+    self.won = np.zeros(len(mask), np.int32)
     # Of this stage, steps that were taken, and those with a gradient.
     self.steps, self.led = np.zeros((2, len(mask)), np.int32)
 
@@ -107,19 +109,25 @@ class Radius:
       self.blind[name] = 2 * self.led < self.steps
 
   def record(
-    self, left: Left, columns: Columns, stays: bool
+    self,
+    left: Left,
+    columns: Columns,
+    stays: bool,
+    until: str = 'wrong',
   ) -> Bool[np.ndarray, 'batch']:
     """Keeps what the judge found, if it is the worst so far for an image.
 
-    An image that is broken stays broken. Of images that leave when they are
-    broken, the first x_adv counts until one breaks it; of those that stay to
-    the end, the one of the highest loss. A group counts as a whole: the x_adv
-    in which more of its images are broken.
+    An image that is broken stays broken, and one that is taken for its target
+    stays so. Of images that leave when they are broken, the first x_adv counts
+    until one breaks it, and of those the one of the earliest attempt, whichever
+    came out first; of images that stay to the end, the one of the highest loss.
+    A group counts as a whole: the x_adv in which more of its images are broken.
 
     Args:
       left: the images.
       columns: of the judge, in the same rows.
       stays: see `Stage`.
+      until: see `Stage`.
 
     Returns:
       The rows that were kept.
@@ -129,40 +137,50 @@ class Radius:
     top, broken = columns['prediction_after'][rows], np.zeros(len(left.index))
     broken = broken.astype(bool)
     broken[rows] = ~is_right(top, self.clean.label[index])
+    harm, before = broken.astype(int), self.broken.astype(int)
+    if until == 'target':  # which is no class of the image's own
+      target = self.clean.ranked[:, 0]
+      harm[rows] += top == target[index]
+      if 'prediction_after' in self.columns:
+        now = self.columns['prediction_after']
+        before += self.broken & (now == target)
     if self.together > 1:
-      kept = self._of_groups(left, broken)
+      kept = self._of_groups(left, broken, harm, before)
     else:
-      kept = self._of_images(left, broken, stays)
+      kept = self._of_images(left, broken, harm, before, stays)
     self._store(left, columns, kept)
     out = np.zeros(len(left.index), bool)
     out[kept] = True
     return out
 
-  def _of_images(self, left, broken, stays) -> np.ndarray:
+  def _of_images(self, left, broken, harm, before, stays) -> np.ndarray:
     """The rows to keep, one an image at most."""
     kept = {}
     rows = np.flatnonzero(left.index >= 0)
     # Of several attempts in one batch, the earlier comes first.
     for row in rows[np.argsort(left.attempt[rows], kind='stable')]:
       i, value = left.index[row], left.value[row]
-      worse = broken[row] > self.broken[i]
-      if stays and broken[row] == self.broken[i]:
+      worse = harm[row] > before[i]
+      if stays and harm[row] == before[i]:
         worse = value > self.value[i]
+      elif not stays and broken[row] and self.fallen[i] == left.stage:
+        worse = left.attempt[row] < self.won[i]
       if worse or not self.attacked[i]:
-        kept[i] = row
+        kept[i], before[i] = row, harm[row]
+        self.won[i] = left.attempt[row]
         self._set(i, broken[row], value, left.stage)
     return np.array(list(kept.values()), int)
 
-  def _of_groups(self, left, broken) -> np.ndarray:
+  def _of_groups(self, left, broken, harm, before) -> np.ndarray:
     """The rows of whole groups."""
     kept = []
     for first in range(0, len(left.index), self.together):
       rows = np.arange(first, min(first + self.together, len(left.index)))
       rows = rows[left.index[rows] >= 0]
       index = left.index[rows]
-      now, before = broken[rows].sum(), self.broken[index].sum()
+      now, then = harm[rows].sum(), before[index].sum()
       first_one = not self.attacked[index].any()
-      if len(rows) and (now > before or (first_one and now == before)):
+      if len(rows) and (now > then or (first_one and now == then)):
         kept += rows.tolist()
         for row in rows:
           self._set(left.index[row], broken[row], left.value[row], left.stage)
@@ -199,7 +217,8 @@ class Radius:
     about['again'] = [tuple(pair) for pair in about['again']]
     out = cls(clean=clean, together=together, **about)
     for name in _EACH:
-      setattr(out, name, found[name])
+      if name in found:  # an older version stored fewer
+        setattr(out, name, found[name])
     for name in found:
       group, _, key = name.partition(' ')
       if group in _GROUPS:
@@ -211,7 +230,7 @@ _ABOUT = (
   *('eps', 'robust_after', 'seconds', 'stage', 'attempt', 'position'),
   *('tick', 'again', 'spent'),
 )
-_EACH = ('fallen', 'attacked', 'broken', 'value', 'steps', 'led')
+_EACH = ('fallen', 'attacked', 'broken', 'value', 'won', 'steps', 'led')
 _GROUPS = ('columns', 'blind')
 
 

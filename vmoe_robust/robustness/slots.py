@@ -81,10 +81,17 @@ class Program:
       stage: the attack.
       seed: of all that is drawn.
       number: of the stage, so that stages draw unlike each other.
-      draws: of a random model, over which its loss is a mean.
+      draws: of a random model, over which its loss is a mean; more where the
+        judge is asked.
     """
     self._target, self._stage, self._seed = target, stage, seed
     self._number, self._draws = number, draws
+    self._forward = target.attacked
+    # What needs no gradient asks the judge: climbing by another function it
+    # would stay at that one's boundary, and by single draws at a lucky one.
+    if not stage.needs_gradient:
+      self._forward = target.judge
+      self._draws = max(draws, JUDGE_DRAWS)
     # FAB looks where it has moved to, and has a value a rival, not an image.
     looks_itself = isinstance(stage.attack, Fab)
     self.looks = stage.stays and not looks_itself
@@ -177,11 +184,7 @@ class Program:
         denied.any(), beyond, lambda: (state.x_adv, denied)
       )
       state = attack.forget(state.replace(x_adv=x_adv), denied)
-    state = state.replace(
-      broken=state.broken & ~denied,
-      value=jnp.where(denied, -jnp.inf, state.value),
-    )
-    return slots.replace(state=state)
+    return slots.replace(state=state.replace(broken=state.broken & ~denied))
 
   def attempt(
     self, params: PyTree, batch: dict[str, Array], eps: ArrayLike
@@ -260,7 +263,7 @@ class Program:
     value = objective(self._stage)
 
     def once(x, key):
-      logits, more = predict(target, target.attacked, x, mask, key)
+      logits, more = predict(target, self._forward, x, mask, key)
       return value(logits, more, goal).astype(x.dtype), logits
 
     def loss(x):

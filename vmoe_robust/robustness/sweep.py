@@ -102,6 +102,7 @@ def run(
   """
   params, measure = programs.target.params, programs.measure
   warnings = list(programs.ensemble.notes)
+  warnings += trust.of_radii(measure.norm, radii)
   _, batch = next(iter(measure.batches(rows)))
   warnings += programs.checks(params, batch)
   clean = measure.clean(params, rows)

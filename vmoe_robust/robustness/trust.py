@@ -6,7 +6,7 @@ and the test of `independence.py`.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -27,6 +27,8 @@ Images = Float[np.ndarray, 'batch height width channels']
 
 # Accuracy that Square may gain before it is suspicious.
 _SQUARE = 0.002
+# Below it, radii in l2 and l1 are taken to be meant in linf.
+_LEAST = 0.1
 # FAB follows differences of logits; these losses are the largest of them.
 _SINGLE: dict[StageLoss, StageLoss] = {
   'rivals': 'margin',
@@ -152,6 +154,17 @@ def before(predictions: Int[np.ndarray, 'examples']) -> list[str]:
     f'{count} of {len(predictions)} images have outputs that are not finite: '
     'they count as misclassified; give classes that are not used a low logit '
     'such as -1e9, not -inf'
+  ]
+
+
+def of_radii(norm: str, radii: Sequence[float]) -> list[str]:
+  """Radii that are usual in another norm, and next to nothing in this one."""
+  largest = max(radii, default=0.0)
+  if norm == 'linf' or not 0 < largest < _LEAST:
+    return []
+  return [
+    f'radii up to {largest:.4g} are those of linf; in {norm} images hardly '
+    'change: 0.5 is usual in l2, 12 in l1'
   ]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 # An example's number, and the number of the run on it.
 Pair = tuple[int, int]
@@ -14,11 +14,14 @@ class Queue:
   """The attempts of one stage on the images that stand, in order.
 
   All first attempts come before the second ones. An image that falls gets no
-  further attempt. What is next depends on nothing but what has happened, so a
-  queue that is stored and read goes on the same.
+  further attempt; those before the one that broke it, which began earlier and
+  are not at their end, go on, for the earliest that breaks it counts. What is
+  next depends on nothing but what has happened, so a queue that is stored and
+  read goes on the same.
   """
 
   standing: Bool[np.ndarray, 'examples']
+  limit: Int[np.ndarray, 'examples']  # of what fell, the attempt that broke it
   attempts: int
   attempt: int = 0
   position: int = 0  # of the image that is next
@@ -29,7 +32,7 @@ class Queue:
     found = []
     while self.again and len(found) < room:
       pair = self.again.pop(0)
-      if self.standing[pair[0]]:
+      if self.is_wanted(*pair):
         found.append(pair)
     while len(found) < room and self.attempt < self.attempts:
       after = self._after(self.position)
@@ -48,11 +51,17 @@ class Queue:
 
   def left(self) -> int:
     """Attempts that are still to come if no image falls."""
-    again = sum(bool(self.standing[index]) for index, _ in self.again)
+    again = sum(bool(self.is_wanted(*pair)) for pair in self.again)
     if self.attempt >= self.attempts:
       return again
     later = (self.attempts - self.attempt - 1) * int(self.standing.sum())
     return again + later + int(self.standing[self.position :].sum())
+
+  def is_wanted(
+    self, index: np.ndarray | int, attempt: np.ndarray | int
+  ) -> np.ndarray | np.bool_:
+    """Whether an attempt on an image is to come to its end."""
+    return self.standing[index] | (attempt < self.limit[index])
 
   def _after(self, position):
     here = np.flatnonzero(self.standing[position:])
