@@ -149,10 +149,11 @@ def test_numbers_of_the_digits_are_those_of_their_results(
   every, config = parts(config, tmp_path), checked(config)
   found = states(every, nothing_runs=True)
   asked = {one['study'] for one in config.measures}
-  attacks = attacked(every, found, pytest.fail)
+  attacks, left_out = attacked(every, found)
+  of_studies, more = studied(every, found, asked)
+  assert not left_out and not more
   means = accuracies(config, attacks)
-  of_studies = studied(every, found, asked, pytest.fail)
-  pairs = compare(config, every, found)
+  pairs = compare(config, every, found, left_out)
   text = markdown(
     {'name': '', 'command': ''},
     every,

@@ -131,11 +131,11 @@ def test_neighbours_can_want_the_experts_of_the_held_image(
   forward, value = study._of_the_held(model, 2), study._crowding(2, config)
   images = jnp.asarray(in_memory(4).images / 255, jnp.float32)
   held, mask = jnp.array([True, False, True, False]), jnp.ones(4, bool)
-  goal = Goal(jnp.zeros(4, int), jnp.zeros(4, int), (images, held))
+  goal = Goal(jnp.zeros(4, int), jnp.zeros(4, int), (images, held, mask))
 
   @jax.jit
   def raised(x):
-    found = value(*forward(params, x, mask, (images, held)), goal)
+    found = value(*forward(params, x, mask, (images, held, mask)), goal)
     return found.sum(), found
 
   (_, before), gradient = jax.value_and_grad(raised, has_aux=True)(images)
@@ -143,6 +143,24 @@ def test_neighbours_can_want_the_experts_of_the_held_image(
   assert not gradient[held].any()
   _, after = raised(jnp.where(held[:, None, None, None], images, 1 - images))
   assert (abs(after - before) > 1e-2).all()
+  # Padding wants nothing.
+  goal = goal.replace(context=(images, held, held))
+  assert not value(*forward(params, images, held, goal.context), goal).any()
+
+
+@pytest.mark.slow
+def test_flips_do_not_depend_on_the_labels(config, in_memory, model_of, opened):
+  """An image that is wrong in order may flip to its label, as to any class."""
+  by = []
+  for label in range(3):
+    source = in_memory(16)
+    source.labels[:] = label
+    memory = lambda _, source=source: source
+    _, _, predictions = found(config, memory, model_of, opened, greedy=False)
+    by.append(predictions[f'neighbours attacked, eps {RADIUS}'])
+  assert (by[0] != predictions['in order']).any()
+  for other in by[1:]:
+    np.testing.assert_array_equal(other, by[0])
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,14 @@ def test_a_router_that_ignores_its_input(config, in_memory, model_of, opened):
   left, right = conditions.right(first), conditions.right(joint)
   assert fallen['left'] == left.sum()
   assert fallen['joint']['fallen'] == (left & ~right).sum()
-  # Without a divergence to raise, joint is the margin, from one start of two.
+  # Without a divergence to raise, joint is the margin, from the same starts.
   alone = conditions.right(conditions.of(found.columns, 'eps 51/255, margin'))
   only = (left & alone & ~right).sum()
   assert fallen['only_joint'] == only
   assert fallen['margin_less_joint']['only_first'] == (alone & ~right).sum()
-  assert not (alone & ~right).any()
+  np.testing.assert_array_equal(alone, right)
+  # The first attack is told by its length.
+  assert found.summary['first'] == 'apgd_ce, 2 steps'
 
 
 def test_what_does_not_fit_is_told(config, in_memory, model_of, opened):

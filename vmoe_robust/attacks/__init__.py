@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Callable
 
-from jaxtyping import Array, Float
-
 from vmoe_robust.attacks.ensembles import (
   Budget,
   Ensemble,
@@ -49,10 +47,11 @@ __all__ = [
 
 def build(
   attack: ConfigDict,
-) -> Callable[[Loss, Images, Keys, Float[Array, '']], Images]:
+) -> Callable[..., Images]:
   """The attack on whole batches that `config.attack`, which is valid, says.
 
-  It maps (loss, images, keys, eps) to x_adv. The radius eps is traced, so that
+  It maps (loss, images, keys, eps) to x_adv, as `complete` does, whose `first`
+  may be given too. The radius eps is traced, so that
   a sweep compiles once.
   """
   if attack.name == 'paper':

@@ -147,11 +147,21 @@ def complete(
   keys: Keys,
   eps: Float[Array, ''],
   restarts: int = 1,
+  first: int | Int[Array, ''] = 0,
 ) -> Images:
   """Runs an attack to its end on all images together.
 
   The clean image is the first candidate, so no image comes out easier than it
   went in.
+
+  Args:
+    attack: the algorithm.
+    loss: what it raises.
+    images: pixels in [0, 1].
+    keys: one an image.
+    eps: radius, in units of pixels in [0, 1].
+    restarts: runs on each image, each from a start of its own.
+    first: number of the first of them; others draw other starts.
 
   Returns:
     Of each image the worst that was found in any restart.
@@ -160,7 +170,7 @@ def complete(
   batch = len(images)
 
   def run(restart, before):
-    number = jnp.full(batch, restart)
+    number = jnp.full(batch, first + restart)
     own_keys = jax.vmap(jax.random.fold_in)(keys, number)
     state = attack.start(images, own_keys, eps, number)
     state = state.replace(

@@ -36,8 +36,8 @@ def validate_objective(config: ConfigDict) -> None:
   usual = default().train.objective.eps
   if objective.norm != 'linf' and objective.eps == usual:
     raise UserError(
-      f'{field}.norm={objective.norm!r}, and {field}.eps is left at a radius of '
-      'linf; set it, to 0.5 in l2 for example'
+      f'{field}.norm={objective.norm!r}, and {field}.eps is left at a radius '
+      'of linf; set it, to 0.5 in l2 for example'
     )
   for name in ('ramp', 'clean_share'):
     if not 0 <= objective[name] < 1:

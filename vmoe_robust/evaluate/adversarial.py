@@ -67,7 +67,7 @@ def attack(
   value: Value | None = None,
   luck: bool = False,
 ) -> Attack:
-  """`(params, images, batch, eps, context=()) -> x_adv`, not yet jitted.
+  """`(params, images, batch, eps, context=(), first=0) -> x_adv`, not jitted.
 
   It draws as `config.mode='attack'` does, and so finds the same x_adv for the
   same settings.
@@ -76,7 +76,7 @@ def attack(
     forward: what is attacked.
     config: `config.attack` says how, `config.seed` what is drawn.
     value: what is raised; None: the loss that `config.attack` says. `context`
-      reaches it as `goal.context`.
+      reaches it as `goal.context`; `first` is the number of the first start.
     luck: whether as many random points take the place of the attack's.
 
   Raises:
@@ -117,7 +117,7 @@ def attack(
     run = partial(attacks.complete, points, restarts=restarts)
   value = value or target.loss(settings, config.train.loss)
 
-  def attacked(params, images, batch, eps, context=()) -> Images:
+  def attacked(params, images, batch, eps, context=(), first=0) -> Images:
     label, mask = batch['label'], batch['mask']
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = fold(jax.random.key(config.seed), batch['index'])
@@ -130,6 +130,6 @@ def attack(
       wrong = ~is_right(classes(logits), label)
       return value(logits, aux, goal).astype(x.dtype), wrong
 
-    return run(loss, images, keys, jnp.asarray(eps, images.dtype))
+    return run(loss, images, keys, jnp.asarray(eps, images.dtype), first=first)
 
   return attacked

@@ -3,8 +3,9 @@
 With a limited capacity, images of a group share the experts' slots, so that an
 image's prediction may depend on what else is in the batch (arXiv:2402.05526).
 Each image is held, and its neighbours, their order, padding and the size of the
-group vary; then its neighbours alone are attacked, and as a control as many
-random points of theirs are tried as the attack has steps.
+group vary; then its neighbours alone are attacked, for another prediction than
+that of the batch in order, and as a control as many random points of theirs are
+tried as the attack has steps.
 """
 
 from functools import partial
@@ -68,7 +69,8 @@ def run(job: Job) -> Findings:
       return found[jnp.argsort(order)]
 
     backwards = np.arange(size).reshape(-1, group)[:, ::-1].reshape(-1)
-    found = [prediction(images), permuted(backwards)]
+    in_order = prediction(images)
+    found = [in_order, permuted(backwards)]
     found += [permuted(drawn_order(mask, draw)) for draw in draws]
     found.append(
       _each_held(group, lambda held: prediction(images, mask & held), size)
@@ -79,8 +81,10 @@ def run(job: Job) -> Findings:
     def attacked(attack, eps):
       def of_held(held):
         place = held.reshape(-1, group).argmax(1)
-        goal = batch | {'label': _from_place(batch['label'], place)}
-        x = attack(params, images, goal, eps, (images, held))
+        # What is no class flips to any.
+        label = _from_place(jnp.maximum(in_order, 0), place)
+        goal = batch | {'label': label}
+        x = attack(params, images, goal, eps, (images, held, mask))
         return prediction(_held_clean(x, images, held))
 
       return _each_held(group, of_held, size)
@@ -160,7 +164,7 @@ def _of_the_held(model: Model, group: int) -> adversarial.Forward:
   """A forward pass whose logits are those of the group's held image."""
 
   def forward(params, x, mask, context):
-    images, held = context
+    images, held, _ = context
     x = _held_clean(x, images, held)
     logits, aux = model.apply(params, x, experts='capacity', mask=mask)
     place = held.reshape(-1, group).argmax(1)
@@ -178,15 +182,17 @@ def _crowding(group: int, config: ConfigDict) -> adversarial.Value:
   """
 
   def value(logits, aux, goal):
-    held = goal.context[1].reshape(-1, group)
+    _, held, mask = goal.context
+    held, others = (x.reshape(-1, group) for x in (held, mask & ~held))
     total = jnp.zeros(len(held))
     for record in aux.records.values():
       wish = record.routing.probabilities
-      own = jnp.repeat(held, wish.shape[1] // group, axis=1)
+      of_tokens = partial(jnp.repeat, repeats=wish.shape[1] // group, axis=1)
       chosen, _ = routing.selected(record, config.model, len(logits))
       chosen = chosen.reshape(wish.shape)
-      wanted = jax.lax.stop_gradient((chosen * own[..., None]).sum(1))
-      demand = (wish * ~own[..., None]).sum(1)
+      own = of_tokens(held)[..., None]
+      wanted = jax.lax.stop_gradient((chosen * own).sum(1))
+      demand = (wish * of_tokens(others)[..., None]).sum(1)
       total += (demand * wanted).sum(-1)
     return jnp.repeat(total, group)[: len(logits)]
 

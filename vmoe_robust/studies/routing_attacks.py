@@ -4,11 +4,11 @@
   probabilities to those of x_adv, mean over tokens, summed over layers.
 - expert_only raises the loss of `config.attack` with a gradient that does not
   pass the gates.
-- joint raises margin + lambda x divergence for each of several lambdas, and an
-  image falls if it falls for one of them. It is the adaptive attack: does it
-  break images that another attack left?
+- joint raises margin + lambda x divergence for each of several lambdas, each
+  from a start of its own, and an image falls if it falls for one of them. It is
+  the adaptive attack: does it break images that another attack left?
 - margin is its control, which does not know of the routing: it raises the
-  margin alone, from as many starts as joint has lambdas.
+  margin alone, from the same starts.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from vmoe_robust.attacks import LOSSES
 from vmoe_robust.config import UserError, validate_attack
 from vmoe_robust.evaluate import adversarial
-from vmoe_robust.evaluate.attack import Attacker
+from vmoe_robust.evaluate.attack import Attacker, asked
 from vmoe_robust.evaluate.job import Job
 from vmoe_robust.models import Aux, Model
 from vmoe_robust.models.divergence import (
@@ -37,6 +37,7 @@ from vmoe_robust.report.table import percent, points, table
 from vmoe_robust.report.verdicts import is_right
 from vmoe_robust.robustness.measure import classes
 from vmoe_robust.robustness.resume import Unfinished
+from vmoe_robust.robustness.sweep import Swept
 from vmoe_robust.studies import conditions as under
 from vmoe_robust.studies import questions
 
@@ -88,14 +89,15 @@ def ask(job: Job) -> questions.Question:
     'routing attacks',
     shown,
     program,
-    partial(_findings, job, shown, first.columns),
+    partial(_findings, job, shown, first),
     adversarial.attack(adversarial.plain(job.classifier.model), config),
   )
 
 
-def _findings(job, shown, first, columns: Columns, skipped) -> Findings:
+def _findings(job, shown, first: Swept, columns: Columns, skipped) -> Findings:
   config, radii = job.config, job.config.attack.eps
-  columns = _joined(columns, first, config)
+  columns = _joined(columns, first.columns, config)
+  name = asked(_of_first(config)).attack
   shown = [*shown, *(_condition(config, eps, FIRST) for eps in radii)]
   rows = under.rows(columns, shown)
   for row in rows:
@@ -107,14 +109,15 @@ def _findings(job, shown, first, columns: Columns, skipped) -> Findings:
     skipped=sorted(skipped),
     rows=rows,
     summary={
-      'first': config.study.routing_attacks.left_by,
+      'first': name,
       'lambdas': list(config.study.routing_attacks.lambdas),
       'fallen': {
         under.radius(config, eps): _fallen(columns, config, eps)
         for eps in radii
       },
     },
-    figures=[_figure(rows, job)],
+    figures=[_figure(rows, job, name)],
+    warnings=[f'the first attack: {text}' for text in first.warnings],
   )
 
 
@@ -125,10 +128,16 @@ def _condition(config: ConfigDict, eps: float, kind: str) -> under.Condition:
 
 def _first(job: Job) -> Attacker:
   """The attack that leaves images to the others."""
-  config = job.config.copy_and_resolve_references()
-  config.attack.name = config.study.routing_attacks.left_by
+  config = _of_first(job.config)
   validate_attack(config.attack)
   return Attacker(job.classifier.model, config)
+
+
+def _of_first(config: ConfigDict) -> ConfigDict:
+  """The configuration of that attack, as long as the others."""
+  config = config.copy_and_resolve_references()
+  config.attack.name = config.study.routing_attacks.left_by
+  return config
 
 
 def _program(job: Job) -> under.Program:
@@ -137,8 +146,9 @@ def _program(job: Job) -> under.Program:
   lambdas = jnp.array(config.study.routing_attacks.lambdas, jnp.float32)
   radii = jnp.array(config.attack.eps, jnp.float32)
   by_divergence = lambda _, aux, goal: moved(goal.context, aux)
-  tries = config.copy_and_resolve_references()
-  tries.attack.restarts = max(config.attack.restarts, 1) * len(lambdas)
+  tries, starts = config.copy_and_resolve_references(), config.attack.restarts
+  starts = max(starts, 1)
+  tries.attack.restarts = starts * len(lambdas)
   alone = adversarial.attack(
     forward, tries, lambda logits, _, goal: margin(logits, goal.label)
   )
@@ -158,10 +168,10 @@ def _program(job: Job) -> under.Program:
       logits, aux = forward(params, x_adv, mask, ())
       return classes(logits), moved(before, aux)
 
-    def at_lambda(pair):
-      weight, eps = pair
-      x_adv = joint(params, images, batch, eps, (before, weight))
-      return judged(x_adv)
+    def at_lambda(one):
+      number, weight, eps = one
+      context, start = (before, weight), starts * number
+      return judged(joint(params, images, batch, eps, context, start))
 
     def at_radius(pair):
       eps, x = pair
@@ -169,8 +179,8 @@ def _program(job: Job) -> under.Program:
       found += [
         judged(attack(params, images, batch, eps, before)) for attack in attacks
       ]
-      weights = (lambdas, jnp.full(len(lambdas), eps))
-      tops, divergences = jax.lax.map(at_lambda, weights)
+      each = jnp.arange(len(lambdas)), lambdas, jnp.full(len(lambdas), eps)
+      tops, divergences = jax.lax.map(at_lambda, each)
       found.append(worst(tops, divergences, label))
       return [jnp.stack(part) for part in zip(*found, strict=True)]
 
@@ -269,10 +279,9 @@ def _fallen(columns: Columns, config, eps: float) -> dict:
   return found
 
 
-def _figure(rows, job: Job) -> LinePlot:
+def _figure(rows, job: Job, first: str) -> LinePlot:
   config, lines = job.config, []
   times, x_label = under.axis(config)
-  first = config.study.routing_attacks.left_by
   names = {FIRST: first, PLAIN: f'{config.attack.name}, loss of the class'}
   for kind in (FIRST, *OURS):
     here = [row for row in rows if row['attack'] in (None, kind)]
