@@ -302,6 +302,19 @@ STUDY = dict(name='s', base='configs/study.py')
     ),
     (
       dict(
+        studies=[
+          dict(
+            STUDY,
+            changes=dict(
+              study=dict(name='margin'), attack=dict(batch_size=256)
+            ),
+          )
+        ]
+      ),
+      ['config.attack.batch_size=256', 'set config.study.margin.batch_size'],
+    ),
+    (
+      dict(
         attacks=[dict(PGD, changes=dict(model=dict(router=dict(selected=1))))]
       ),
       ["'pgd': config.model.router.selected=1 has no", 'config.num_selected'],

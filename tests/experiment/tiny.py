@@ -9,7 +9,7 @@ TRAINED = dict(
   attack=dict(at_end=False),
 )
 JUDGED = dict(
-  attack=dict(eps=(0.1,), steps=2, batch_size=40),
+  attack=dict(eps=(0.1,), steps=2),
   data=dict(split='test[:40]'),
 )
 

@@ -32,7 +32,7 @@ from vmoe_robust.config.objective import validate_objective
 from vmoe_robust.config.studies import (
   attacks,
   needs_checkpoint,
-  validate_loss,
+  validate_its_attack,
   validate_study,
 )
 from vmoe_robust.errors import UserError
@@ -160,7 +160,7 @@ def validate(config: ConfigDict, devices: int) -> None:
 
 def _validate_question(config: ConfigDict):
   validate_study(config.study)
-  validate_loss(config)
+  validate_its_attack(config)
   if attacks(config) and 0 in config.attack.eps:
     raise UserError(
       f'config.attack.eps={config.attack.eps} has a radius of 0, and a study '

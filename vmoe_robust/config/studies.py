@@ -4,6 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from vmoe_robust.config.fields import default
 from vmoe_robust.config.judging import ATTACKS, NORMS
 from vmoe_robust.config.limits import (
   at_least,
@@ -45,6 +46,17 @@ _OF_ANY_LOSS = (
   'substitution',
   'transfer',
 )
+# Fields of `config.attack` that attacks of mode 'attack' alone have, and what
+# they are where nobody sets them.
+_OF_MODE_ATTACK = {
+  name: default().attack[name]
+  for name in (
+    *('experts', 'compute_dtype', 'save_images', 'every_steps', 'at_end'),
+    *('queries', 'batch_size'),
+  )
+}
+# Of those, what `routing_attacks` reads, which first attacks as that mode does.
+OF_FIRST = ('queries', 'batch_size')
 # Studies of images that share the experts' slots.
 _SHARING = ('batch_dependence', 'load')
 # Studies that make their own data and models.
@@ -66,14 +78,28 @@ def shares_slots(config: ConfigDict) -> bool:
   return config.study.name in _SHARING
 
 
-def validate_loss(config: ConfigDict) -> None:
-  """Refuses a loss of the attack that a study does not raise.
+def validate_its_attack(config: ConfigDict) -> None:
+  """Refuses what a study that attacks does not read, or does not raise.
 
   Raises:
     UserError: names the field, its value and the way out.
   """
   name = config.study.name
-  if name not in ATTACKING or name in _OF_ANY_LOSS:
+  if name not in ATTACKING:
+    return
+  for field, usual in _OF_MODE_ATTACK.items():
+    asked = (name, *config.study.names)
+    read = 'routing_attacks' in asked and field in OF_FIRST
+    if config.attack[field] != usual and not read:
+      way = 'leave it out'
+      if field == 'batch_size':
+        way = f'set config.study.{name}.batch_size'
+      raise UserError(
+        f'config.attack.{field}={config.attack[field]!r} has no effect in a '
+        'study, which chooses itself how experts are served, keeps no x_adv '
+        f'and has a batch size of its own; {way}'
+      )
+  if name in _OF_ANY_LOSS:
     return
   for field, usual in (('class_weight', 1.0), ('auxiliary_weight', 0.0)):
     if config.attack[field] != usual:
@@ -85,16 +111,6 @@ def validate_loss(config: ConfigDict) -> None:
         f'config.study.name={name!r}, which changes the routing or raises '
         f'losses of its own; {way}'
       )
-
-
-def of_first_attack(config: ConfigDict) -> tuple[str, ...]:
-  """Fields of `config.attack` that only a study reads which attacks twice.
-
-  `routing_attacks` first attacks as mode 'attack' does.
-  """
-  asked = (config.study.name, *config.study.names)
-  fields = ('config.attack.queries', 'config.attack.batch_size')
-  return fields if 'routing_attacks' in asked else ()
 
 
 def unread(config: ConfigDict) -> tuple[str, ...]:
@@ -110,8 +126,9 @@ def unread(config: ConfigDict) -> tuple[str, ...]:
     for name in studies(config.study)
     if name not in asked
   ]
-  size = 'config.attack.batch_size'
-  return (*groups, *(() if size in of_first_attack(config) else (size,)))
+  if 'routing_attacks' not in asked:
+    groups.append('config.attack.batch_size')
+  return tuple(groups)
 
 
 def studies(study: ConfigDict) -> list[str]:

@@ -12,7 +12,6 @@ from vmoe_robust import attacks
 from vmoe_robust.attacks import Images
 from vmoe_robust.config import UserError
 from vmoe_robust.config.judging import WHOLE_ATTACKS
-from vmoe_robust.config.studies import of_first_attack
 from vmoe_robust.evaluate import target
 from vmoe_robust.models import Aux, Model
 from vmoe_robust.report.verdicts import is_right
@@ -25,16 +24,6 @@ Forward = Callable[[PyTree, Images, Array, PyTree], tuple[Array, Aux]]
 # (logits, what else the model returned, goal) to what the attack raises.
 Value = Callable[[Array, Aux, Goal], Float[Array, 'batch']]
 Attack = Callable[..., Images]
-# Fields of `config.attack` that only attacks of mode 'attack' have.
-_USUAL = dict(
-  experts='dropless',
-  compute_dtype='',
-  save_images=False,
-  every_steps=0,
-  at_end=True,
-  queries=5000,
-  batch_size=0,
-)
 
 
 def plain(model: Model) -> Forward:
@@ -80,22 +69,9 @@ def attack(
     luck: whether as many random points take the place of the attack's.
 
   Raises:
-    UserError: `config.attack` names an attack that images leave as they fall,
-      or has a field that would have no effect.
+    UserError: `config.attack` names an attack that images leave as they fall.
   """
   settings = config.attack
-  for field, usual in _USUAL.items():
-    if f'config.attack.{field}' in of_first_attack(config):
-      continue
-    if settings[field] != usual:
-      way = 'leave it out'
-      if field == 'batch_size':
-        way = f'set config.study.{config.study.name}.batch_size'
-      raise UserError(
-        f'config.attack.{field}={settings[field]!r} has no effect in a study, '
-        'which chooses itself how experts are served, keeps no x_adv and has a '
-        f'batch size of its own; {way}'
-      )
   if settings.name not in WHOLE_ATTACKS or settings.target:
     field = 'target' if settings.target else 'name'
     raise UserError(

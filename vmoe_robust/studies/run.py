@@ -21,6 +21,7 @@ from vmoe_robust.config import (
   studies,
   validate,
 )
+from vmoe_robust.config.studies import OF_FIRST
 from vmoe_robust.evaluate import job
 from vmoe_robust.evaluate.classifier import Classifier, origin, restore
 from vmoe_robust.report.terminal import say
@@ -127,6 +128,9 @@ def _alone(config: ConfigDict, name: str) -> ConfigDict:
       out.study[other] = plain.study[other]
   if not attacks(out):
     out.attack = plain.attack
+  elif name != 'routing_attacks' and 'routing_attacks' in config.study.names:
+    for field in OF_FIRST:  # which that study reads
+      out.attack[field] = plain.attack[field]
   if name == 'norm_union':  # has radii and norms of its own
     out.attack.eps, out.attack.norm = plain.attack.eps, plain.attack.norm
   if not needs_checkpoint(out):
