@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.studies.conftest import patches
-from vmoe_robust.config import UserError
+from vmoe_robust.config import UserError, validate
 from vmoe_robust.models import Record
 from vmoe_robust.models.routers.routing import Placement, Routing
 from vmoe_robust.studies import choices, first_order, margin
@@ -163,10 +163,9 @@ def test_other_models_are_told(config, in_memory, model_of, opened):
   told('is dense')
 
 
-def test_what_the_attack_of_a_study_does_not_read_is_refused(
-  config, in_memory, model_of, opened
-):
-  config.study.name, config.attack.queries = 'margin', 100
-  job = opened(config, in_memory(8), *model_of(config))
+def test_what_the_attack_of_a_study_does_not_read_is_refused(config):
+  config.mode, config.study.name = 'study', 'margin'
+  validate(config, 1)
+  config.attack.queries = 100
   with pytest.raises(UserError, match='config.attack.queries=100 .*no effect'):
-    margin.run(job)
+    validate(config, 1)

@@ -150,9 +150,10 @@ def test_an_attack_that_is_none_is_refused_before_weights_are_read(config):
   ],
 )
 def test_what_would_change_the_first_attack_alone_is_refused(
-  config, in_memory, model_of, opened, field, value
+  config, field, value
 ):
+  config.attack.update(dict(queries=100, batch_size=4))  # which it may say
+  validate(config, 1)
   config.attack[field] = value
-  job = opened(config, in_memory(8), *model_of(config))
   with pytest.raises(UserError, match=f'config.attack.{field}=.* no effect'):
-    routing_attacks.run(job)
+    validate(config, 1)
