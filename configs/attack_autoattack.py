@@ -8,7 +8,8 @@ WORKDIR is that of a training run. The standard version: APGD-CE, APGD-T, FAB-T
 and Square, each on the images that the ones before left standing.
 --config.attack.name=autoattack_plus or =apgd_ce+square runs others,
 --config.attack.eps='(0.0156863, 0.0313725)' a sweep, --config.attack.norm=l2
-another norm. The same command goes on after an interruption.
+with --config.attack.eps='(0.5,)' another norm. The same command goes on after
+an interruption.
 
 Hardware: any; an image that stands to the end costs about 1,900 gradients and
 5,900 forward passes.
