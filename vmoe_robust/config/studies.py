@@ -87,10 +87,10 @@ def validate_its_attack(config: ConfigDict) -> None:
   name = config.study.name
   if name not in ATTACKING:
     return
+  attacks_twice = 'routing_attacks' in (name, *config.study.names)
+  read = OF_FIRST if attacks_twice else ()
   for field, usual in _OF_MODE_ATTACK.items():
-    asked = (name, *config.study.names)
-    read = 'routing_attacks' in asked and field in OF_FIRST
-    if config.attack[field] != usual and not read:
+    if config.attack[field] != usual and field not in read:
       way = 'leave it out'
       if field == 'batch_size':
         way = f'set config.study.{name}.batch_size'

@@ -227,8 +227,8 @@ class _Turns:
         broken = broken & ~self._denials(broken)
       self._fell(broken)
       # Later attempts on what fell are not needed.
-      wanted = self._queue.is_wanted(np.maximum(index, 0), self._tried)
-      leaves = leaves | (active & ~wanted)
+      goes_on = self._queue.is_wanted(np.maximum(index, 0), self._tried)
+      leaves = leaves | (active & ~goes_on)
     self._index[leaves] = -1
     if self._programs.target.together > 1:
       self._flush()
